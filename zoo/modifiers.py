@@ -1,0 +1,63 @@
+"""
+Changes of a line or two that go with any rule, --modify=cautious+cautious_decay: each function makes anew
+what it is first given, the gradient g, the update u or the decay factor of the weights.
+"""
+import torch
+
+from optim import scalar
+
+def cautious(u, g):
+    """Cautious: leave out what the newest gradient disagrees with, and make the rest longer for it.
+
+        k = 1 where u g > 0, else 0
+        u = u k / max(mean(k), 0.001)
+
+    Remembers  nothing.
+    Source     Liang et al. (2024), arXiv 2411.16085, in the form of its AdamW (its Lion: k numel / (sum + 1);
+               its Muon masks the momentum before it is made orthogonal).
+    """
+    k = (u * g > 0).to(u)
+    return u * (k / k.mean().clamp_min(1e-3))
+
+def cautious_decay(decay, u, w):
+    """Cautious Weight Decay: shrink only weights that the update shrinks, too.
+
+        decay where u w >= 0, else 1
+
+    Remembers  nothing.
+    Source     Chen et al. (2025), arXiv 2510.12402.
+    """
+    return 1 - (1 - decay) * (u * w >= 0).to(u)
+
+def adagc(g, adagc_norm: scalar, norm, t, *, adagc_beta=0.98, adagc_start=1.0, adagc_growth=1.05,
+          adagc_warmup_steps=100, adagc_eps=1e-8):
+    """AdaGC: clip each tensor by the usual norm of its own gradient. It takes the place of --clip (0: off).
+
+        t < warmup_steps    g = g min(1, start / norm of all gradients);  usual <- min(usual, |g|)
+        afterwards          g = g min(1, growth usual / |g|);  usual <- b usual + (1 - b) |g|
+
+    Remembers  the usual norm: one number per tensor.
+    Source     Wang et al. (2025), arXiv 2502.11034.
+    """
+    own, warm = g.norm(), (t < adagc_warmup_steps).to(g)
+    early = (adagc_start / (norm + adagc_eps)).clamp_max(1.0)
+    late = (adagc_growth * adagc_norm.clamp_min(adagc_eps) / own.clamp_min(adagc_eps)).clamp_max(1.0)
+    g = g * (warm * early + (1 - warm) * late)
+    lowest = torch.minimum(g.norm(), adagc_norm + (t == 1).to(g) * g.norm())
+    usual = adagc_beta * adagc_norm + (1 - adagc_beta) * g.norm()
+    adagc_norm.copy_(warm * lowest + (1 - warm) * usual)
+    return g
+
+def trust_ratio(u, w, decay, lr):
+    """LAMB's trust ratio: a tensor moves by lr times its own size. (LAMB is AdamW so modified, eps 1e-6.)
+
+        d = (1 - decay) / lr w                with coupled decay: weight_decay * w
+        u = |w| / |u + d| (u + d) - d         a ratio of 1 if one of the norms is 0
+
+    Remembers  nothing.
+    Source     You et al. (2019), arXiv 1904.00962; the ratio from LARS, You et al. (2017), arXiv 1708.03888.
+    """
+    d = (1 - decay) / lr.clamp_min(1e-30) * w.to(u.dtype)
+    size, step = w.norm().to(u.dtype), (u + d).norm()
+    ratio = torch.where((size > 0) & (step > 0), size / step, 1.0)
+    return ratio * (u + d) - d
