@@ -1,0 +1,272 @@
+#!/usr/bin/env bash
+# Runs many trainings: one of the paper's sweeps, by name, or a grid of your own.
+#
+#   ./sweep.sh lr configs/study.toml seed=0,1,2                      a sweep, at three seeds
+#   ./sweep.sh lr configs/study.toml optimizer=adamw,signum lr=1e-3,1e-2      fewer optimizers, other values
+#   ./sweep.sh lr configs/study.toml steps=4000 --jobs 2 -- --compile=false   longer; two runs at a time
+#   ./sweep.sh grid configs/nano.toml optimizer=adamw,signum lr=1e-3,1e-2 seed=0,1      your own
+#   ./sweep.sh momentum configs/150m.toml --print      one command a line, to be run elsewhere, and the hours
+#
+# The sweeps, written below: lr, momentum, tied, weight_decay, warmup, batch_size, beta2, eps, adalayer,
+# hybrid_last, hybrid_last_norm, hybrid_reverse, hybrid_adafactor, norms_untrained, frozen, adasgd,
+# granularity, effective_lr.
+# optimizer= narrows a sweep; any other key=a,b,c replaces the sweep's values of it, or is added to all runs.
+# What changes a result belongs before --, where it becomes part of the names; the rest, for all, after it.
+#
+# Every combination is a run of its own in runs/, named after its values. Start the same command again at any
+# time: finished and diverged runs are skipped, interrupted ones go on, failed ones are tried again.
+# --jobs N: N at a time, with a share of the cores and a GPU each; what they print is in runs/NAME/output.txt.
+# PYTHON: the interpreter (python). Exit code: 0 all ended, 1 some failed, 2 usage, 75 interrupted.
+set -fu
+cd "$(dirname "$0")" || exit 4
+python=${PYTHON:-python}
+
+usage() { sed -n '2,21s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+refuse() { echo "sweep.sh: error: $*" >&2; exit 2; }
+
+# --- the command line
+[ $# -ge 2 ] || usage
+sweep=$1 config=$2
+[ "$sweep" != grid ] || [ $# -ge 3 ] || usage
+shift 2
+asked="" print="" jobs=1
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+  case $1 in
+    --print) print=yes ;;
+    --jobs=*) jobs=${1#*=} ;;
+    --jobs) jobs=${2-}; [ $# -lt 2 ] || shift ;;
+    *[!A-Za-z0-9_.,+=-]*) refuse "'$1': values are letters, digits and _ . + -" ;;
+    -* | =* | *=*=* | *=,* | *,,* | *, | *=) refuse "'$1': give key=a,b,c" ;;
+    *=*) asked="$asked $1" ;;
+    *) refuse "'$1': give key=a,b,c" ;;
+  esac
+  shift
+done
+[ "${1-}" != -- ] || shift
+case $jobs in "" | *[!0-9]* | 0*) refuse "--jobs $jobs: give how many runs at a time, 1 or more" ;; esac
+
+# --- what to run: a line for each run, its name and then its options
+newline='
+'
+runs=""
+grid() {    # key=a,b,c ...: every combination, as the command line narrows, replaces and adds
+  local words="" word key value values theirs lines line more
+  for word in "$@" $asked; do
+    key=${word%%=*} values=${word#*=}
+    case " $words" in *" $key="*) continue ;; esac
+    for theirs in $asked; do
+      [ "${theirs%%=*}" = "$key" ] || continue
+      if [ "$key" = optimizer ] && [ "$sweep" != grid ]; then
+        more=""
+        for value in ${values//,/ }; do
+          case ",${theirs#*=}," in *",$value,"*) more="$more,$value" ;; esac
+        done
+        [ -n "$more" ] || return 0    # nothing of this grid is asked for
+        values=${more#,}
+      else
+        values=${theirs#*=}
+      fi
+    done
+    words="$words $key=$values"
+  done
+  lines=$(basename "$config" .toml)
+  local IFS=$newline
+  for word in ${words// /$newline}; do
+    key=${word%%=*} values=${word#*=} more=""
+    for line in $lines; do
+      for value in ${values//,/$newline}; do
+        if [ "$value" = default ]; then more="$more$line$newline"
+        else more="$more${line%% *},$key=$value${line#"${line%% *}"} --$key=$value$newline"; fi
+      done
+    done
+    lines=${more%"$newline"}
+  done
+  runs="$runs$lines$newline"
+}
+number() {    # a number of the config's table [train], or the one that the command line gives
+  local word
+  for word in $asked; do
+    [ "${word%%=*}" != "$1" ] || case $word in *,*) return 1 ;; *) echo "${word#*=}"; return ;; esac
+  done
+  "$python" -c 'import sys, tomllib; print(tomllib.load(open(sys.argv[1], "rb"))["train"][sys.argv[2]])' \
+    "$config" "$1" 2>/dev/null
+}
+
+# --- the paper's sweeps: a line for each grid. A key that is not named is as the config has it, so the
+# learning rate is the tuned one unless it is swept. "default" is the config's own: sweeps share that run.
+all=adamw,adafactor,adalayer_star,lion,signum,sgd
+lrs=1e-4,3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2,0.1,0.316,1
+rest_lrs=0.1,0.316,1,3.16,10,31.6,100,316,1000,3160
+[ -f "$config" ] || refuse "$config: no such file; what ships is in configs/"
+case $sweep in
+  grid)
+    grid ;;
+  lr)
+    grid optimizer=adamw,adafactor,adalayer_star lr=$lrs
+    grid optimizer=lion,signum lr=1e-5,3.16e-5,1e-4,3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2,0.1
+    grid optimizer=sgd lr=1e-3,3.16e-3,1e-2,3.16e-2,0.1,0.316,1,3.16,10 ;;
+  momentum)    # default: 0.9, of SGD 0.98
+    grid optimizer=adamw,adafactor,adalayer_star,lion,signum beta1=0,0.5,0.8,default,0.95,0.98,0.99
+    grid optimizer=sgd beta1=0,0.5,0.8,0.9,0.95,default,0.99 ;;
+  tied)    # Adam with beta1 = beta2, and what it is compared to: Signum, and Adam with beta2 0.95
+    for beta in 0 0.5 0.8 0.9 0.98 0.99; do grid optimizer=adamw beta1=$beta beta2=$beta; done
+    grid optimizer=adamw beta1=0.95
+    grid optimizer=adamw,signum beta1=0,0.5,0.8,default,0.95,0.98,0.99 ;;
+  weight_decay)
+    grid optimizer=$all weight_decay=default,1e-6,1e-5,1e-4,1e-3,1e-2,0.1 ;;    # 0
+  warmup)
+    grid optimizer=$all warmup=0.02,0.05,default,0.2,0.4,0.6,0.8 ;;    # 0.1
+  batch_size)    # at the same tokens and the same learning rate
+    case " $asked" in *" batch="* | *" steps="*)
+      refuse "batch_size sets batch and steps itself; for another length write a config" ;; esac
+    batch=$(number batch) || refuse "$config: needs batch in [train]"
+    steps=$(number steps) || refuse "$config: needs steps in [train]"
+    grid optimizer=$all batch=$((batch / 2)) steps=$((steps * 2))
+    grid optimizer=$all
+    grid optimizer=$all batch=$((batch * 2)) steps=$((steps / 2))
+    grid optimizer=$all batch=$((batch * 4)) steps=$((steps / 4)) ;;
+  beta2)    # Signum and SGD have none
+    grid optimizer=adamw,adafactor,adalayer_star,lion beta2=0.8,0.9,default,0.98,0.99    # 0.95
+    grid optimizer=signum,sgd ;;
+  eps)    # at 0.98, as the authors did
+    grid optimizer=adamw,adafactor,adalayer_star beta2=0.98 eps=1e-15,1e-12,1e-8,1e-5 ;;
+  adalayer)    # a block per tensor; and per row of the head; and per row of the embedding
+    grid optimizer=adalayer,adalayer_star lr=$lrs
+    grid optimizer=adalayer rows=head+embed lr=$lrs ;;
+  hybrid_last)
+    grid optimizer=adalayer_star adaptive=head rest=sgd_ema rest_lr=$rest_lrs ;;
+  hybrid_last_norm)
+    grid optimizer=adalayer_star adaptive=head+norm rest=sgd_ema rest_lr=$rest_lrs ;;
+  hybrid_reverse)    # the paper takes a third of Adalayer*'s best learning rate: lr=3.16e-3, if that is 1e-2
+    grid optimizer=adalayer_star adaptive=qkv+matrix rest=sgd_ema rest_lr=$rest_lrs ;;
+  hybrid_adafactor)
+    grid optimizer=adafactor adaptive=head+norm rest=sgd_ema rest_lr=$rest_lrs ;;
+  norms_untrained)    # with the last layer alone adaptive, and in plain Adalayer*
+    grid optimizer=adalayer_star untrained=norm adaptive=head rest=sgd_ema rest_lr=$rest_lrs
+    grid optimizer=adalayer_star untrained=norm lr=$lrs ;;
+  frozen)    # measured for a tenth of the steps (the paper: 1,000 of 25,000, and its batches are larger)
+    steps=$(number steps) || refuse "$config: frozen needs one number of steps, in [train] or by steps="
+    measure=$((steps < 10 ? 1 : steps / 10))
+    grid optimizer=adalayer_star freeze_steps=$measure updating=head+norm,none,head,norm lr=$lrs
+    grid optimizer=adalayer_star freeze_steps=$measure updating=head untrained=norm lr=$lrs ;;
+  adasgd)    # alone, with two momenta; and as the rest beside Adalayer*
+    grid optimizer=adasgd beta1=default,0.98 lr=$lrs
+    grid optimizer=adalayer_star adaptive=head+norm rest=adasgd rest_lr=$lrs ;;
+  granularity)    # ours: a block per tensor, per row of the head too, per weight; and per row everywhere
+    grid optimizer=adalayer,adalayer_star,adamw lr=$lrs
+    grid optimizer=adalayer rows=embed+qkv+matrix+head lr=$lrs ;;
+  effective_lr)    # what Fig. 7 shows
+    grid optimizer=adalayer_star log_blocks=true ;;
+  *)
+    echo "sweep.sh: error: there is no sweep '$sweep'" >&2
+    usage ;;
+esac
+runs=$(printf %s "$runs" | awk '!seen[$1]++')
+[ -n "$runs" ] || refuse "no optimizer of the sweep $sweep is among those of$asked"
+
+commands() {    # of lines of names and options; they can be started anywhere, in any order, again and again
+  local name options more=""
+  [ $# = 0 ] || more=$(printf ' %q' "$@")
+  while read -r name options; do
+    printf '%s train.py --config=%q %s%s--run=%s --resume --sample_tokens=0%s\n' \
+      "$python" "$config" "$options" "${options:+ }" "$name" "$more"
+  done
+}
+if [ -n "$print" ]; then
+  lines=$(echo "$runs" | commands "$@")
+  echo "$lines"
+  echo "$lines" | "$python" plan.py
+  exit
+fi
+
+# --- what has ended already must have ended with these settings
+status_of() {    # done, diverged, interrupted, failed, running, or new
+  local status
+  status=$(sed -n 's/.*"status": "\([a-z]*\)".*/\1/p' "runs/$1/status.json" 2>/dev/null | sed 1q)
+  echo "${status:-new}"
+}
+ended=""
+while read -r name options; do
+  case $(status_of "$name") in "done" | diverged) ended="$ended$name $options$newline" ;; esac
+done <<EOF
+$runs
+EOF
+if [ -n "$ended" ]; then
+  printf %s "$ended" | commands "$@" | "$python" plan.py >/dev/null ||
+    refuse "a run of the same name has ended with other settings; what changes a result belongs before --," \
+      "as key=value, where it becomes part of the names"
+fi
+
+# --- run them, each in a slot: pid and title of what runs there
+pid=() title=() failed="" stopped=""
+cores=$(getconf _NPROCESSORS_ONLN)
+gpus=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)}
+gpus=${gpus//[,$newline]/ }
+
+start() {    # slot, name, the run's options, the options for all
+  local slot=$1 name=$2 options=$3
+  shift 3
+  (
+    if [ "$jobs" -gt 1 ]; then
+      share=$((cores > jobs ? cores / jobs : 1))
+      case " $*" in *" --threads"*) ;; *) options="$options --threads=$share" ;; esac
+      # shellcheck disable=SC2086    # a list of numbers
+      read -ra gpu <<< $gpus
+      [ ${#gpu[@]} = 0 ] || export CUDA_VISIBLE_DEVICES="${gpu[slot % ${#gpu[@]}]}"
+      mkdir -p "runs/$name" && exec >>"runs/$name/output.txt" 2>&1
+    fi
+    # shellcheck disable=SC2086    # words without blanks or globs, checked above
+    exec "$python" train.py "--config=$config" $options "--run=$name" --resume --sample_tokens=0 "$@"
+  ) 3<&- &
+  pid[slot]=$! title[slot]=$name
+}
+look() {    # at the slots: takes note of what has ended; free: an empty slot; busy: how many are not
+  local slot name code after
+  free="" busy=0
+  for ((slot = 0; slot < jobs; slot++)); do
+    name=${title[slot]-}
+    if [ -n "$name" ] && ! kill -0 "${pid[slot]}" 2>/dev/null; then
+      wait "${pid[slot]}"
+      code=$? after=$(status_of "$name") title[slot]=""
+      echo "$name: $after"
+      case $after in
+        "done" | diverged) ;;
+        *) failed="$failed $name"
+           [ "$jobs" = 1 ] || [ "$code" = 75 ] || tr '\r' '\n' <"runs/$name/output.txt" | tail -n 1 >&2 ;;
+      esac
+      [ "$code" != 75 ] || stop
+    fi
+    if [ -n "${title[slot]-}" ]; then busy=$((busy + 1)); else free=${free:-$slot}; fi
+  done
+}
+stop() {    # a signal came, here or to a run: all save and end
+  local slot
+  stopped=yes
+  for ((slot = 0; slot < jobs; slot++)); do
+    [ -z "${title[slot]-}" ] || kill "${pid[slot]}" 2>/dev/null
+  done
+}
+trap stop INT TERM USR1
+
+total=0
+while [ -z "$stopped" ] && read -r name options <&3; do
+  total=$((total + 1))
+  before=$(status_of "$name")
+  case $before in
+    "done" | diverged) echo "$name: $before already"; continue ;;
+  esac
+  while look && [ -z "$free$stopped" ]; do sleep 0.2; done
+  [ -z "$stopped" ] || break
+  echo "$name: starting ($before)"
+  start "$free" "$name" "$options" "$@"
+done 3<<EOF
+$runs
+EOF
+[ -z "$stopped" ] || stop    # also what was just starting
+while look && [ "$busy" -gt 0 ]; do sleep 0.2; done
+if [ -n "$stopped" ]; then echo "sweep.sh: interrupted; start it again to go on" >&2; exit 75; fi
+
+# --- what came of it
+echo "$total runs"
+for name in $failed; do echo "failed: $name (runs/$name)"; done
+[ -z "$failed" ]
