@@ -1,0 +1,80 @@
+"""What tests share: the program's folder on the path, a small corpus, a compiler that forgets in between."""
+import functools
+import random
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+TINY = """
+[model]
+width = 16
+layers = 2
+heads = 2
+context = 16
+vocab_size = 300
+
+[data]
+data = "{data}"
+
+[train]
+steps = 12
+batch = 8
+eval_every = 5
+eval_windows = 10
+log_every = 1
+save_every = 5
+
+[lr]
+adamw = 1e-2
+signum = 1e-3
+"""
+
+
+def documents(count=60, words=120, seed=0):
+    """Made-up texts with a few frequent words and many rare ones."""
+    draw = random.Random(seed)
+    known = ["".join(draw.choices("aeioustrnlm", k=draw.randint(1, 8))) for _ in range(200)]
+    weights = [1 / (i + 1) for i in range(len(known))]
+    return [" ".join(draw.choices(known, weights, k=words)) + f". Nº {i}\n" for i in range(count)]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The path of a TOML file of a tiny model, whose data is prepared."""
+    import prepare_c4
+    folder = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare_c4, "sotu", documents)
+        assert prepare_c4.main(["--vocab=300", f"--out={folder / 'data'}"]) == 0
+    (folder / "tiny.toml").write_text(TINY.format(data=folder / "data"))
+    return folder / "tiny.toml"
+
+
+@functools.cache
+def compiler_works():
+    import machine
+    return machine.compiler_works()
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("compiled") and not compiler_works():
+        pytest.skip("no working C++ compiler here")
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    """Compiled code, signal handlers and the number of threads are as they were, after every test."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    threads = torch.get_num_threads()
+    torch._dynamo.reset()
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    torch.set_num_threads(threads)

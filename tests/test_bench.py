@@ -1,0 +1,43 @@
+"""The bench's arithmetic, and its parts on a tiny model."""
+import json
+
+import bench
+import optim
+from model import Decoder
+
+
+def test_bytes_that_a_rule_must_move():
+    """Weight and momentum twice each, the gradient once; Adam's v twice; the gradient again where a mean of
+    it comes first."""
+    assert {name: bench.floor_bytes(rule) for name, rule in optim.rules().items()} == dict(
+        sgd=20, sgd_ema=20, signum=20, lion=20, adamw=28, adafactor=24, adalayer=24, adasgd=24,
+        adalayer_frozen=24)
+
+
+def test_flops_of_a_token():
+    model = Decoder(width=8, layers=2, heads=2, context=16, vocab_size=100, padded_vocab=128)
+    matrices = 2 * (3 * 8 * 8 + 8 * 8 + 2 * 8 * 32) + 128 * 8
+    assert bench.flops_per_token(model, 2) == 6 * matrices + 12 * 2 * 8 * 16
+
+
+def test_ratios_are_of_neighbours():
+    text, middle = bench.ratio([2, 4, 60], [1, 2, 10])
+    assert middle == 2 and text == "2.00 (2.00-4.00)"
+
+
+def test_a_training_step_in_parts(tiny, tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    assert bench.main(["--only=train", f"--options=--config={tiny} --compile=false", "--rounds=3",
+                       "--threads=1", f"--out={out}"]) == 0
+    row, = json.loads(out.read_text())["train"]
+    assert row["tokens/s"] > 0 and row["precision"] in ("bf16", "fp32")
+    parts = ("data", "forward", "backward", "clip", "optimizer", "logging")
+    assert all(row[f"{part}, ms"] >= 0 for part in parts)
+    assert "| tokens/s |" in capsys.readouterr().out
+
+
+def test_wrong_use_is_one_line(capsys):
+    assert bench.main(["--only=nothing"]) == 2
+    assert bench.main(["--only=train", "--options=--heads=3"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and all(line.startswith("bench.py: error: --") for line in errors)

@@ -1,0 +1,237 @@
+"""Tokenizer, shards, the order of samples: from text to the windows of a step."""
+import json
+import random
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+import regex
+
+import data
+import prepare_c4
+import vocabulary
+from config import UserError
+from conftest import documents
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The tokenizer
+
+def slow_bpe(texts, vocab_size):
+    """The definition, counting all pairs anew for every merge."""
+    words = Counter(tuple(bytes([b]) for b in word.encode())
+                    for text in texts for word in regex.findall(vocabulary.PATTERN, text))
+    ranks = {bytes([b]): b for b in range(256)}
+    while len(ranks) < vocab_size - 1:
+        pairs = Counter()
+        for word, count in words.items():
+            for pair in zip(word, word[1:]):
+                pairs[pair] += count
+        best = min(pairs, key=lambda pair: (-pairs[pair], ranks[pair[0]], ranks[pair[1]]))
+        ranks.setdefault(best[0] + best[1], len(ranks))
+        merged = Counter()
+        for word, count in words.items():
+            out, k = [], 0
+            while k < len(word):
+                pair = word[k:k + 2] == best
+                out.append(best[0] + best[1] if pair else word[k])
+                k += 2 if pair else 1
+            merged[tuple(out)] += count
+        words = merged
+    return ranks
+
+
+@pytest.mark.parametrize("texts", [documents(8), ["aaaaa aaaa aaa", "abab ababab babab", "ééé\n\n\n  ñ"]])
+def test_bpe_is_its_definition(texts):
+    size = 330 if len(texts) == 8 else 268
+    assert vocabulary.train_bpe(texts, size) == slow_bpe(texts, size)
+
+
+def test_bpe_round_trips_every_byte_string():
+    encoding = vocabulary.make_encoding(vocabulary.train_bpe(documents(8), 300))
+    draw = random.Random(0)
+    for length in (0, 1, 2, 5, 50, 500):
+        content = draw.randbytes(length)
+        assert encoding.decode_bytes(encoding._encode_bytes(content)) == content
+    text = "naïve <|endoftext|> 中文 \x00\u202e\n\t  end"
+    assert encoding.decode(encoding.encode_ordinary(text)) == text
+    assert encoding.n_vocab == 300 and encoding.eot_token == 299
+
+
+def test_bpe_of_too_little_text():
+    with pytest.raises(UserError, match="--vocab=400: the text gives only"):
+        vocabulary.train_bpe(["abc abc"], 400)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Preparation
+
+def test_prepared_data(tiny):
+    """Every 20th document is for validation, each ends with the end of text, and nothing is lost."""
+    folder = tiny.parent / "data"
+    meta, encoding, texts = data.read_meta(folder), data.load_tokenizer(folder), documents()
+    for split, expected in (("train", [t for i, t in enumerate(texts) if i % 20 != 9]),
+                            ("val", texts[9::20])):
+        tokens = data.Tokens(folder, split, context=16)
+        ids = np.concatenate(tokens.shards)
+        assert encoding.decode(ids.tolist()) == "".join(text + "<|endoftext|>" for text in expected)
+        entry = meta["splits"][split]
+        assert (entry["tokens"], entry["documents"]) == (len(ids), len(expected))
+        assert entry["bytes"] == sum(len(text.encode()) for text in expected)
+        assert tokens.bytes_per_token == entry["bytes"] / entry["tokens"]
+
+
+def test_preparing_again(tiny, monkeypatch, tmp_path, capsys):
+    """The same bits again; a folder that has the data is left alone, other data refused; two at once, too."""
+    monkeypatch.setattr(prepare_c4, "sotu", documents)
+    first, again = tiny.parent / "data", tmp_path / "again"
+    assert prepare_c4.main(["--vocab=300", f"--out={again}"]) == 0
+    for path in first.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in again.iterdir()}
+    assert prepare_c4.main(["--vocab=300", f"--out={again}"]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in again.iterdir()}
+    assert prepare_c4.main(["--vocab=310", f"--out={again}"]) == 2
+    held = prepare_c4.runs.lock(again / "lock")
+    assert prepare_c4.main(["--vocab=300", f"--out={again}"]) == 4
+    held.close()
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "holds other data" in errors[0] and "another process" in errors[1]
+
+
+def test_many_shards(tiny, monkeypatch, tmp_path):
+    """Shards of bounded size hold the same ids, and windows do not cross from one into the next."""
+    monkeypatch.setattr(prepare_c4, "sotu", documents)
+    monkeypatch.setattr(prepare_c4, "SHARD_TOKENS", 1000)
+    monkeypatch.setattr(prepare_c4, "BATCH", 1000)
+    assert prepare_c4.main(["--vocab=300", f"--out={tmp_path / 'many'}"]) == 0
+    one, many = data.Tokens(tiny.parent / "data", "train", 16), data.Tokens(tmp_path / "many", "train", 16)
+    assert len(many.shards) > 3
+    assert np.array_equal(np.concatenate(many.shards), one.shards[0])
+    expected = [shard[i:i + 17] for shard in many.shards for i in range(0, len(shard) - 16, 16)]
+    assert np.array_equal(many[range(len(many))], np.stack(expected))
+
+
+def test_the_default_corpus_is_checked(monkeypatch, tmp_path):
+    """The real package: its documents have the sha256; changed ones are refused."""
+    texts = prepare_c4.sotu()
+    assert len(texts) == 249 and sum(len(text.encode()) for text in texts) == 12_185_751
+    monkeypatch.setattr(prepare_c4, "SOTU_SHA256", "0" * 64)
+    with pytest.raises(UserError, match="another sha256"):
+        prepare_c4.sotu()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Reading: nothing is believed
+
+
+
+HEADER = data.HEADER_BYTES
+
+
+def edited(**values):
+    def change(path, content):
+        header = json.loads(content[len(data.MAGIC):HEADER]) | values
+        path.write_bytes((data.MAGIC + json.dumps(header).encode()).ljust(HEADER) + content[HEADER:])
+    return change
+
+
+def as_folder(path, content):
+    path.unlink()
+    path.mkdir()
+
+
+def plus(n):
+    def change(path, content):
+        header = json.loads(content[len(data.MAGIC):HEADER])
+        edited(tokens=header["tokens"] + n)(path, content)
+    return change
+
+
+BROKEN = {
+    "missing": (lambda path, content: path.unlink(), "No such file"),
+    "empty": (lambda path, content: path.write_bytes(b""), "no header"),
+    "one byte": (lambda path, content: path.write_bytes(b"o"), "no header"),
+    "no header": (lambda path, content: path.write_bytes(content[HEADER:]), "no header"),
+    "wrong magic": (lambda path, content: path.write_bytes(b"X" + content[1:]), "no header"),
+    "a page": (lambda path, content: path.write_bytes(b"<!DOCTYPE html><html>" * 500), "no header"),
+    "no JSON": (lambda path, content: path.write_bytes(content[:40] + b"}" + content[41:]), "damaged header"),
+    "later version": (edited(version=2), "format version 2"),
+    "other dtype": (edited(dtype="float32"), "ids of type float32"),
+    "one more": (plus(1), "header of"),
+    "one less": (plus(-1), "header of"),
+    "huge": (plus(2**63), "header of"),
+    "cut by a byte": (lambda path, content: path.write_bytes(content[:-1]), "header of"),
+    "cut in half": (lambda path, content: path.write_bytes(content[:len(content) // 2]), "header of"),
+    "other vocabulary": (edited(vocab_size=299), "is of a vocabulary of 299"),
+    "id out of range": (edited(max_id=300), "largest id 300"),
+    "other sha256": (edited(sha256="0" * 64), "not the shard that meta.json names"),
+    "a folder": (as_folder, "Is a directory"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_shard_is_refused(tiny, tmp_path, case):
+    change, words = BROKEN[case]
+    folder = tmp_path / "data"
+    shutil.copytree(tiny.parent / "data", folder)
+    path = folder / "train-00000.bin"
+    change(path, path.read_bytes())
+    with pytest.raises(UserError, match=words) as caught:
+        data.Tokens(folder, "train", 16)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content, words", [
+    ("", "is damaged"), ("[]", "is damaged"), ("{}", "splits"), ('{"splits": {"train": 1}}', "is damaged"),
+    ("\x00" * 100, "is damaged"), ("[" * 100_000, "is damaged")])
+def test_a_broken_meta_is_refused(tiny, tmp_path, content, words):
+    shutil.copytree(tiny.parent / "data", tmp_path / "data")
+    (tmp_path / "data/meta.json").write_text(content)
+    with pytest.raises(UserError, match=words):
+        data.Tokens(tmp_path / "data", "train", 16)
+
+
+def test_ids_are_checked_when_they_are_read(tiny, tmp_path):
+    """An id that the header denies stops the batch that holds it; --verify_data notices it at the start."""
+    shutil.copytree(tiny.parent / "data", tmp_path / "data")
+    path = tmp_path / "data/train-00000.bin"
+    content = bytearray(path.read_bytes())
+    content[HEADER + 2 * 100:HEADER + 2 * 101] = (65535).to_bytes(2, "little")
+    path.write_bytes(content)
+    tokens = data.Tokens(tmp_path / "data", "train", 16)
+    assert tokens[[0, 1]].max() < 300
+    with pytest.raises(UserError, match="train-00000.bin: token 100 is 65535"):
+        tokens[[3, 6]]
+    with pytest.raises(UserError, match="sha256"):
+        data.Tokens(tmp_path / "data", "train", 16, verify=True)
+
+
+def test_ids_never_wrap():
+    with pytest.raises(ValueError, match="do not fit"):
+        data.shard_bytes(np.array([1, 70000]), 65536)
+    with pytest.raises(ValueError, match="do not fit"):
+        data.shard_bytes(np.array([-1]), 10)
+    assert json.loads(data.shard_bytes(np.array([70000]), 70001)[0][len(data.MAGIC):])["dtype"] == "uint32"
+
+
+def test_too_little_data(tiny):
+    with pytest.raises(UserError, match="lower --context"):
+        data.Tokens(tiny.parent / "data", "val", 10**6)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The order
+
+def test_order_is_without_replacement_and_knows_no_ranks():
+    order = data.Order(10, seed=1)
+    epochs = [order(first, 10) for first in (0, 10, 20)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != data.Order(10, seed=2)(0, 10)
+    whole = order(0, 30)
+    assert whole == sum(epochs, [])
+    for size in (1, 3, 7):    # any way to cut it, in any order, from a fresh start
+        assert sum((data.Order(10, seed=1)(i, min(size, 30 - i)) for i in range(0, 30, size)), []) == whole
+    assert order(7, 6) == whole[7:13] and order(0, 2) == whole[:2]
+    assert whole[:10] == [int(j) for j in np.random.default_rng([1, 0]).permutation(10)]

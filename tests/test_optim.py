@@ -1,0 +1,599 @@
+"""What every rule must do, how the rules relate to one another, and Optimizer in loops that are not ours."""
+import copy
+import inspect
+import io
+import math
+
+import pytest
+import torch
+
+import optim
+from optim import Optimizer, adafactor, adalayer, adamw, adasgd, lion, make, sgd, sgd_ema, signum
+
+SHAPES = dict(embed=(12, 4), qkv=(12, 4), matrix=(4, 6), norm=(4,), head=(12, 4))
+HYBRID = dict(rest="sgd_ema", rest_lr=0.5)
+CASES = {    # name of a case: (optimizer, options)
+    **{name: (name, {}) for name in optim.names()},
+    "rows_everywhere": ("adalayer", dict(rows="embed+qkv+matrix+norm+head")),
+    "rows_head_embed": ("adalayer", dict(rows="head+embed")),
+    "hybrid_head": ("adalayer_star", dict(adaptive="head", **HYBRID)),
+    "hybrid_head_norm": ("adalayer_star", dict(adaptive="norm+head", **HYBRID)),
+    "hybrid_adafactor": ("adafactor", dict(adaptive="head+norm", **HYBRID)),
+    "hybrid_reverse": ("adalayer_star", dict(adaptive="qkv+matrix", **HYBRID)),
+    "hybrid_adasgd": ("adalayer_star", dict(adaptive="head+norm", rest="adasgd", rest_lr=0.5)),
+    "hybrid_norms_untrained": ("adalayer_star", dict(adaptive="head", untrained="norm", **HYBRID)),
+    "norms_untrained": ("adamw", dict(untrained="norm")),
+    "frozen": ("adalayer_star", dict(freeze_steps=2, updating="head+norm")),
+    "frozen_all": ("adalayer", dict(freeze_steps=2, updating="none")),
+    "frozen_norms_untrained": ("adalayer_star", dict(freeze_steps=2, updating="head", untrained="norm")),
+}
+
+
+def weights(dtype=torch.float64, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return {role: torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
+            for role, shape in SHAPES.items()}
+
+
+def gradients(steps=6, seed=1, dtype=torch.float64):
+    """Gradients of different size for each weight, so that every block has its own v."""
+    draw = torch.Generator().manual_seed(seed)
+    size = {role: torch.rand(shape, generator=draw, dtype=torch.float64) for role, shape in SHAPES.items()}
+    return [{role: (torch.randn(shape, generator=draw, dtype=torch.float64) * size[role]).to(dtype)
+             for role, shape in SHAPES.items()} for _ in range(steps)]
+
+
+def built(case, w, lr=0.1, **more):
+    name, options = CASES[case]
+    return make(name, [(role, w[role], role) for role in w], lr=lr, **options | more)
+
+
+def run(optimizer, w, grads):
+    for g in grads:
+        for role in w:
+            w[role].grad = g[role].to(w[role].dtype, copy=True)
+        optimizer.step()
+
+
+def groups_of(optimizer):
+    return {role: group for group in optimizer.param_groups for role in group["roles"]}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Seven properties of every rule and option
+
+@pytest.mark.parametrize("case", CASES)
+def test_zero_gradient_moves_nothing(case):
+    w, start = weights(), weights()
+    run(built(case, w), w, [{role: torch.zeros(shape) for role, shape in SHAPES.items()}] * 4)
+    assert all(torch.equal(w[role], start[role]) for role in w)
+
+
+@pytest.mark.parametrize("kind", ["independent", "coupled"])
+@pytest.mark.parametrize("case", CASES)
+def test_zero_gradient_with_decay_multiplies(case, kind):
+    w, start = weights(), weights()
+    optimizer = built(case, w, weight_decay=0.3, weight_decay_kind=kind)
+    groups, expected = groups_of(optimizer), {role: 1.0 for role in w}
+    for t, scale in enumerate((1.0, 0.5, 0.25, 0.0), 1):
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr_peak"] * scale
+        run(optimizer, w, [{role: torch.zeros(shape) for role, shape in SHAPES.items()}])
+        for role, group in groups.items():
+            if t > group.get("freeze_steps", 0):
+                expected[role] *= 1 - 0.3 * (scale if kind == "independent" else group["lr"])
+    for role in w:
+        assert torch.allclose(w[role], start[role] * expected[role], rtol=1e-14, atol=0), role
+        assert (expected[role] == 1.0) == (role not in groups)    # only the untrained keep their size
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_doubling_the_lr_doubles_the_first_step(case):
+    moved = []
+    for factor in (1, 2):
+        w, start = weights(), weights()
+        optimizer = built(case, w, lr=0.1 * factor)
+        still = optimizer.param_groups[0].get("freeze_steps", 0)
+        run(optimizer, w, gradients()[:still + 1])
+        moved.append({role: w[role] - start[role] for role in w})
+    for role, group in groups_of(optimizer).items():
+        other = group["rule"] == CASES[case][1].get("rest") and "rest" in CASES[case][1]
+        factor = 1 if other else 2    # the other rule of a hybrid has its own lr, which stayed
+        assert torch.allclose(moved[1][role], factor * moved[0][role], rtol=1e-12, atol=1e-15), role
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_first_step_moves(case):
+    w, start = weights(), weights()
+    optimizer = built(case, w)
+    trained, still = groups_of(optimizer), optimizer.param_groups[0].get("freeze_steps", 0)
+    if still:    # frozen ratios: the opposite
+        run(optimizer, w, gradients()[:still])
+        assert all(torch.equal(w[role], start[role]) for role in w)
+    run(optimizer, w, gradients()[still:still + 1])
+    for role in w:
+        assert (w[role] != start[role]).all() if role in trained else torch.equal(w[role], start[role]), role
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_momentum_matters(case):
+    ends = []
+    for beta1 in (0.9, 0.0):
+        w = weights()
+        rest = dict(rest_beta1=beta1) if "rest" in CASES[case][1] else {}
+        optimizer = built(case, w, beta1=beta1, **rest)
+        run(optimizer, w, gradients())
+        ends.append(w)
+    for role in w:
+        assert torch.equal(ends[0][role], ends[1][role]) == (role not in groups_of(optimizer)), role
+
+
+@pytest.mark.parametrize("name, key", [(name, key) for name, rule in optim.rules().items()
+                                       for key in optim.hyper_of(rule)])
+def test_every_hyperparameter_matters(name, key):
+    rule = optim.rules()[name]
+    default = optim.hyper_of(rule)[key]
+    other = {bool: lambda: not default, int: lambda: 2, float: lambda: 0.5}[type(default)]()
+    base = dict(freeze_steps=1, updating=key == "beta2") if rule is optim.adalayer_frozen else {}
+    ends = []
+    for value in (base.get(key, default), other):
+        w = weights()
+        run(Optimizer(w.values(), rule, lr=0.1, **base | {key: value}), w, gradients())
+        ends.append(w["head"])
+    assert not torch.equal(*ends)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_groups_own_lr_is_honoured(case):
+    for quiet in range(len(built(case, weights()).param_groups)):
+        w, start = weights(), weights()
+        optimizer = built(case, w)
+        optimizer.param_groups[quiet]["lr"] = 0.0
+        run(optimizer, w, gradients())
+        for role, group in groups_of(optimizer).items():
+            assert torch.equal(w[role], start[role]) == (group is optimizer.param_groups[quiet]), role
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_save_and_load_resumes_bit_for_bit(case, dtype):
+    grads = gradients(dtype=dtype)
+    w = weights(dtype)
+    optimizer = built(case, w, weight_decay=0.1)
+    run(optimizer, w, grads[:3])
+    file = io.BytesIO()
+    torch.save((optimizer.state_dict(), {role: p.detach() for role, p in w.items()}), file)
+    file.seek(0)
+    state, values = torch.load(file, weights_only=True)
+    again = {role: value.clone().requires_grad_() for role, value in values.items()}
+    resumed = built(case, again, weight_decay=0.1)
+    resumed.load_state_dict(state)
+    run(optimizer, w, grads[3:])
+    run(resumed, again, grads[3:])
+    assert all(torch.equal(w[role], again[role]) for role in w)
+    for p, q in zip(w.values(), again.values()):
+        for key, value in optimizer.state[p].items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(resumed.state[q][key]))
+            if torch.is_tensor(value):    # fp32 beside bf16 weights: torch's own loader would cast
+                assert value.dtype == resumed.state[q][key].dtype == torch.float32
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What the rules have to do with one another: the lesson in numbers
+
+def trajectory(rule, shape=(5, 7), steps=20, grads=None, blocks=None, lr=0.01, **hyper):
+    draw = torch.Generator().manual_seed(3)
+    w = torch.randn(shape, generator=draw, dtype=torch.float64)
+    optimizer = Optimizer([dict(params=[w], blocks=[blocks or 1])], rule, lr=lr, **hyper)
+    path = []
+    for t in range(steps):
+        w.grad = grads[t] if grads else torch.randn(shape, generator=draw, dtype=torch.float64)
+        optimizer.step()
+        path.append(w.clone())
+    return torch.stack(path)
+
+
+def same(a, b, tolerance=1e-12):
+    assert (a - b).abs().max() <= tolerance, f"differ by {(a - b).abs().max():.1e}"
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.99])
+def test_signum_is_lion_with_equal_betas(beta):
+    assert torch.equal(trajectory(signum, beta1=beta), trajectory(lion, beta1=beta, beta2=beta))
+
+
+def test_adams_step_is_signums_times_certainty():
+    """Balles and Hennig's lemma: u_adam = sign(m) |m_hat| / sqrt(v_hat)."""
+    draw = torch.Generator().manual_seed(0)
+    m, v, m2 = (torch.zeros(50, dtype=torch.float64) for _ in range(3))
+    for t in range(1, 30):
+        g = torch.randn(50, generator=draw, dtype=torch.float64)
+        time = torch.tensor(t, dtype=torch.float64)
+        step, direction = adamw(g, m, v, time, beta2=0.9), signum(g, m2)
+        certainty = (m / (1 - 0.9**t)).abs() / (v / (1 - 0.9**t)).sqrt()
+        same(step, direction * certainty)
+        assert (certainty <= 1 + 1e-12).all()    # with b1 = b2 it is |mean| / rms of one distribution
+
+
+def test_adalayer_with_blocks_of_one_weight_is_adam():
+    same(trajectory(adalayer, blocks=35), trajectory(adamw))
+
+
+def test_adalayer_is_adam_where_gradients_have_one_size():
+    draw = torch.Generator().manual_seed(5)
+    grads = [torch.randn((5, 7), generator=draw, dtype=torch.float64).sign() * (t + 1) for t in range(20)]
+    same(trajectory(adalayer, grads=grads), trajectory(adamw, grads=grads))
+
+
+def test_adafactor_is_adam_where_squares_have_rank_one():
+    draw = torch.Generator().manual_seed(5)
+    rows, columns = (torch.rand(shape, generator=draw, dtype=torch.float64) for shape in ((5, 1), (1, 7)))
+    signs = [torch.randn((5, 7), generator=draw, dtype=torch.float64).sign() for _ in range(20)]
+    grads = [sign * rows * columns * (t + 1) for t, sign in enumerate(signs)]
+    same(trajectory(adafactor, grads=grads), trajectory(adamw, grads=grads))
+
+
+def test_adafactor_on_a_vector_is_adalayer():
+    same(trajectory(adafactor, shape=(9,)), trajectory(adalayer, shape=(9,)))
+
+
+def test_adasgd_with_one_tensor_is_adalayer():
+    same(trajectory(adasgd), trajectory(adalayer))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adamw_and_sgd_are_torchs(decay):
+    for ours, theirs in ((dict(rule=adamw, beta2=0.95, eps=1e-8), lambda p: torch.optim.AdamW(
+            p, lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=decay)),
+            (dict(rule=sgd, beta1=0.9), lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9))):
+        if decay and ours["rule"] is sgd:
+            continue    # torch's SGD adds its decay to the gradient: another algorithm
+        a, b = weights(), weights()
+        run(Optimizer(a.values(), lr=0.01, weight_decay=decay, **ours), a, gradients())
+        run(theirs(list(b.values())), b, gradients())
+        for role in a:
+            same(a[role], b[role])
+
+
+def test_adalayer_star_is_adalayer_with_the_heads_rows():
+    a, b = weights(), weights()
+    run(built("adalayer_star", a), a, gradients())
+    run(built("adalayer", b, rows="head"), b, gradients())
+    assert all(torch.equal(a[role], b[role]) for role in a)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What the authors' numbers do not cover, against a restatement of ours in plain loops
+
+def restated(case, grads, lr=0.1):
+    """The weights after some steps, from the formulas, one block at a time."""
+    name, options = CASES[case]
+    w, m, v = weights(), {}, {}
+    roles = list(SHAPES)
+    rows = set(options.get("rows", "head" if name == "adalayer_star" else "").split("+"))
+    adaptive = set(options.get("adaptive", "+".join(roles)).split("+"))
+    untrained = set(options.get("untrained", "").split("+"))
+    frozen, updating = options.get("freeze_steps", 0), set(options.get("updating", "").split("+"))
+    plan = {role: (name.removesuffix("_star"), lr) if role in adaptive
+            else (options["rest"], options["rest_lr"]) for role in roles if role not in untrained}
+    b1, b2 = 0.9, 0.95
+    for t, g in enumerate(grads, 1):
+        everywhere = {role for role in plan if plan[role][0] == "adasgd"}
+        together = sum((g[r] ** 2).sum() for r in everywhere) / max(1, sum(g[r].numel() for r in everywhere))
+        for role, (rule, rate) in plan.items():
+            m[role] = b1 * m.get(role, 0) + (1 - b1) * g[role]
+            count = len(w[role]) if role in rows else 3 if role == "qkv" else 1
+            gs, ms = g[role].reshape(count, -1), (m[role] / (1 - b1**t)).reshape(count, -1)
+            u = torch.empty_like(gs)
+            for k in range(count):
+                square = dict(adasgd=together, sgd_ema=None).get(rule, (gs[k] ** 2).sum() / gs[k].numel())
+                if rule == "sgd_ema":
+                    u[k] = ms[k]
+                    continue
+                old = v.get((role, k), 0.0)
+                if t <= frozen:
+                    v[role, k] = old + (square - old) / (t + 1)
+                elif not frozen or role in updating:
+                    v[role, k] = b2 * old + (1 - b2) * square
+                u[k] = ms[k] / ((v[role, k] / (1 if frozen else 1 - b2**t)) ** 0.5 + 1e-15)
+            if t > frozen:
+                w[role] = w[role].detach() - rate * u.reshape(w[role].shape)
+    return w
+
+
+@pytest.mark.parametrize("case", [case for case, (name, _) in CASES.items()
+                                  if name in ("adalayer", "adalayer_star", "adasgd")])
+def test_restated(case):
+    w = weights()
+    run(built(case, w), w, gradients(12))
+    for role, expected in restated(case, gradients(12)).items():
+        same(w[role], expected)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Compiled
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("case", ["lion", "frozen", "hybrid_adasgd", "norms_untrained"])
+def test_a_schedule_compiles_once(case):
+    """Also: compiled code agrees with eager code to rounding."""
+    a, b = weights(torch.float32), weights(torch.float32)
+    torch._dynamo.utils.counters.clear()
+    optimizer, eager = built(case, a, compile=True), built(case, b)
+    for t, g in enumerate(gradients(12, dtype=torch.float32), 1):
+        for o in (optimizer, eager):
+            for group in o.param_groups:
+                group["lr"] = group["lr_peak"] * optim.schedule(t, 12)
+        run(optimizer, a, [g])
+        run(eager, b, [g])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(optimizer.graphs)
+    for role in a:
+        same(a[role].detach(), b[role].detach(), 1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# In loops that are not ours
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 8),
+                               torch.nn.ReLU(), torch.nn.Linear(8, 2))
+
+
+def loss_of(net):
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(16, 1, 8, 8, generator=draw)
+    return torch.nn.functional.cross_entropy(net(x).float(), (x.sum((1, 2, 3)) > 0).long())
+
+
+@pytest.mark.parametrize("name", optim.rules())
+def test_a_model_it_has_never_seen(name):
+    """Convolutions and biases; a closure gives the same bits as none, and step() returns its loss."""
+    nets = [network(), network()]
+    hyper = {"freeze_steps": 1} if name == "adalayer_frozen" else {}
+    closed, plain = (Optimizer(net.parameters(), optim.rules()[name], lr=0.003, **hyper) for net in nets)
+
+    def closure():
+        closed.zero_grad()
+        loss = loss_of(nets[0])
+        loss.backward()
+        return loss
+    for _ in range(4):
+        plain.zero_grad()
+        loss = loss_of(nets[1])
+        loss.backward()
+        plain.step()
+        assert closed.step(closure).item() == loss.item()
+    for p, q, start in zip(nets[0].parameters(), nets[1].parameters(), network().parameters()):
+        assert torch.equal(p, q) and not torch.equal(p, start)
+
+
+@pytest.mark.parametrize("scheduler", [
+    lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=10, cycle_momentum=False)])
+def test_torchs_schedulers_set_the_lr(scheduler):
+    w, b = torch.ones(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    optimizer = Optimizer([w], signum, lr=0.1)
+    torchs = torch.optim.SGD([b], lr=0.1)
+    ours, theirs = scheduler(optimizer), scheduler(torchs)
+    for _ in range(9):
+        w.grad = b.grad = torch.ones(3, dtype=torch.float64)
+        optimizer.step(), torchs.step()    # signum on ones moves by lr, and so does SGD
+        ours.step(), theirs.step()
+    same(w, b)
+    assert optimizer.param_groups[0]["lr_peak"] == 0.1
+
+
+def test_a_scaler_that_skips_a_step_does_not_advance_t():
+    w = torch.ones(3)
+    optimizer = Optimizer([w], adamw, lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for gradient, t in ((1.0, 1), (math.inf, 1), (1.0, 2)):
+        scaler.scale(torch.ones(()))    # a scaler must see a loss before it steps
+        w.grad = torch.full((3,), gradient) * 8.0
+        scaler.step(optimizer)
+        scaler.update()
+        assert optimizer.state[w]["t"] == t
+    assert w.isfinite().all()
+
+
+def test_add_param_group_and_groups_with_rules_of_their_own():
+    w, x, y = (torch.ones(3, dtype=torch.float64) for _ in range(3))
+    optimizer = Optimizer([w], signum, lr=0.1, beta1=0.5)
+    optimizer.add_param_group(dict(params=[x], lr=0.01))
+    optimizer.add_param_group(dict(params=y, rule=sgd, lr=1.0, beta1=0.0))
+    for p in (w, x, y):
+        p.grad = torch.full((3,), 0.25, dtype=torch.float64)
+    copied = copy.deepcopy(optimizer)
+    optimizer.step()
+    assert [p[0].item() for p in (w, x, y)] == [0.9, 0.99, 0.75]
+    assert [g.get("beta1") for g in optimizer.param_groups] == [0.5, 0.5, 0.0]
+    copied.step()    # a deep copy is an optimizer, too
+    assert copied.param_groups[2]["params"][0][0].item() == 0.75
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiled)])
+def test_unused_parameters_are_skipped_and_keep_their_own_time(compile):
+    w, unused = torch.ones(3), torch.ones(3)
+    optimizer = Optimizer([w, unused], adamw, lr=0.1, compile=compile)
+    for t in range(4):
+        w.grad, unused.grad = torch.ones(3), torch.ones(3) if t == 3 else None
+        optimizer.step()
+    assert (optimizer.state[w]["t"], optimizer.state[unused]["t"]) == (4, 1)
+    same(unused, torch.full((3,), 0.9), 1e-6)    # Adam's first step is lr, whenever it comes
+
+
+def test_a_missing_gradient_is_named_by_make():
+    w = weights()
+    optimizer = built("adamw", w)
+    w["qkv"].grad = torch.ones_like(w["qkv"])
+    with pytest.raises(RuntimeError, match="embed: has no gradient"):
+        optimizer.step()
+    assert not optimizer.state[w["qkv"]]    # and nothing has moved
+
+
+def test_sparse_gradients_are_refused():
+    table = torch.nn.Embedding(5, 3, sparse=True)
+    optimizer = Optimizer(table.parameters(), signum, lr=0.1)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+
+
+def test_bf16_weights_are_rounded_once():
+    w, exact = (torch.linspace(-2, 2, 64).to(dtype) for dtype in (torch.bfloat16, torch.float32))
+    w32 = w.float()
+    optimizer = Optimizer([w], adamw, lr=0.01, weight_decay=0.1)
+    w.grad = torch.linspace(1, 2, 64).to(torch.bfloat16)
+    optimizer.step()
+    assert optimizer.state[w]["m"].dtype == torch.float32
+    assert torch.equal(w, (w32 * (1 - 0.001) - 0.01).to(torch.bfloat16))
+
+
+def test_your_own_rule_in_five_lines():
+    """The example of README: sign descent that remembers which way it went."""
+    def stubborn(g, m, *, beta1=0.9):
+        m.lerp_(g.sign(), 1 - beta1)
+        return m
+    w = torch.zeros(2)
+    optimizer = Optimizer([w], stubborn, lr=1.0)
+    w.grad = torch.tensor([5.0, -0.1])
+    optimizer.step()
+    same(w, torch.tensor([-0.1, 0.1]), 1e-7)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Wrong use is one line that names what is wrong
+
+P = torch.ones(2)
+TRIPLES = [("a", torch.ones(4, 2), "matrix"), ("b", torch.ones(4, 2), "head"), ("c", torch.ones(2), "norm")]
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: Optimizer([P], signum, lr=1, beta2=0.9),
+     "beta2: is no hyperparameter of signum, which takes beta1"),
+    (lambda: Optimizer([P], adamw, lr=1, beta1=1.0), r"beta1=1.0: must be in \[0, 1\)"),
+    (lambda: Optimizer([P], adamw, lr=1, beta2=-0.1), "beta2=-0.1: must be"),
+    (lambda: Optimizer([P], adamw, lr=1, eps=math.nan), "eps=nan: must be"),
+    (lambda: Optimizer([P], adamw, lr=1, beta1="0.9"), "beta1='0.9': must be of type float"),
+    (lambda: Optimizer([P], signum, lr=-1), "lr=-1: must be"),
+    (lambda: Optimizer([P], signum, lr=torch.ones(())), "lr=.*: must be a plain number"),
+    (lambda: Optimizer([P], signum, lr=1, weight_decay=-1), "weight_decay=-1: must be"),
+    (lambda: Optimizer([P], signum, lr=1, weight_decay_kind="l2"),
+     "weight_decay_kind='l2': must be coupled or"),
+    (lambda: Optimizer([P, P], signum, lr=1), "given twice"),
+    (lambda: Optimizer([dict(params=[P]), dict(params=[P])], signum, lr=1), "more than one parameter group"),
+    (lambda: Optimizer([dict(params=[P], blocks=[3])], adalayer, lr=1),
+     "2 weights do not divide into 3 blocks"),
+    (lambda: Optimizer([dict(params=[P], beta3=1)], signum, lr=1), "beta3: is no hyperparameter"),
+    (lambda: make("adam", TRIPLES, lr=1), "'adam' is no optimizer; did you mean adamw"),
+    (lambda: make("adamw", [("a", P, "bias")], lr=1), "a: has the unknown role 'bias'"),
+    (lambda: make("adamw", [("a", P, "norm"), ("b", P, "head")], lr=1), "b: is a, which has a role already"),
+    (lambda: make("adamw", TRIPLES, lr=1, rows="head"),
+     "rows='head': adamw, the rule of head, has no blocks"),
+    (lambda: make("adalayer", TRIPLES, lr=1, rows="foot"), "rows='foot': must be one or more of embed"),
+    (lambda: make("adalayer", TRIPLES, lr=1, rows=""), "rows='': must be one or more of"),
+    (lambda: make("adalayer_star", TRIPLES, lr=1, rows="embed"), "rows='embed': must include head"),
+    (lambda: make("adamw", TRIPLES, lr=1, adaptive="head"),
+     "adaptive: adaptive, rest and rest_lr make a hybrid"),
+    (lambda: make("adamw", TRIPLES, lr=1, rest_beta1=0.5), "rest_beta1: there is no other rule"),
+    (lambda: make("adamw", TRIPLES, lr=1, adaptive="head", rest="sgd_ema", rest_lr=1, rest_beta2=0.5),
+     "beta2: is no hyperparameter of sgd_ema"),
+    (lambda: make("adamw", TRIPLES, lr=1, freeze_steps=5, updating="none"), "freeze_steps: is for adalayer"),
+    (lambda: make("adalayer", TRIPLES, lr=1, freeze_steps=5), "freeze_steps, updating: give both"),
+    (lambda: make("adalayer", TRIPLES, lr=1, freeze_steps=0, updating="none"),
+     "freeze_steps=0: must be at least 1"),
+    (lambda: make("adamw", TRIPLES, lr=1, untrained="matrix+head+norm"),
+     "untrained: leaves nothing to train"),
+    (lambda: make("signum", TRIPLES, lr=1, beta2=1), "beta2: is no hyperparameter of signum"),
+])
+def test_wrong_use(call, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_loading_what_does_not_fit():
+    a, b = torch.ones(4, 2), torch.ones(4, 2)
+    saved = Optimizer([a], adamw, lr=1)
+    a.grad = torch.ones(4, 2)
+    saved.step()
+    with pytest.raises(ValueError, match="the state is of adamw, not of signum"):
+        Optimizer([b], signum, lr=1).load_state_dict(saved.state_dict())
+    with pytest.raises(ValueError, match="parameter 0 of shape .2, 4.: the state holds"):
+        Optimizer([torch.ones(2, 4)], adamw, lr=1).load_state_dict(saved.state_dict())
+    state = saved.state_dict()
+    del state["state"][0]["v"]
+    with pytest.raises(ValueError, match="the state holds"):
+        Optimizer([b], adamw, lr=1).load_state_dict(state)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is seen from outside, schedules, and the file itself
+
+@pytest.mark.parametrize("case", CASES)
+def test_effective_lr_is_the_one_in_the_step(case):
+    """lr u = effective lr * m_hat, for every rule with a second moment; one value for each block."""
+    w = weights()
+    optimizer = built(case, w)
+    run(optimizer, w, gradients()[:4])
+    start = {role: p.detach().clone() for role, p in w.items()}
+    run(optimizer, w, gradients()[4:5])
+    rows = {row["name"]: row for row in optim.effective_lr(optimizer)}
+    for role, group in groups_of(optimizer).items():
+        if group["rule"] in ("sgd", "sgd_ema", "signum", "lion"):
+            assert role not in rows
+            continue
+        state, values = optimizer.state[w[role]], rows[role]["values"]
+        count = dict(adamw=w[role].numel(), adafactor=w[role].numel() if w[role].dim() > 1 else 1)
+        i = group["roles"].index(role)
+        assert rows[role]["role"] == role and values.shape == (count.get(group["rule"], group["blocks"][i]),)
+        m_hat = (state["m"] / (1 - group["beta1"] ** 5)).reshape(len(values), -1)
+        same((values.double()[:, None] * m_hat).reshape(w[role].shape), start[role] - w[role], 1e-6)
+
+
+@pytest.mark.parametrize("name, matrix", [("sgd", 4), ("signum", 4), ("lion", 4), ("adamw", 8),
+                                          ("adalayer", 4), ("adafactor", 4), ("adasgd", 4)])
+def test_state_per_weight(name, matrix):
+    p = torch.zeros(64, 32)
+    optimizer = Optimizer([p], optim.rules()[name], lr=1.0)
+    promised = optimizer.state_bytes(optimizer.param_groups[0])
+    p.grad = torch.ones(64, 32)
+    optimizer.step()
+    held = sum(s.numel() * s.element_size() for s in optimizer.state[p].values() if torch.is_tensor(s))
+    factors = dict(adafactor=4 * (64 + 32), adalayer=4, adasgd=4).get(name, 0)
+    assert promised == held == matrix * p.numel() + factors
+
+
+def test_schedule():
+    """The paper's: t < Tw: 0.1 + 0.9 t / Tw; then 0.1 + 0.9 (1 + cos(pi (t - Tw) / (T - Tw))) / 2."""
+    for t in range(1, 41):
+        expected = 0.1 + 0.9 * t / 4 if t < 4 else 0.1 + 0.9 * (1 + math.cos(math.pi * (t - 4) / 36)) / 2
+        assert math.isclose(optim.schedule(t, 40), expected, rel_tol=1e-15)
+    assert optim.schedule(40, 40) == pytest.approx(0.1) and optim.schedule(4, 40) == 1
+    assert [optim.schedule(t, 10, "constant", 0.0) for t in (1, 5, 10)] == [1, 1, 1]
+    linear = [optim.schedule(t, 10, "linear", 0.0, floor=0.0) for t in (1, 5, 10)]
+    assert linear == pytest.approx([0.9, 0.5, 0])
+    # No room: no division by 0.
+    assert optim.schedule(10, 10, warmup=1.0) == 1 and optim.schedule(1, 1) == 0.1
+
+
+def test_by_hand(capsys):
+    """g 1, 0.5, -1 with beta1 0.9: m 0.1, 0.14, 0.026; w 1 - 0.1, - 0.1, - 0.1."""
+    optim.by_hand("signum")
+    lines = capsys.readouterr().out.splitlines()
+    column = {key: [float(line.split()[-2]) for line in lines
+                    if line[:8].split()[-1:] == [key] and len(line) > 25]
+              for key in "gmuw"}
+    assert column == dict(g=[1, 0.5, -1], m=[0.1, 0.14, 0.026], u=[1, 1, 1], w=[1, 0.9, 0.8, 0.7])
+    for name in [*optim.rules(), "adalayer_star"]:
+        optim.by_hand(name)
+
+
+@pytest.mark.parametrize("rule", optim.rules().values(), ids=optim.rules())
+def test_a_rule_is_short_and_explains_itself(rule):
+    doc = inspect.getdoc(rule)
+    for word in ("Remembers", "Moves", "lr ", "Defaults", "Source", "u  ="):
+        assert word in doc, word
+    code = inspect.getsource(rule).split('"""')[2]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15

@@ -1,0 +1,289 @@
+"""Sweeps: the paper's values; each combination once, whatever happens in between."""
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import pytest
+import torch
+
+import study
+import train
+from conftest import ROOT
+from model import Decoder
+from test_train import run
+
+
+def sweep(folder, *arguments, **environment):
+    return subprocess.run(["bash", str(folder / "sweep.sh"), *arguments], capture_output=True, text=True,
+                          env=os.environ | dict(PYTHON=sys.executable) | environment)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for path in [ROOT / "sweep.sh", *ROOT.glob("*.py")]:
+        shutil.copy(path, tmp_path / path.name)
+    shutil.copytree(ROOT / "zoo", tmp_path / "zoo")
+    return tmp_path
+
+
+def test_a_grid_is_run_once_and_completed(tiny, copy):
+    """Four runs, two of which diverge. Started again: nothing is done twice, the interrupted one goes on."""
+    command = ["grid", str(tiny), "optimizer=sgd,signum", "lr=1e-3,1e12", "--",
+               "--compile=false", "--threads=1", "--save_every=5", "--keep=9", "--z_loss=0"]
+    first = sweep(copy, *command)
+    assert first.returncode == 0, first.stderr
+    names = [f"tiny,optimizer={o},lr={lr}" for o in ("sgd", "signum") for lr in ("1e-3", "1e12")]
+    assert sorted(p.name for p in (copy / "runs").iterdir()) == sorted(names)
+    states = [json.loads((copy / "runs" / name / "status.json").read_text())["status"] for name in names]
+    assert states == ["done", "diverged", "done", "diverged"]
+    killed = copy / "runs" / names[2]
+    result = (killed / "metrics.jsonl").read_text()
+    for path in killed.glob("step-*.pt"):
+        if path.name != "step-00000005.pt":
+            path.unlink()
+    (killed / "status.json").write_text('{"status": "running"}')
+    others = [name for name in names if name != names[2]]
+    mtimes = {p: p.stat().st_mtime_ns for name in others for p in (copy / "runs" / name).iterdir()}
+    again = sweep(copy, *command)
+    assert again.returncode == 0 and again.stdout.count("already") == 3
+    assert f"{names[2]}: starting (running)" in again.stdout and f"{names[2]}: done" in again.stdout
+    losses = [[{k: v for k, v in json.loads(line).items() if k in ("kind", "step", "loss")}
+               for line in text.splitlines()]
+              for text in (result, (killed / "metrics.jsonl").read_text())]
+    assert losses[0] == losses[1]
+    assert mtimes == {p: p.stat().st_mtime_ns for p in mtimes}
+
+
+def test_failed_runs_are_listed(tiny, copy):
+    result = sweep(copy, "grid", str(tiny), "heads=2,3", "--", "--compile=false", "--threads=1", "--steps=1")
+    assert result.returncode == 1 and "failed: tiny,heads=3" in result.stdout and "--heads=3" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["grid"], ["nonsense", "x", "y=1"], ["grid", "nowhere.toml", "lr=1"], ["grid", "{tiny}", "lr"],
+    ["grid", "{tiny}", "lr=$(touch x)"], ["grid", "{tiny}", "lr="], ["grid", "{tiny}", "lr=1,,2"],
+    ["nonsense", "{tiny}"], ["lr", "{tiny}", "optimizer=adam"], ["lr", "{tiny}", "--jobs", "0"],
+    ["lr", "{tiny}", "--jobs"], ["batch_size", "{tiny}", "steps=9"], ["lr", "{tiny}", "--threads=1"]])
+def test_wrong_use(tiny, copy, arguments):
+    result = sweep(copy, *(a.format(tiny=tiny) for a in arguments))
+    assert result.returncode == 2 and result.stderr
+    assert not (copy / "runs").exists() and not (copy / "x").exists()
+
+
+def test_what_runs_say_together(tiny, tmp_path, capsys):
+    """Mean and spread over seeds for each optimizer and lr; diverged runs and broken files are named."""
+    losses = []
+    for seed in (0, 1):
+        assert run(tiny, tmp_path, f"s{seed}", "--optimizer=signum", f"--seed={seed}", "--steps=2") == 0
+        losses.append(json.loads((tmp_path / f"s{seed}/status.json").read_text())["loss"])
+    assert run(tiny, tmp_path, "d", "--optimizer=sgd", "--lr=1e12", "--z_loss=0") == 3
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/metrics.jsonl").write_text("{")
+    capsys.readouterr()
+    assert study.main([f"--runs={tmp_path}", f"--out={tmp_path / 'out.png'}"]) == 0
+    out = capsys.readouterr().out
+    mean, spread = sum(losses) / 2, abs(losses[0] - losses[1]) / 2**0.5
+    assert f"| signum | 0.001 | {mean:.3f} | {spread:.3f} | 2 |" in out
+    assert "| sgd | 1e+12 | diverged, seed 0 | | |" in out and "broken is left out" in out
+    assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
+    assert run(tiny, tmp_path, "s2", "--optimizer=signum", "--steps=3") == 0
+    assert study.main([f"--runs={tmp_path}", f"--out={tmp_path / 'none.png'}"]) == 2
+    assert "several settings" in capsys.readouterr().err and not (tmp_path / "none.png").exists()
+    assert study.main([f"--runs={tmp_path}", "--match=nothing", f"--out={tmp_path / 'none.png'}"]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
+
+
+# --- the sweeps by name
+
+STUB = """#!/bin/bash
+case $1 in plan.py) exit 0 ;; train.py) ;; *) exec {python} "$@" ;; esac
+for word in "$@"; do case $word in --run=*) name=${{word#--run=}} ;; esac; done
+status() {{ echo "{{\\"status\\": \\"$1\\"}}" >"runs/$name/status.json"; }}
+trap 'status interrupted; echo "left $name" >>log; exit 75' TERM
+mkdir -p "runs/$name" && status running && echo "began $name $* gpu=${{CUDA_VISIBLE_DEVICES-none}}" >>log
+case $name in *fails*) echo "train.py: error: as told" >&2; exit 2 ;; esac
+while [ -e wait ]; do sleep 0.05; done
+status done && echo "ended $name" >>log
+"""
+
+
+@pytest.fixture
+def stub(copy):
+    """A stand-in for python: as train.py it only writes a status, at once or when the file wait is gone."""
+    (copy / "stub").write_text(STUB.format(python=sys.executable))
+    (copy / "stub").chmod(0o755)
+    return str(copy / "stub")
+
+
+TENS = [f"{digits}e{power}" for power in range(-5, 1) for digits in ("1", "3.16")] + ["10"]
+SIX = ["adamw", "adafactor", "adalayer_star", "lion", "signum", "sgd"]
+BETAS = [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99]
+
+
+def tens(low, high):
+    """The powers of the square root of ten in between, as the paper rounds them."""
+    return [x for x in map(float, TENS + ["31.6", "100", "316", "1000", "3160"]) if low <= x <= high * 1.001]
+
+
+def product(**lists):
+    found = [{}]
+    for key, values in lists.items():
+        values = values if isinstance(values, list) else [values]
+        found = [one | {key: value} for one in found for value in values]
+    return found
+
+
+def paper(steps):
+    """The grids of the paper's code, as what differs from the config; and ours."""
+    star, hybrid = dict(optimizer="adalayer_star"), dict(rest="sgd_ema", rest_lr=tens(0.1, 3160))
+    lrs, head, both = tens(1e-4, 1), dict(adaptive="head"), dict(adaptive="head+norm")
+    freeze = star | dict(freeze_steps=steps // 10)
+    tied = [dict(optimizer="adamw", beta1=b, beta2=b) for b in BETAS]
+    halves = [(16, 2 * steps), (32, steps), (64, steps // 2), (128, steps // 4)]
+    return {
+        "lr": product(optimizer=SIX[:3], lr=lrs) + product(optimizer=SIX[3:5], lr=tens(1e-5, 0.1))
+              + product(optimizer="sgd", lr=tens(1e-3, 10)),
+        "momentum": product(optimizer=SIX, beta1=BETAS),
+        "tied": tied + [one for one in product(optimizer=["adamw", "signum"], beta1=BETAS)
+                        if one != dict(optimizer="adamw", beta1=0.95)],
+        "weight_decay": product(optimizer=SIX, weight_decay=[0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1]),
+        "warmup": product(optimizer=SIX, warmup=[0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8]),
+        "batch_size": [dict(optimizer=o, batch=b, steps=s) for o in SIX for b, s in halves],
+        "beta2": product(optimizer=SIX[:4], beta2=[0.8, 0.9, 0.95, 0.98, 0.99]) + product(optimizer=SIX[4:]),
+        "eps": product(optimizer=SIX[:3], beta2=0.98, eps=[1e-15, 1e-12, 1e-8, 1e-5]),
+        "adalayer": product(optimizer=["adalayer", "adalayer_star"], lr=lrs)
+                    + product(optimizer="adalayer", rows="head+embed", lr=lrs),
+        "hybrid_last": product(**star, **head, **hybrid),
+        "hybrid_last_norm": product(**star, **both, **hybrid),
+        "hybrid_reverse": product(**star, adaptive="qkv+matrix", **hybrid),
+        "hybrid_adafactor": product(optimizer="adafactor", **both, **hybrid),
+        "norms_untrained": product(**star, **head, **hybrid, untrained="norm")
+                           + product(**star, untrained="norm", lr=lrs),
+        "frozen": product(**freeze, updating=["head+norm", "none", "head", "norm"], lr=lrs)
+                  + product(**freeze, updating="head", untrained="norm", lr=lrs),
+        "adasgd": product(optimizer="adasgd", beta1=[0.9, 0.98], lr=lrs)
+                  + product(**star, **both, rest="adasgd", rest_lr=lrs),
+        "granularity": product(optimizer=["adalayer", "adalayer_star", "adamw"], lr=lrs)
+                       + product(optimizer="adalayer", rows="embed+qkv+matrix+head", lr=lrs),
+        "effective_lr": product(**star, log_blocks=True)}
+
+
+PLAIN = ("steps", "batch", "warmup", "weight_decay", "adaptive", "rest", "rows", "untrained", "updating",
+         "freeze_steps", "log_blocks")
+SWEPT = (*PLAIN, "optimizer", "lr", "rest_lr", "beta1", "beta2", "eps")
+
+
+@pytest.mark.parametrize("name", paper(500))
+def test_the_papers_grids(name, copy, stub):
+    """As many runs, with these values and no others changed, and each of them can be made."""
+    done = sweep(ROOT, name, "configs/nano.toml", "seed=7", "--print", PYTHON=stub)
+    assert done.returncode == 0, done.stderr
+    with torch.device("meta"):
+        model = Decoder(width=16, layers=1, heads=2, context=16, vocab_size=128)
+    base = asdict(train.read_options([f"--config={ROOT / 'configs/nano.toml'}"])[0])
+    found, names = [], []
+    for line in done.stdout.splitlines():
+        config, hyper, tables = train.read_options(shlex.split(line)[2:])
+        config.compile = False
+        train.make_optimizer(model, config, hyper)
+        values = {key: value for key, value in (asdict(config) | hyper).items() if key in SWEPT}
+        values["own_lr"] = config.lr == train.learning_rate(tables, config.optimizer)
+        assert (config.seed, config.resume) == (7, True) and config.run.endswith(",seed=7")
+        names.append(config.run)
+        found.append(values)
+    wanted = paper(500)[name]
+    assert len(found) == len(set(names)) == len(wanted)
+    for one in wanted:    # each is there once, with all else as the config has it
+        usual = {key: base[key] for key in PLAIN} | (dict(own_lr=True) if "lr" not in one else {})
+        usual |= dict(beta1=0.98 if one["optimizer"] == "sgd" else 0.9)
+        usual |= dict(beta2=0.95) if one["optimizer"] not in ("sgd", "signum") else {}
+        same = [values for values in found if all(values.get(k) == v for k, v in (usual | one).items())]
+        assert len(same) == 1, (one, same)
+
+
+def test_the_command_line_narrows_replaces_and_adds(stub):
+    def names(name, *arguments):
+        done = sweep(ROOT, name, "configs/nano.toml", *arguments, "--print", PYTHON=stub)
+        assert done.returncode == 0, done.stderr
+        return [word[6:] for word in done.stdout.split() if word.startswith("--run=")]
+    assert names("lr", "optimizer=adamw,sgd", "lr=3e-3,1e-2", "seed=0,1") == [
+        f"nano,optimizer={o},lr={lr},seed={seed}" for o in ("adamw", "sgd") for lr in ("3e-3", "1e-2")
+        for seed in (0, 1)]
+    assert names("beta2", "optimizer=signum", "steps=9") == ["nano,optimizer=signum,steps=9"]
+    assert names("momentum", "optimizer=lion", "beta1=default") == ["nano,optimizer=lion"]
+    shared = set(names("momentum")) & set(names("warmup"))
+    assert shared == {f"nano,optimizer={name}" for name in SIX}    # the default is run once for all sweeps
+
+
+def wait(true, seconds=20):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_jobs_share_the_machine_and_a_signal_ends_them_in_order(tiny, copy, stub):
+    """Never more than N at a time; killed or ended by a signal and started again, each run ends once."""
+    def begin():
+        return subprocess.Popen(["bash", "sweep.sh", "grid", str(tiny), "seed=0,1,2,3,4", "--jobs", "2"],
+                                cwd=copy, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                start_new_session=True,
+                                env=os.environ | dict(PYTHON=stub, CUDA_VISIBLE_DEVICES="4,6"))
+    def log(word):
+        lines = (copy / "log").read_text().splitlines() if (copy / "log").exists() else []
+        return [line for line in lines if line.startswith(word)]
+    (copy / "wait").touch()
+    process = begin()
+    wait(lambda: len(log("began")) == 2)
+    process.send_signal(signal.SIGTERM)
+    out = process.communicate(timeout=20)[0]
+    assert process.returncode == 75
+    assert len(re.findall(r"seed=\d: interrupted", out)) == 2 and "start it again" in out
+    assert len(log("left")) == len(log("began")) == 2
+    share = max(1, os.cpu_count() // 2)
+    assert all(f" --threads={share} " in line for line in log("began"))
+    assert sorted(line.split()[-1] for line in log("began")) == ["gpu=4", "gpu=6"]
+    process = begin()
+    wait(lambda: len(log("began")) == 4)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (copy / "wait").unlink()
+    process = begin()
+    out = process.communicate(timeout=30)[0]
+    assert process.returncode == 0 and out.count("starting (running)") == 2 and "5 runs" in out
+    assert len(log("ended")) == 5
+    running, most = 0, 0
+    for line in log("")[6:]:    # since the last start
+        running += line.startswith("began") - line.startswith("ended")
+        most = max(most, running)
+    assert most <= 2
+    again = begin()
+    assert again.communicate(timeout=20)[0].count("done already") == 5 and len(log("began")) == 9
+
+
+def test_a_failed_job_says_why(tiny, copy, stub):
+    shutil.copy(tiny, copy / "fails.toml")
+    done = sweep(copy, "grid", "fails.toml", "seed=0,1", "--jobs=2", PYTHON=stub)
+    assert done.returncode == 1 and done.stdout.count("failed: fails,seed=") == 2
+    assert done.stderr.count("train.py: error: as told") == 2
+
+
+def test_other_settings_do_not_pass_for_an_ended_run(tiny, copy):
+    """What follows -- is in no name, so it is compared."""
+    folder = copy / "runs/tiny,seed=0"
+    folder.mkdir(parents=True)
+    config, hyper, _ = train.read_options([f"--config={tiny}"])
+    (folder / "config.json").write_text(json.dumps(asdict(config) | hyper))
+    (folder / "status.json").write_text('{"status": "done"}')
+    same = sweep(copy, "grid", str(tiny), "seed=0", "--", "--threads=1")
+    assert same.returncode == 0 and "tiny,seed=0: done already" in same.stdout, same.stderr
+    other = sweep(copy, "grid", str(tiny), "seed=0", "--", "--width=32")
+    assert other.returncode == 2 and "--width=32: this run was started with 16" in other.stderr
+    assert "belongs before --" in other.stderr

@@ -1,0 +1,524 @@
+"""The training script as a user meets it: through its command line and the files that it leaves."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import optim
+import runs
+import sample
+import train
+from conftest import ROOT, documents
+from model import Decoder
+
+VARIANTS = {name: [f"--optimizer={name}"] for name in optim.names()} | {
+    "hybrid": ["--optimizer=adalayer_star", "--adaptive=head+norm", "--rest=sgd_ema", "--rest_lr=1"],
+    "hybrid_adasgd": ["--optimizer=adalayer_star", "--adaptive=head+norm", "--rest=adasgd", "--rest_lr=1e-2"],
+    "frozen": ["--optimizer=adalayer_star", "--freeze_steps=3", "--updating=head+norm"],
+    "untrained": ["--optimizer=adalayer", "--untrained=norm", "--rows=head+embed", "--weight_decay=0.1"],
+}
+ZOO = {name: [f"--optimizer={name}", "--weight_decay=0.01"] for name in optim.zoo()}
+for name in ("apollo", "apollo_mini", "soap", "sophia"):
+    ZOO[name] += ["--refresh_steps=2"]    # on either side of a resume
+ZOO |= {name: ["--optimizer=muon", f"--modify={name}", "--weight_decay=0.01"] for name in optim.modifiers()}
+ZOO["adagc"] += ["--adagc_warmup_steps=3"]
+
+
+def run(tiny, runs_folder, name, *more, compile=False):
+    """Exit code of a run of the tiny model. A later option takes the place of an earlier one."""
+    usual = [f"--config={tiny}", f"--runs={runs_folder}", f"--run={name}",
+             f"--compile={str(compile).lower()}", "--sample_tokens=0",
+             "--threads=1"]    # tiny products: a second thread only waits
+    return train.main(list({option.split("=")[0]: option for option in [*usual, *more]}.values()))
+
+
+def final(folder):
+    """(weights, optimizer state, metrics without times) of a finished run."""
+    checkpoint = runs.load_checkpoint(sorted(folder.glob("step-*.pt"))[-1])
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [{k: v for k, v in row.items() if k not in ("tokens_per_second", "config")} for row in rows]
+    return checkpoint["model"], checkpoint["optimizer"]["state"], rows
+
+
+def assert_same_run(a, b):
+    (weights, state, rows), (weights2, state2, rows2) = final(a), final(b)
+    assert weights.keys() == weights2.keys() and all(torch.equal(weights[k], weights2[k]) for k in weights)
+    assert state.keys() == state2.keys()
+    for i in state:
+        assert state[i].keys() == state2[i].keys()
+        for key, value in state[i].items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(state2[i][key])), (i, key)
+    assert rows == rows2
+
+
+def rewound(folder, to, step):
+    """A copy of a run's folder as a kill just after the checkpoint of `step` would have left it."""
+    shutil.copytree(folder, to)
+    for path in to.glob("step-*.pt"):
+        if int(path.stem[5:]) > step:
+            path.unlink()
+    runs.write_json(to / "status.json", dict(status="running", step=0, steps=12))
+    return to
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What a run leaves
+
+def test_a_run(tiny, tmp_path, capsys):
+    assert run(tiny, tmp_path, "a", "--optimizer=signum", "--sample_tokens=8", "--threads=0") == 0
+    out = capsys.readouterr().out
+    for field in train.Config.__dataclass_fields__:    # every value in force is shown
+        assert f" {field}=" in out
+    assert " beta1=0.9" in out and "signum, lr 0.001" in out and f"everything is in {tmp_path / 'a'}" in out
+    assert "--- 8 tokens from the model" in out and "no loss is promised for these settings" in out
+    rows = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    keys = [(row["kind"], row["step"]) for row in rows]
+    assert len(keys) == len(set(keys))
+    assert sorted(keys) == sorted([("config", 0), *(("train", t) for t in range(1, 13)),
+                                   ("val", 5), ("val", 10), ("val", 12)])
+    assert rows[0]["config"]["lr"] == 1e-3 and rows[0]["config"]["beta1"] == 0.9
+    assert rows[0]["torch"] == torch.__version__ and rows[0]["threads"] == len(os.sched_getaffinity(0))
+    assert all(0 < row["clipped_norm"] <= 1.0 for row in rows if row["kind"] == "train")
+    lrs = [row["lr"] for row in rows if row["kind"] == "train"]
+    assert lrs == [1e-3 * optim.schedule(t, 12) for t in range(1, 13)]
+    status = json.loads((tmp_path / "a/status.json").read_text())
+    assert status["status"] == "done" and status["loss"] == rows[-1]["loss"]
+    assert (tmp_path / "a/loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert [p.name for p in sorted((tmp_path / "a").glob("*.pt"))] == ["step-00000010.pt", "step-00000012.pt"]
+    assert json.loads((tmp_path / "a/config.json").read_text()) == rows[0]["config"]
+
+
+def test_the_loss_is_the_mean_over_the_whole_batch_and_split(tiny, tmp_path):
+    """Step 1's training loss and the final validation, computed by hand;
+    bits per byte = loss / ln 2 * tokens / bytes."""
+    assert run(tiny, tmp_path, "a", "--precision=fp32", "--micro_batch=2") == 0
+    rows = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    shape = runs.load_checkpoint(tmp_path / "a/step-00000012.pt")["shape"]
+    train_set, val_set = (data.Tokens(tiny.parent / "data", split, 16) for split in ("train", "val"))
+
+    def loss(model, ids):
+        logits, targets = model(torch.tensor(ids[:, :-1])), torch.tensor(ids[:, 1:])
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).item()
+    ids = train_set[data.Order(len(train_set), 0)(0, 8)]
+    assert rows[1]["loss"] == pytest.approx(loss(Decoder(**shape, seed=0), ids), rel=1e-5)
+    model = Decoder(**shape)
+    model.load_state_dict(runs.load_checkpoint(tmp_path / "a/step-00000012.pt")["model"])
+    expected = loss(model, val_set[range(len(val_set))])
+    assert rows[-1]["loss"] == pytest.approx(expected, rel=1e-5) and rows[-1]["windows"] == len(val_set)
+    entry = data.read_meta(tiny.parent / "data")["splits"]["val"]
+    bits = expected / 0.6931471805599453
+    assert rows[-1]["bits_per_byte"] == pytest.approx(bits * entry["tokens"] / entry["bytes"])
+
+
+def test_looking_changes_nothing(tiny, tmp_path):
+    """Any interval of logging, validating and saving gives the same weights and state."""
+    assert run(tiny, tmp_path, "a") == 0
+    for name, more in dict(b=["--eval_every=1", "--log_every=5"], c=["--eval_every=0", "--save_every=2"],
+                           d=["--log_blocks", "--save_every=0", "--keep=3"]).items():
+        assert run(tiny, tmp_path, name, *more) == 0
+        (weights, state, _), (weights2, state2, _) = final(tmp_path / "a"), final(tmp_path / name)
+        assert all(torch.equal(weights[k], weights2[k]) for k in weights)
+        assert all(torch.equal(state[i][k], state2[i][k]) for i in state for k in ("m", "v"))
+
+
+def test_log_blocks(tiny, tmp_path):
+    assert run(tiny, tmp_path, "a", "--optimizer=adalayer_star", "--log_blocks", "--weight_decay=0.1") == 0
+    row = json.loads((tmp_path / "a/metrics.jsonl").read_text().splitlines()[3])
+    assert set(row["effective_lr"]) == set(row["largest_u"]) == set(optim.ROLES)
+    assert all(len(q) == 7 and q == sorted(q) for q in row["effective_lr"].values())
+    model = Decoder(width=16, layers=2, heads=2, context=16, vocab_size=300)
+    assert set(row["blocks"]) == {name for name, _ in model.named_parameters()}
+    assert run(tiny, tmp_path, "b", "--optimizer=signum", "--log_blocks") == 0
+    row = json.loads((tmp_path / "b/metrics.jsonl").read_text().splitlines()[3])
+    assert row["effective_lr"] == {} and all(abs(u - 1) < 0.01 for u in row["largest_u"].values())
+    head = row["blocks"]["head.weight"]
+    assert head["update"] == pytest.approx(row["lr"], rel=0.01)    # signum moves by lr
+
+
+def test_frozen_ratios_measure_first(tiny, tmp_path):
+    """freeze_steps extra steps in which nothing moves; then the whole schedule."""
+    assert run(tiny, tmp_path, "a", "--optimizer=adalayer_star", "--freeze_steps=5", "--updating=none",
+               "--keep=9", "--weight_decay=0.1") == 0
+    start = Decoder(**runs.load_checkpoint(tmp_path / "a/step-00000005.pt")["shape"]).state_dict()
+    for step, still in ((5, True), (10, False), (17, False)):
+        weights = runs.load_checkpoint(tmp_path / f"a/step-{step:08d}.pt")["model"]
+        assert all(torch.equal(weights[k], start[k]) == still for k in weights), step
+    rows = final(tmp_path / "a")[2]
+    peak = json.loads((tmp_path / "a/config.json").read_text())["lr"]
+    assert [row["lr"] for row in rows if row["kind"] == "train" and row["step"] > 5] == \
+        [peak * optim.schedule(t, 12) for t in range(1, 13)]
+
+
+def test_the_promised_loss(tiny, tmp_path, capsys):
+    promise = tmp_path / "promise.toml"
+    promise.write_text(tiny.read_text() + "[expect]\nsignum = {loss = 5.0, tolerance = 2.0}\n"
+                                          "adamw = {loss = 1.0, tolerance = 0.1}\n")
+    for name, more, words in (
+            ("a", ["--optimizer=signum", "--seed=3", "--log_every=4"],
+             "5.0 +- 2.0 nats per token: as promised"),
+            ("b", ["--optimizer=adamw"], "1.0 +- 0.1 nats per token: NOT AS PROMISED"),
+            ("c", ["--optimizer=signum", "--lr=2e-3"], "no loss is promised for these settings (lr)"),
+            ("d", ["--optimizer=signum", "--beta1=0.8", "--batch=4"],
+             "no loss is promised for these settings (batch, beta1)"),
+            ("e", ["--optimizer=lion"], "no loss is promised for these settings\n")):
+        assert run(promise, tmp_path, name, *more) == 0
+        assert words in capsys.readouterr().out
+
+
+def test_default_data_is_prepared_and_only_that(tiny, tmp_path, monkeypatch, capsys):
+    """Missing data of the default folder is made; any other missing data is one line with the command."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train.prepare_c4, "sotu", documents)
+    config = tmp_path / "own.toml"
+    config.write_text(tiny.read_text().replace(f'data = "{tiny.parent / "data"}"',
+                                               f'data = "{train.Config.data}"\nprepare = "--vocab=300"'))
+    assert run(config, "runs", "a") == 0
+    out = capsys.readouterr().out
+    assert f"{train.Config.data} is not there yet, so first: python prepare_c4.py --vocab=300" in out
+    assert run(config, "runs", "b") == 0
+    assert "prepare_c4.py" not in capsys.readouterr().out
+    assert run(config, "runs", "c", "--data=data/other") == 2
+    assert capsys.readouterr().err == ("train.py: error: --data=data/other: no data there; make it: "
+                                       "python prepare_c4.py --vocab=300 --out=data/other\n")
+    assert not Path("runs/c").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Resume
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", VARIANTS | ZOO)
+def test_resume_is_exact(tiny, tmp_path, variant, precision):
+    more = [*(VARIANTS | ZOO)[variant], f"--precision={precision}", "--keep=9"]
+    assert run(tiny, tmp_path, "a", *more) == 0
+    rewound(tmp_path / "a", tmp_path / "b", 5)
+    assert run(tiny, tmp_path, "b", *more, "--resume") == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_resume_is_exact_in_a_new_process_and_compiled(tiny, tmp_path):
+    """Through the shell, twice, compiled; and the resumed run needs no option but its name."""
+    def shell(*more):
+        return subprocess.run([sys.executable, "train.py", f"--runs={tmp_path}", *more], cwd=ROOT, text=True,
+                              capture_output=True)
+    first = shell(f"--config={tiny}", "--run=a", "--optimizer=adamw", "--keep=9", "--threads=1")
+    assert first.returncode == 0
+    rewound(tmp_path / "a", tmp_path / "b", 10)
+    assert shell("--run=b", "--resume").returncode == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_resume_at_every_step_and_after_the_end(tiny, tmp_path, capsys):
+    assert run(tiny, tmp_path, "a", "--save_every=1", "--keep=99") == 0
+    for step in range(1, 13):
+        rewound(tmp_path / "a", tmp_path / f"at{step}", step)
+        assert run(tiny, tmp_path, f"at{step}", "--resume", "--save_every=1", "--keep=99") == 0
+        assert_same_run(tmp_path / "a", tmp_path / f"at{step}")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()}
+    capsys.readouterr()
+    assert run(tiny, tmp_path, "a", "--resume", "--save_every=1", "--keep=99") == 0
+    assert "already complete" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()}
+
+
+@pytest.mark.parametrize("change, words", [
+    ("--lr=0.5", "--lr=0.5: this run was started with 0.01"), ("--seed=1", "--seed=1"),
+    ("--layers=3", "--layers=3"), ("--batch=4", "--batch=4"), ("--optimizer=lion", "lion"),
+    ("--beta2=0.5", "--beta2=0.5"), ("--clip=2", "--clip=2.0"), ("--z_loss=0", "--z_loss=0.0"),
+    ("--data={other}", "holds other tokens")])
+def test_resume_refuses_what_changed(tiny, tmp_path, capsys, monkeypatch, change, words):
+    assert run(tiny, tmp_path, "a") == 0
+    rewound(tmp_path / "a", tmp_path / "b", 10)
+    monkeypatch.setattr(train.prepare_c4, "sotu", lambda: documents(seed=1))
+    assert train.prepare_c4.main(["--vocab=300", f"--out={tmp_path / 'other'}"]) == 0
+    capsys.readouterr()
+    assert run(tiny, tmp_path, "b", "--resume", change.format(other=tmp_path / "other")) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+    assert run(tiny, tmp_path, "b", "--resume", "--log_every=3", "--eval_every=0") == 0    # looking is free
+
+
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(tiny, tmp_path, capsys):
+    assert run(tiny, tmp_path, "a", "--keep=9") == 0
+    folder = rewound(tmp_path / "a", tmp_path / "b", 10)
+    path = folder / "step-00000010.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    capsys.readouterr()
+    assert run(tiny, tmp_path, "b", "--resume", "--keep=9") == 0
+    out = capsys.readouterr().out
+    assert "skipped" in out and "step-00000010.pt: is damaged" in out and "resumed from" in out
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert run(tiny, tmp_path, "c", f"--init_from={tmp_path / 'nothing.pt'}") == 2
+    path.write_bytes(content)
+    assert run(tiny, tmp_path, "c", f"--init_from={path}") == 2
+    missing, damaged = capsys.readouterr().err.splitlines()
+    assert "nothing.pt: No such file" in missing and "step-00000010.pt: is damaged" in damaged
+
+
+def test_plain_torch_load_reads_a_checkpoint(tiny, tmp_path):
+    assert run(tiny, tmp_path, "a") == 0
+    path = tmp_path / "a/step-00000012.pt"
+    for mmap in (False, True):
+        assert torch.load(path, weights_only=True, mmap=mmap)["step"] == 12
+
+
+def test_init_from(tiny, tmp_path, capsys):
+    """A new run from another's weights, and its state where the optimizer is the same."""
+    assert run(tiny, tmp_path, "a") == 0
+    path = tmp_path / "a/step-00000012.pt"
+    assert run(tiny, tmp_path, "b", f"--init_from={path}", "--steps=1", "--lr=0") == 0
+    old, new = final(tmp_path / "a"), final(tmp_path / "b")
+    assert all(torch.equal(old[0][k], new[0][k]) for k in old[0])
+    assert all(state["t"] == 13 for state in new[1].values())
+    assert run(tiny, tmp_path, "e", f"--init_from={path}", "--steps=1", "--beta1=0.5") == 0
+    groups = runs.load_checkpoint(tmp_path / "e/step-00000001.pt")["optimizer"]["param_groups"]
+    assert groups[0]["beta1"] == 0.5 and groups[0]["lr_peak"] == 1e-2
+    capsys.readouterr()
+    assert run(tiny, tmp_path, "c", f"--init_from={path}", "--optimizer=signum", "--steps=1") == 0
+    assert "is of adamw; only its weights are used" in capsys.readouterr().out
+    assert all(state["t"] == 1 for state in final(tmp_path / "c")[1].values())
+    assert run(tiny, tmp_path, "d", f"--init_from={path}", "--width=32") == 2
+    assert "does not fit" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Broken steps
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_stops_before_the_update(tiny, tmp_path, capsys, monkeypatch,
+                                                           variant, where):
+    """Sign rules would go on for ever: sign(nan) is 0."""
+    assert run(tiny, tmp_path, "a", *VARIANTS[variant], "--save_every=6", "--keep=9") == 0
+    forward, calls = Decoder.losses, []
+
+    def broken(self, x, targets, z_loss):
+        calls.append(1)
+        objective, loss, z = forward(self, x, targets, z_loss)
+        if len(calls) != 7:
+            return objective, loss, z
+        if where == "loss":
+            return objective * float("nan"), loss * float("nan"), z
+        x.register_hook(lambda grad: grad * float("inf"))
+        return objective, loss, z
+    monkeypatch.setattr(Decoder, "losses", broken)
+    capsys.readouterr()
+    more = ["--save_every=6", "--eval_every=0", "--keep=9"]
+    assert run(tiny, tmp_path, "b", *VARIANTS[variant], *more) == 3
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert err.startswith("train.py: error: step 7: the " + ("loss" if where == "loss" else "gradient norm"))
+    assert "embed.weight" in err
+    status = json.loads((tmp_path / "b/status.json").read_text())
+    assert status["status"] == "diverged" and status["step"] == 7
+    a, b = (runs.load_checkpoint(tmp_path / name / "step-00000006.pt") for name in "ab")
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+    assert [p.name for p in (tmp_path / "b").glob("*.pt")] == ["step-00000006.pt"]
+    assert run(tiny, tmp_path, "b", *VARIANTS[variant], *more, "--resume") == 3    # a result: never retried
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ranks
+
+def test_two_ranks_are_one_process_with_two_micro_batches(tiny, tmp_path):
+    """Bit for bit, for every optimizer, through the run's own command line."""
+    script = Path(__file__).parent / "two_ranks.py"
+    arguments = [str(script), str(tiny), str(tmp_path)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    two = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert two.returncode == 0, two.stderr[-3000:]
+    for name, more in (VARIANTS | ZOO).items():
+        assert run(tiny, tmp_path, f"one-{name}", *more, "--micro_batch=4") == 0
+        weights, state, rows = final(tmp_path / f"one-{name}")
+        weights2, state2, rows2 = final(tmp_path / f"two-{name}")
+        assert all(torch.equal(weights[k], weights2[k]) for k in weights), name
+        assert all(torch.equal(torch.as_tensor(state[i][k]), torch.as_tensor(state2[i][k]))
+                   for i in state for k in state[i])
+        for a, b in zip(rows[1:], rows2[1:], strict=True):    # evaluation is summed in another order
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-6) and a.get("norm") == b.get("norm")
+    assert_same_run(tmp_path / "two-views", tmp_path / "two-copies")    # gradients inside DDP's buckets
+
+
+@pytest.mark.parametrize("batch, micro, world, expected", [
+    (32, 0, 1, (32, 1)), (32, 8, 1, (8, 4)), (32, 0, 2, (16, 1)), (256, 0, 1, (128, 2)), (7, 0, 1, (7, 1)),
+    (7, 0, 2, "--batch=7: must divide among 2 ranks; try 6 or 8"), (1, 0, 2, "--batch=1: .* try 2"),
+    (8, 3, 1, "--micro_batch=3: must divide the 8 sequences of a rank; try 2 or 4"), (8, 9, 1, "try 8")])
+def test_split_batch(batch, micro, world, expected):
+    if isinstance(expected, tuple):
+        assert train.split_batch(batch, micro, world, 128) == expected
+    else:
+        with pytest.raises(train.UserError, match=expected):
+            train.split_batch(batch, micro, world, 128)
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny, tmp_path):
+    """8 sequences at once, or 4 x 2: the same first step to rounding
+    (weights before anything is amplified)."""
+    for name, more in dict(a=[], b=["--micro_batch=2"]).items():
+        assert run(tiny, tmp_path, name, "--optimizer=sgd", "--lr=0.1", "--steps=1", "--precision=fp32",
+                   *more) == 0
+    a, b = (final(tmp_path / name)[1] for name in "ab")
+    for i in a:
+        assert (a[i]["m"] - b[i]["m"]).norm() <= 1e-5 * a[i]["m"].norm()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Options
+
+BAD = [(["--optimzer=adamw"], "--optimzer: no such option; did you mean optimizer?"),
+       (["--beta2=0.5", "--optimizer=signum"], "the chosen optimizer takes beta1"),
+       (["--optimizer=adam"], "did you mean adamw?"), (["--rest=sgd"], "rest"), (["--lr"], "--lr"),
+       (["--lr=fast"], "--lr='fast': must be a number"), (["--lr=-1"], "--lr=-1.0: must be at least 0"),
+       (["--lr=nan"], "--lr=nan"), (["--lr=1e999"], "--lr=inf"),
+       (["--steps=0"], "--steps=0: must be at least 1"),
+       (["--steps=1.5"], "--steps='1.5': must be a whole number"), (["--steps=1_000"], "--steps='1_000'"),
+       (["--steps=" + "9" * 400], "--steps="), (["--steps=5", "--steps=6"], "--steps: given 2 times"),
+       (["--qk_norm=yes"], "--qk_norm='yes': must be true or false"),
+       (["--precision=fp16"], "--precision='fp16'"),
+       (["--beta1=1.0"], "beta1=1.0: must be in [0, 1)"), (["--beta1=x"], "--beta1='x': must be a number"),
+       (["--rows=head"], "rows='head': adamw"),
+       (["--untrained=feet"], "untrained='feet': must be one or more of"),
+       (["--adaptive=head"], "adaptive, rest and rest_lr"),
+       (["--heads=3"], "--heads=3"), (["--heads=16"], "--heads=16"),
+       (["--padded_vocab=10"], "--padded_vocab=10"), (["--vocab_size=299"], "has 300"),
+       (["--context=99999"], "context"), (["--micro_batch=3"], "try 2 or 4"),
+       (["stray"], "'stray': options are --key=value"), (["--resume", "--overwrite"], "--resume"),
+       (["--config=nowhere.toml"], "nowhere.toml"), (["--data=\x1b[31m"], "cannot be printed"),
+       (["--run=../x"], "--run='../x'"), (["--run=a/b"], "--run="), (["--run=-x"], "--run="),
+       (["--keep=1"], "at least 2"), (["--run=" + "x" * 300], "--run="), (["--run=.hidden"], "--run=")]
+
+
+@pytest.mark.parametrize("arguments, words", BAD)
+def test_bad_options_are_one_line(tiny, tmp_path, capsys, arguments, words):
+    usual = [f"--config={tiny}"] if "--config" not in arguments[0] else []
+    code = train.main([*usual, f"--runs={tmp_path / 'runs'}", "--compile=false", *arguments])
+    err = capsys.readouterr().err
+    assert code == 2 and err.startswith("train.py: error: ") and words in err
+    assert err.count("\n") == 1 and len(err) <= 300 and err.rstrip().isprintable()
+    assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize("content, words", [
+    ("steps = 5", "steps: no such table; steps is a key of [train]"),
+    ("[train]\nstepz = 5", "did you mean steps?"),
+    ("[model]\nsteps = 5", "steps: no such key in [model]; it belongs into [train]"),
+    ("[trian]", "did you mean train?"), ("[train]\nsteps = '5'", "steps='5': must be of type int"),
+    ("[train]\nqk_norm = true", "it belongs into [model]"),
+    ("[train]\nrun = 'x'", "run: no such key in [train]; it is for the command line"),
+    ("[lr]\nadam = 1", "adam = 1"), ("[lr]\nadamw = 'x'", "adamw = 'x'"),
+    ("[hyper.adamw]\nbeta3 = 1", "beta3"), ("[train]\nlr = nan", "lr=nan"),
+    ("[train", "is not TOML"), ("[train]\nsteps = 1\nsteps = 2", "is not TOML"), ("\x00", "is not TOML"),
+    ("import os", "is not TOML"), ("a = " + "[" * 5000, "is not TOML")])
+def test_bad_files_are_one_line(tmp_path, capsys, content, words):
+    (tmp_path / "own.toml").write_text(content)
+    options = [f"--config={tmp_path / 'own.toml'}", f"--runs={tmp_path / 'runs'}", "--compile=false"]
+    assert train.main(options) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+def test_values_come_from_the_command_line_then_the_file_then_the_default(tmp_path):
+    (tmp_path / "own.toml").write_text("[train]\nsteps = 7\nclip = 2\noptimizer = 'lion'\n"
+                                       "[lr]\nadamw = 1e-2\nlion = 1e-4\n"
+                                       "[hyper.lion]\nbeta2 = 0.99\n[hyper.adamw]\nbeta2 = 0.9\n"
+                                       "[rest_lr]\nsgd_ema = 3\n")
+    file = f"--config={tmp_path / 'own.toml'}"
+    config, hyper, _ = train.read_options([file, "--steps", "9", "--qk_norm", "false"])
+    assert (config.steps, config.clip, config.qk_norm, config.optimizer, config.lr) == \
+        (9, 2.0, False, "lion", 1e-4)
+    assert hyper == dict(beta1=0.9, beta2=0.99)
+    config, hyper, _ = train.read_options([file, "--optimizer=signum"])    # not tuned: a tenth of AdamW's
+    assert config.lr == pytest.approx(1e-3) and hyper == dict(beta1=0.9)
+    config, hyper, _ = train.read_options([file, "--adaptive=head", "--rest=sgd_ema", "--rest_beta1=0.5",
+                                           "--beta2=0.5"])
+    assert config.rest_lr == 3.0 and hyper == dict(beta1=0.9, beta2=0.5, rest_beta1=0.5)
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as left:
+        train.main(["--help", "--optimizer=lion"])
+    text = capsys.readouterr().out
+    assert left.value.code == 0 and "--beta2" in text
+    for name, field in train.Config.__dataclass_fields__.items():
+        assert f"--{name} " in text and len(field.metadata["help"]) > 5
+
+
+def test_a_used_folder_is_safe(tiny, tmp_path, capsys):
+    assert run(tiny, tmp_path, "a") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert run(tiny, tmp_path, "a") == 2
+    held = runs.lock(tmp_path / "a/lock")
+    assert run(tiny, tmp_path, "a", "--overwrite") == 2
+    held.close()
+    errors = capsys.readouterr().err.splitlines()[-2:]
+    assert "is in use; give --resume" in errors[0] and "another process" in errors[1]
+    assert before == {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert run(tiny, tmp_path, "a", "--overwrite", "--optimizer=signum") == 0
+    for expected in ("0001", "0002"):
+        assert run(tiny, tmp_path, "") == 0
+        assert (tmp_path / expected / "status.json").exists()
+
+
+def test_without_a_compiler_one_line_and_eager(tiny, tmp_path, capsys, monkeypatch):
+    eager, real = [], torch.compile
+
+    def no_compiler(function, **options):
+        def fail(*arguments):
+            eager.append(1)
+            raise RuntimeError("no C++ compiler\nat all")
+        return fail
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    assert run(tiny, tmp_path, "a", compile=True) == 0
+    assert eager == [1, 1]    # the CPU's flags may be wrong for this compiler: it tries without, too
+    out = capsys.readouterr().out
+    assert "note: no working compiler, so all runs eagerly and slower (no C++ compiler" in out
+    assert "compile=false" in out
+
+
+def test_threads(tiny, tmp_path, monkeypatch, capsys):
+    """All cores shared by the ranks of this machine, whatever OMP_NUM_THREADS says; --threads wins."""
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert train.Machine(train.Config(device="cpu")).threads == torch.get_num_threads() == cores
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * cores))
+    assert train.Machine(train.Config(device="cpu")).threads == 1
+    assert train.Machine(train.Config(device="cpu", threads=3)).threads == torch.get_num_threads() == 3
+
+
+def test_a_device_that_is_not_there(tiny, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert run(tiny, tmp_path, "a", "--device=cuda") == 4
+    assert "--device=cuda: this machine has 0 of them" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Samples
+
+def test_sample(tiny, tmp_path, capsys):
+    assert run(tiny, tmp_path, "a") == 0
+    capsys.readouterr()
+    usual = [f"--runs={tmp_path}", "--run=a", "--tokens=12", "--prompt=the"]
+    texts = []
+    for more in (["--temperature=0"], ["--temperature=0", "--seed=5"], ["--temperature=1"],
+                 ["--temperature=1", "--seed=5"], ["--top_k=1"]):
+        assert sample.main([*usual, *more]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[4] != texts[2] != texts[3] and texts[0].startswith("the")
+    assert sample.main(["--run=nothing", f"--runs={tmp_path}"]) == 2
+    assert sample.main([]) == 2
+
+
+def test_padded_ids_are_never_drawn():
+    model = Decoder(width=8, layers=1, heads=1, context=4, vocab_size=5)    # 128 rows, 123 of them padding
+    with torch.no_grad():
+        model.head.weight[5:] = 100 * model.head.weight[:5].sum(0)
+    ids = sample.generate(model, [0], 300, temperature=5.0)
+    assert len(ids) == 301 and set(ids) == set(range(5))

@@ -1,0 +1,635 @@
+"""The rules of zoo/, against numbers of the code that their authors or others published; and what every
+rule must do."""
+import inspect
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import optim
+import runs
+import test_train
+import train
+from model import Decoder
+from optim import Optimizer
+from test_optim import SHAPES, gradients, groups_of, weights
+
+GOLDEN = np.load(Path(__file__).parent / "golden/zoo/rules.npz")
+CASES = json.loads(bytes(GOLDEN["meta"]))
+RULES, MODIFIERS = optim.zoo(), optim.modifiers()
+
+
+def built(case, monkeypatch, dtype, compile=False):
+    """(tensors by name, optimizer) of a case of the file."""
+    meta = CASES[case]
+    w = {name: torch.tensor(GOLDEN[f"w0/{name}"]).to(dtype) for name in meta["names"]}
+    roles = [meta["roles"].get(name) for name in w]
+    group = dict(params=list(w.items()), blocks=[3 if role == "qkv" else 1 for role in roles], roles=roles)
+    rule = RULES.get(meta["rule"]) or optim.rules()[meta["rule"]]
+    usual, base = getattr(rule, "refresh", None), case.removesuffix("_decay").removesuffix("_small")
+
+    def copied(p, index, t):    # the projections are the file's
+        p[0] = torch.tensor(GOLDEN[f"{base}/p/{t}/{list(w)[index - 1]}"])
+
+    def first_bases(s, gl, gr, ql, qr, t, blocks, index):    # arbitrary where one gradient leaves zeros
+        name = list(w)[index - 1]
+        if t > 2 or not ql.numel():
+            usual(s, gl, gr, ql, qr, t, blocks)
+        else:
+            for key, basis in (("ql", ql), ("qr", qr)):
+                basis[0] = torch.tensor(GOLDEN[f"{case}/{key}/{name}"])
+    if meta["rule"].startswith("apollo"):
+        monkeypatch.setattr(rule, "refresh", copied)
+    elif meta["rule"] == "soap":
+        monkeypatch.setattr(rule, "refresh", first_bases)
+    return w, Optimizer([group], rule, lr=meta["lr"], weight_decay=meta["weight_decay"], compile=compile,
+                        modify=[MODIFIERS[meta["modify"]]] if meta["modify"] else (), **meta["hyper"])
+
+
+def deviation(case, monkeypatch, dtype=torch.float64, compile=False):
+    """The largest difference from the file, as a fraction of the largest distance that tensor has moved."""
+    w, optimizer = built(case, monkeypatch, dtype, compile)
+    worst, seen = 0.0, 0
+    for t in range(1, 26):
+        sampled = {}
+        for name, p in w.items():
+            grads = torch.tensor(GOLDEN[f"grad/{name}"]).to(dtype) * CASES[case]["scale"]
+            p.grad, sampled[p] = grads[t - 1], grads[(t + 5) % 25]
+        optimizer.step(sampled=sampled)
+        for name in w:
+            if f"{case}/{t}/{name}" in GOLDEN:
+                want, start = GOLDEN[f"{case}/{t}/{name}"], GOLDEN[f"w0/{name}"].astype(float)
+                seen += 1
+                worst = max(worst, abs(w[name].double().numpy() - want).max() / abs(want - start).max())
+    assert seen
+    return worst
+
+
+# Where a reference is less exact than float64. AdEMAMix's adds 1e-8 to its betas before it takes their
+# logarithm, which changes 1 - beta3 by 1e-4 of it; AdaGC's sums the norm, and heavyball all, in float32.
+LOOSER = dict(ademamix=1e-5, ademamix_decay=1e-5, ademamix_small=1e-5, adagc=1e-7, adagc_decay=1e-7,
+              cautious_wd_decay=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case, monkeypatch):
+    """In float64, after 3 and after 25 steps, on all weights."""
+    assert deviation(case, monkeypatch) <= LOOSER.get(case, 1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Seven properties of every rule, as in test_optim.py, and of every modifier
+
+NAMES = [*RULES, *(f"adamw+{name}" for name in MODIFIERS), "muon+cautious+cautious_decay"]
+
+
+def made(name, w, lr=0.1, **more):
+    rule, _, modify = name.partition("+")
+    if hasattr(optim.find(rule), "rest"):
+        more.setdefault("rest_lr", 0.5)
+    return optim.make(rule, [(role, w[role], role) for role in w], lr=lr, modify=modify or None, **more)
+
+
+def run(optimizer, w, grads):
+    for g in grads:
+        for role in w:
+            w[role].grad = g[role].to(w[role].dtype, copy=True)
+        optimizer.step(sampled={p: p.grad.flip(0) for p in w.values()})    # Sophia's; the others ask for none
+
+
+def zeros():
+    return {role: torch.zeros(shape) for role, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zero_gradient_moves_nothing(name):
+    w, start = weights(), weights()
+    run(made(name, w), w, [zeros()] * 4)
+    assert all(torch.equal(w[role], start[role]) for role in w)
+
+
+@pytest.mark.parametrize("kind", ["independent", "coupled"])
+@pytest.mark.parametrize("name", [name for name in NAMES if "trust_ratio" not in name])    # it rescales decay
+def test_zero_gradient_with_decay_multiplies(name, kind):
+    w, start = weights(), weights()
+    optimizer = made(name, w, weight_decay=0.3, weight_decay_kind=kind)
+    expected = {role: 1.0 for role in w}
+    for t, scale in enumerate((1.0, 0.5, 0.25, 0.0), 1):
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr_peak"] * scale
+        run(optimizer, w, [zeros()])
+        for role, group in groups_of(optimizer).items():
+            if t > optimizer.still(group):    # a step that only measures does not decay
+                expected[role] *= 1 - 0.3 * (scale if kind == "independent" else group["lr"])
+    for role in w:
+        assert torch.allclose(w[role], start[role] * expected[role], rtol=1e-14, atol=0), role
+
+
+def test_lambs_decay_is_lr_whatever_its_strength():
+    """All that is left without a gradient is decay * w, and the trust ratio gives it the weight's size."""
+    for strength in (0.1, 0.5):
+        w, start = weights(), weights()
+        optimizer = made("adamw+trust_ratio", w, weight_decay=strength, weight_decay_kind="coupled")
+        run(optimizer, w, [zeros()] * 2)
+        assert all(torch.allclose(w[role], start[role] * 0.9**2, rtol=1e-12) for role in w)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_doubling_the_lr_doubles_the_first_step(name):
+    moved = []
+    for factor in (1, 2):
+        w, start = weights(), weights()
+        optimizer = made(name, w, lr=0.1 * factor)
+        run(optimizer, w, gradients()[:optimizer.still(optimizer.param_groups[0]) + 1])
+        moved.append({role: w[role] - start[role] for role in w})
+    for role, group in groups_of(optimizer).items():
+        factor = 2 if group["rule"] == name.partition("+")[0] else 1    # the rest has an lr of its own
+        assert torch.allclose(moved[1][role], factor * moved[0][role], rtol=1e-12, atol=1e-15), role
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "muon+cautious" not in name])
+def test_the_first_step_moves(name):
+    """The first that does not only measure. Cautious leaves out weights where Muon disagrees with g."""
+    w, start = weights(), weights()
+    optimizer = made(name, w)
+    still = optimizer.still(optimizer.param_groups[0])
+    run(optimizer, w, gradients()[:still])
+    assert all(torch.equal(w[role], start[role]) for role in w)
+    run(optimizer, w, gradients()[still:still + 1])
+    assert all((w[role] != start[role]).all() for role in w)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_momentum_matters(name):
+    ends = []
+    for beta1 in (0.9, 0.0):
+        w = weights()
+        rest = dict(rest_beta1=beta1) if hasattr(optim.find(name.partition("+")[0]), "rest") else {}
+        run(made(name, w, beta1=beta1, **rest), w, gradients())
+        ends.append(w)
+    assert not any(torch.equal(ends[0][role], ends[1][role]) for role in w)
+
+
+@pytest.mark.parametrize("name, key", [
+    *((name, key) for name, rule in RULES.items() for key in optim.hyper_of(rule)),
+    *((f"adamw+{name}", key) for name, modifier in MODIFIERS.items() for key in optim.hyper_of(modifier))])
+def test_every_hyperparameter_matters(name, key):
+    base = dict(adagc_warmup_steps=4) if "adagc" in name else {}
+    default = optim.hyper_of(*RULES.values(), *MODIFIERS.values())[key]
+    ends = []
+    for value in ({}, {key: 2 if type(default) is int else 0.5}):
+        w = weights()
+        run(made(name, w, **base | value), w, gradients(12))
+        ends.append(w)
+    assert not all(torch.equal(ends[0][role], ends[1][role]) for role in w)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_groups_own_lr_is_honoured(name):
+    for quiet in range(len(made(name, weights()).param_groups)):
+        w, start = weights(), weights()
+        optimizer = made(name, w)
+        optimizer.param_groups[quiet]["lr"] = 0.0
+        run(optimizer, w, gradients())
+        for role, group in groups_of(optimizer).items():
+            assert torch.equal(w[role], start[role]) == (group is optimizer.param_groups[quiet]), role
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_save_and_load_resumes_bit_for_bit(name, dtype):
+    grads = gradients(dtype=dtype)
+    rule = optim.find(name.partition("+")[0])
+    more = dict(refresh_steps=2) if hasattr(rule, "refresh") else {}
+    w = weights(dtype)
+    optimizer = made(name, w, weight_decay=0.1, **more)
+    run(optimizer, w, grads[:3])
+    file = io.BytesIO()
+    torch.save((optimizer.state_dict(), {role: p.detach() for role, p in w.items()}), file)
+    file.seek(0)
+    state, values = torch.load(file, weights_only=True)
+    again = {role: value.clone().requires_grad_() for role, value in values.items()}
+    resumed = made(name, again, weight_decay=0.1, **more)
+    resumed.load_state_dict(state)
+    run(optimizer, w, grads[3:])
+    run(resumed, again, grads[3:])
+    for role in w:
+        assert torch.equal(w[role], again[role])
+        for key, value in optimizer.state[w[role]].items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(resumed.state[again[role]][key]))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_is_eager_to_rounding_and_compiles_once(name):
+    """In float32, over 12 steps of a schedule: within 2e-5 of the largest distance moved."""
+    a, b, start = (weights(torch.float32) for _ in range(3))
+    torch._dynamo.utils.counters.clear()
+    optimizer, eager = made(name, a, compile=True, lr=0.01), made(name, b, lr=0.01)
+    for t, g in enumerate(gradients(12, dtype=torch.float32), 1):
+        for o in (optimizer, eager):
+            for group in o.param_groups:
+                group["lr"] = group["lr_peak"] * optim.schedule(t, 12)
+            run(o, a if o is optimizer else b, [g])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(optimizer.graphs)
+    for role in a:
+        assert (a[role] - b[role]).abs().max() <= 2e-5 * (b[role] - start[role]).abs().max(), role
+
+
+@pytest.mark.compiled
+def test_scions_embedding_compiles_at_the_size_of_a_model():
+    """A mean over rows of what has just been changed in place does not, in torch 2.13; small ones do."""
+    w, b = torch.ones(384, 128), torch.ones(384, 128)
+    for p, compile in ((w, True), (b, False)):
+        optimizer = Optimizer([dict(params=[p], roles=["embed"])], RULES["scion"], lr=0.01, compile=compile)
+        p.grad = torch.linspace(-1, 1, p.numel()).reshape(p.shape)
+        optimizer.step()
+    assert torch.allclose(w, b, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What the rules have to do with one another, and what each promises
+
+def ends(name, steps=8, **more):
+    w = weights()
+    run(made(name, w, **more), w, gradients(steps))
+    return w
+
+
+@pytest.mark.parametrize("a, b", [
+    (("ademamix", dict(alpha=0.0, beta2=0.95, eps=1e-8)), ("adamw", dict(eps=1e-8))),
+    (("adam_mini", {}), ("adalayer", dict(rows="embed+matrix+head"))),
+    (("sophia", dict(rho=0.0, beta1=0.9)), ("signum", {})),
+    (("adamw+adagc", dict(adagc_start=1e9)), ("adamw", {}))], ids=lambda pair: pair[0])
+def test_a_rule_that_is_another(a, b):
+    """Adam-mini is Adalayer with a block for each row, but for q, k, v; the others, by a number that is 0."""
+    a, b = (ends(name, **more) for name, more in (a, b))
+    assert all(torch.allclose(a[role], b[role], rtol=0, atol=1e-12) for role in a if role != "qkv")
+
+
+def test_mars_without_gamma_is_adam_of_clipped_tensors():
+    small = [{role: g * 1e-3 for role, g in grads.items()} for grads in gradients()]    # norms below 1
+    a, b = weights(), weights()
+    run(made("mars", a, gamma=0.0, rest_lr=0.1), a, small)
+    run(made("adamw", b, beta1=0.95, beta2=0.99, eps=1e-8), b, small)
+    assert all(torch.allclose(a[role], b[role], rtol=0, atol=1e-12) for role in a if role != "norm")
+
+
+def test_adam_minis_heads_are_blocks_of_adalayer():
+    """q and k of 4 x 4 with two heads of 2 x 4 each; v, whose rows are blocks."""
+    a, b, c = weights(), weights(), weights()
+    run(made("adam_mini", a, heads=2), a, gradients())
+    for w, blocks in ((b, 6), (c, 12)):
+        run(Optimizer([dict(params=[w["qkv"]], blocks=[blocks])], optim.adalayer, lr=0.1),
+            dict(qkv=w["qkv"]), gradients())
+    assert torch.allclose(a["qkv"][:8], b["qkv"][:8], rtol=0, atol=1e-12)
+    assert torch.allclose(a["qkv"][8:], c["qkv"][8:], rtol=0, atol=1e-12)
+
+
+def update(rule, g, role=None, blocks=1, **hyper):
+    """What a rule's first step takes from a tensor, for lr 1."""
+    w = torch.zeros_like(g)
+    w.grad = g.clone()
+    group = dict(params=[w], blocks=[blocks], roles=[role])
+    Optimizer([group], rule, lr=1.0, **hyper).step(sampled={w: g})
+    return -w
+
+
+@pytest.mark.parametrize("shape", [(40, 20), (20, 40), (30, 30)])
+def test_muon_makes_all_singular_values_about_one(shape):
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    g = g @ torch.diag(torch.logspace(0, -1, shape[1], dtype=torch.float64))
+    values = torch.linalg.svdvals(update(RULES["muon"], g)) / max(1, shape[0] / shape[1]) ** 0.5
+    assert 0.3 < values.min() and values.max() < 1.3 and values.median() > 0.65
+    assert torch.allclose(update(RULES["muon"], g), update(RULES["muon"], 1e-3 * g), atol=1e-3)
+    rows = update(RULES["normuon"], g).norm(dim=1)    # NorMuon's rows are all alike
+    assert torch.allclose(rows, rows.mean().expand_as(rows), rtol=1e-9)
+
+
+def test_the_fused_projection_is_three_matrices():
+    g = torch.randn((12, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for name in ("muon", "normuon", "scion"):
+        apart = torch.cat([update(RULES[name], part) for part in g.chunk(3)])
+        assert torch.allclose(update(RULES[name], g, "qkv", blocks=3), apart, atol=1e-12), name
+
+
+def test_scion_moves_by_its_radii():
+    g = torch.randn((6, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    radii = dict(radius=2.0, radius_embed=3.0, radius_head=5.0, radius_norm=7.0)
+    embed, head = (update(RULES["scion"], g, role, **radii) for role in ("embed", "head"))
+    assert torch.allclose(embed.square().mean(1).sqrt(), torch.full((6,), 3.0).double())
+    assert torch.allclose(head.abs(), torch.full((6, 4), 5.0 / 4).double())
+    assert update(RULES["scion"], g[0], "norm", **radii).square().mean().sqrt().item() == pytest.approx(7.0)
+    matrix = torch.linalg.svdvals(update(RULES["scion"], g, "matrix", **radii)) / (2 * (6 / 4) ** 0.5)
+    assert 0.3 < matrix.min() and matrix.max() < 1.3
+
+
+def test_soap_turns_into_eigenvectors():
+    """At t = 2 they are exact; the refreshes after that come nearer to them with each step."""
+    w = {"matrix": torch.zeros(6, 6, dtype=torch.float64)}
+    draw = torch.Generator().manual_seed(0)
+    mix = torch.randn(6, 6, generator=draw, dtype=torch.float64)
+    optimizer = Optimizer(w.values(), RULES["soap"], lr=0.1, refresh_steps=1)
+
+    def off_diagonal(mean, basis):
+        turned = basis.mT @ mean @ basis
+        return ((turned - turned.diagonal(dim1=1, dim2=2).diag_embed()).norm() / turned.norm()).item()
+    for t in range(1, 400):
+        if t == 2:
+            first = optimizer.state[w["matrix"]]["gl"].clone()
+        w["matrix"].grad = mix @ torch.randn(6, 6, generator=draw, dtype=torch.float64)
+        optimizer.step()
+        state = optimizer.state[w["matrix"]]
+        if t == 2:
+            assert off_diagonal(first, state["ql"]) < 1e-12
+    assert off_diagonal(state["gl"], state["ql"]) < 0.15
+    basis = state["ql"][0]
+    assert torch.allclose(basis @ basis.T, torch.eye(6, dtype=torch.float64), atol=1e-12)
+
+
+def test_apollos_directions_depend_on_seed_tensor_and_time_alone():
+    def directions(**more):
+        w = weights()
+        optimizer = made("apollo", w, refresh_steps=2, **more)
+        seen = []
+        for g in gradients(4):
+            run(optimizer, w, [g])
+            seen += [optimizer.state[w[role]]["p"].clone() for role in ("qkv", "matrix")]
+        return seen
+    a, b, c = directions(), directions(), directions(seed=1)
+    assert all(torch.equal(x, y) for x, y in zip(a, b))
+    assert not any(torch.equal(x, y) for x, y in zip(a, c))
+    assert torch.equal(a[0], a[2]) and not torch.equal(a[0], a[4])    # drawn anew at t = 3
+    assert not torch.equal(a[0][0], a[1][0])
+
+
+def test_cautious_never_moves_against_the_gradient():
+    w, start = weights(), weights()
+    grads = gradients(9)
+    optimizer = made("adamw+cautious", w)
+    run(optimizer, w, grads[:8])
+    before = {role: p.detach().clone() for role, p in w.items()}
+    run(optimizer, w, grads[8:])
+    for role in w:
+        moved = before[role] - w[role].detach()
+        assert (moved * grads[8][role] >= 0).all() and (moved == 0).any() and (w[role] != start[role]).any()
+
+
+def test_a_trust_ratio_moves_a_tensor_by_lr_times_its_size():
+    for kind, strength in (("coupled", 0.0), ("coupled", 0.3), ("independent", 0.3)):
+        w, start = weights(), weights()
+        run(made("adamw+trust_ratio", w, weight_decay=strength, weight_decay_kind=kind), w, gradients(1))
+        for role in w:
+            assert ((w[role] - start[role]).norm() / start[role].norm()).item() == pytest.approx(0.1)
+
+
+def test_adagc_holds_a_spike_to_its_growth():
+    g = torch.ones(4, dtype=torch.float64)
+    w = torch.zeros_like(g)
+    optimizer = Optimizer([w], optim.sgd, lr=1.0, beta1=0.0, modify=[MODIFIERS["adagc"]],
+                          adagc_warmup_steps=2)
+    for scale, moved in ((0.4, 0.4), (0.4, 0.4), (100.0, 1.05 * 0.4), (0.1, 0.1)):
+        before, w.grad = w.clone(), g * scale
+        optimizer.step()
+        assert torch.allclose(before - w, g * moved, rtol=2e-2)
+
+
+def test_effective_lr_knows_a_second_moment_by_its_name():
+    """A rule calls it v only if it divides by it as Adam does; then effective_lr is that of its step."""
+    for name, rule in RULES.items():
+        w = weights()
+        optimizer = Optimizer([dict(params=list(w.items()), roles=list(w))], rule, lr=0.1)
+        run(optimizer, w, gradients(3))
+        start = {role: p.detach().clone() for role, p in w.items()}
+        run(optimizer, w, gradients(4)[3:])
+        rows = {row["name"]: row for row in optim.effective_lr(optimizer)}
+        assert bool(rows) == (name in ("ademamix", "laprop", "mars", "adam_mini")), name
+        if name in ("mars", "adam_mini"):
+            m_hat = optimizer.state[w["head"]]["m"] / (1 - optimizer.param_groups[0]["beta1"] ** 4)
+            step = rows["head"]["values"].double().reshape(12, -1) * m_hat
+            assert torch.allclose(step, start["head"] - w["head"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_any_shape(name):
+    """A convolution, a vector and a single number, as of a model it has never seen; no role known."""
+    w = [torch.ones(shape) for shape in ((4, 1, 3, 3), (8, 144), (8,), ())]
+    optimizer = Optimizer(w, RULES[name], lr=0.01)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for p in w:
+            p.grad = torch.randn(p.shape, generator=draw)
+        optimizer.step(sampled={p: p.grad for p in w})
+    assert all(p.isfinite().all() and (p != 1).any() for p in w)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The form: what a stranger's next rule may say
+
+def test_a_strangers_rule():
+    """A start that wants a hyperparameter, a refresh outside the graph, a role, a measuring step."""
+    def table(w, blocks, *, size):
+        return w.new_zeros(blocks, size)
+
+    def rule(g, seen: table, role, t, *, size=3, refresh_steps=2):
+        return (t > 1) * g * (2 if role == "head" else 1)
+
+    calls = []
+
+    def look(seen, g, w, t, index, role, *, size):
+        calls.append((t, index, role))
+        seen += size
+    rule.measures, rule.refresh = 1, look
+    w = dict(a=torch.ones(2), b=torch.ones(2))
+    optimizer = Optimizer([dict(params=list(w.items()), roles=["head", "norm"])], rule, lr=0.1, size=4,
+                          weight_decay=0.5)
+    for t in range(1, 5):
+        for p in w.values():
+            p.grad = torch.ones(2)
+        optimizer.step()
+        assert t > 1 or all(torch.equal(p, torch.ones(2)) for p in w.values())    # neither moved nor decayed
+    assert calls == [(2, 1, "head"), (2, 2, "norm"), (4, 1, "head"), (4, 2, "norm")]
+    assert optimizer.state[w["a"]]["seen"].tolist() == [[8.0] * 4]
+    assert w["a"][0] < w["b"][0]
+
+
+def test_rules_for_some_roles_bring_the_rule_of_the_others():
+    optimizer = made("muon", weights(), rest_lr=0.01, lr=0.02)
+    found = {role: (group["rule"], group["lr"]) for role, group in groups_of(optimizer).items()}
+    assert found == dict(embed=("adamw", 0.01), head=("adamw", 0.01), norm=("adamw", 0.01),
+                         qkv=("muon", 0.02), matrix=("muon", 0.02))
+    other = made("muon", weights(), adaptive="matrix", rest="lion", rest_beta2=0.5)
+    assert {role for role, group in groups_of(other).items() if group["rule"] == "lion"} == {
+        "embed", "qkv", "norm", "head"}
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda w: made("muon", w, rest_lr=None), r"rest_lr: muon is for qkv\+matrix; give the lr of adamw"),
+    (lambda w: made("moun", w), "did you mean muon"),
+    (lambda w: made("adamw+cautius", w), "modify='cautius': must be one or more of cautious, cautious_decay"),
+    (lambda w: made("adamw", w, adagc_beta=0.5), "adagc_beta: is no hyperparameter of adamw"),
+    (lambda w: made("soap", w, refresh_steps=0), "refresh_steps=0: must be at least 1"),
+    (lambda w: made("muon", w, rows="head"), "rows='head': adamw, the rule of head, has no blocks")])
+def test_wrong_use(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(weights())
+
+
+def test_sophia_says_when_it_wants_sampled_gradients():
+    w = torch.ones(2)
+    optimizer = Optimizer([w], RULES["sophia"], lr=0.1, refresh_steps=3)
+    wanted = []
+    for t in range(1, 8):
+        w.grad = torch.ones(2)
+        if wanted and optimizer.wants_sampled():
+            with pytest.raises(RuntimeError, match="needs gradients on sampled labels"):
+                optimizer.step()
+            assert optimizer.state[w]["t"] == t - 1    # and nothing has moved
+        wanted.append(optimizer.wants_sampled())
+        optimizer.step(sampled={w: torch.ones(2)} if wanted[-1] else None)
+    assert wanted == [True, False, False, True, False, False, True]
+    assert not Optimizer([w], optim.signum, lr=0.1).wants_sampled()
+
+
+@pytest.mark.parametrize("function", [*RULES.values(), *MODIFIERS.values()],
+                         ids=[*RULES, *MODIFIERS])
+def test_a_function_is_short_and_explains_itself(function):
+    doc = inspect.getdoc(function)
+    rule = function in RULES.values()
+    for word in ("Remembers", "Moves", "lr ", "Defaults", "For ", "Source", "Typical") if rule else (
+            "Remembers", "Source"):
+        assert word in doc, word
+    code = inspect.getsource(function).split('"""')[2]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    if rule:    # what the docstring calls typical is what the trainer begins with
+        typical = float(re.search(r"Typical ([\d.e-]+\d)", doc)[1])
+        assert typical == pytest.approx(3e-3 * getattr(function, "lr_of_adamw", 1), rel=0.12)
+    else:
+        own = {*optim.state_of(function), *optim.hyper_of(function)}
+        assert all(name.startswith(function.__name__) for name in own)
+
+
+def test_the_table_has_all(capsys):
+    assert train.main(["--optimizer=list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 110
+    for name in [*optim.names(), *RULES, *MODIFIERS, *optim.shapes()]:
+        assert any(line.split()[:1] == [name] for line in lines), name
+    assert next(line for line in lines if line.startswith("soap ")).split()[1:3] == ["24.00", "3e-3"]
+    text = " ".join(lines)
+    for identifier in ("2409.03137", "2412.05270", "2411.16085", "2305.14342"):
+        assert identifier in text
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Schedules
+
+@pytest.mark.parametrize("kind, quarters", dict(    # what is left after 1/4, 1/2, 3/4
+    linear=(0.75, 0.5, 0.25), cosine=(0.854, 0.5, 0.146), sqrt=(0.5, 0.293, 0.134),
+    square=(0.938, 0.75, 0.438), mirror=(0.646, 0.5, 0.354), lowered=(0.525, 0.35, 0.175),
+    rex=(0.857, 0.667, 0.4), constant=(1, 1, 1)).items())
+def test_shapes(kind, quarters):
+    for cooldown, shift in ((1.0, 0), (0.2, 800)):    # over the whole run, or WSD: over its last fifth
+        steps = [shift + round(1000 * cooldown * part) for part in (0.25, 0.5, 0.75)]
+        found = [optim.schedule(t, 1000, kind, warmup=0, floor=0, cooldown=cooldown) for t in steps]
+        assert found == pytest.approx(quarters, abs=6e-4)
+        if shift:
+            assert optim.schedule(790, 1000, kind, warmup=0.1, floor=0, cooldown=cooldown) == 1
+    assert optim.schedule(1000, 1000, kind, floor=0.2) == pytest.approx(1 if kind == "constant" else 0.2)
+
+
+def test_exponential_falls_by_the_same_fraction():
+    found = [optim.schedule(t, 40, "exponential", warmup=0, floor=0.01) for t in (10, 20, 30, 40)]
+    assert found == pytest.approx([0.01**0.25, 0.1, 0.01**0.75, 0.01])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# In the trainer
+
+def test_sophias_curvature_is_of_the_models_own_labels(tiny, tmp_path):
+    """h after the first step, by hand: labels drawn window by window, plain cross-entropy, clipped; the same
+    through any micro-batches."""
+    more = ["--optimizer=sophia", "--precision=fp32", "--steps=1", "--clip=0.5"]
+    assert test_train.run(tiny, tmp_path, "a", *more) == 0
+    assert test_train.run(tiny, tmp_path, "b", *more, "--micro_batch=2") == 0
+    checkpoint = runs.load_checkpoint(tmp_path / "a/step-00000001.pt")
+    model = Decoder(**checkpoint["shape"], seed=0)
+    windows = data.Tokens(tiny.parent / "data", "train", 16)
+    ids = torch.tensor(windows[data.Order(len(windows), 0)(0, 8)])
+    probabilities = model(ids[:, :-1]).softmax(-1).detach()
+    labels = torch.empty(8, 16, dtype=torch.int64)
+    for i in range(8):
+        uniform = np.random.default_rng([0, i]).random(16)
+        for t in range(16):
+            total = 0.0
+            for label, p in enumerate(probabilities[i, t].double().tolist()):
+                total += p
+                if total >= uniform[t]:
+                    break
+            labels[i, t] = label
+    torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), labels.flatten()).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    for name in "ab":
+        state = runs.load_checkpoint(tmp_path / f"{name}/step-00000001.pt")["optimizer"]["state"]
+        for i, p in enumerate(model.parameters()):
+            off = (state[i]["h"] - 0.01 * p.grad.square()).norm() / (0.01 * p.grad.square()).norm()
+            assert off < 1e-4, (name, i)
+
+
+def test_sampled_gradients_that_are_not_finite_stop_before_the_update(tiny, tmp_path, capsys, monkeypatch):
+    forward, calls = Decoder.losses, []
+
+    def broken(self, x, targets, z_loss):
+        calls.append(1)
+        if len(calls) == 4:    # two passes at step 1, one at step 2; this is the sampled one of step 3
+            x.register_hook(lambda grad: grad * float("inf"))
+        return forward(self, x, targets, z_loss)
+    monkeypatch.setattr(Decoder, "losses", broken)
+    more = ["--optimizer=sophia", "--refresh_steps=2", "--eval_every=0", "--save_every=2"]
+    assert test_train.run(tiny, tmp_path, "a", *more) == 3
+    message = "step 3: the gradient norm is not finite (first tensor: embed.weight)"
+    assert message in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "a").glob("*.pt")] == ["step-00000002.pt"]
+
+
+def test_drawn_labels_follow_the_prediction():
+    model = Decoder(width=16, layers=1, heads=2, context=8, vocab_size=5, padded_vocab=6, loss_chunk=3)
+    with torch.no_grad():
+        model.head.weight.mul_(3)
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    uniform = (torch.arange(2000) + 0.5) / 2000    # evenly, so that shares are exact
+    labels = torch.cat([model.drawn(tokens, u.expand(1, 4)) for u in uniform])
+    shares = torch.stack([(labels == id).float().mean(0) for id in range(6)], 1)
+    assert torch.allclose(shares, model(tokens)[0].softmax(-1), atol=1e-3)
+
+
+def test_options_that_are_hyperparameters_reach_the_rule(tiny, tmp_path):
+    """steps, heads, seed, batch and context are the run's; everything else is a flag of its own."""
+    for name, more, wanted in (("ademamix", [], dict(steps=12, alpha=3.0)), ("adam_mini", [], dict(heads=2)),
+                               ("apollo", ["--seed=5"], dict(seed=5, rest=None)),
+                               ("sophia", ["--steps=1"], dict(batch=8, context=16))):
+        more += ["--alpha=3"] if name == "ademamix" else []
+        assert test_train.run(tiny, tmp_path, name, f"--optimizer={name}", *more) == 0
+        checkpoint = runs.load_checkpoint(sorted((tmp_path / name).glob("step-*.pt"))[-1])
+        groups = checkpoint["optimizer"]["param_groups"]
+        group = next(group for group in groups if group["rule"] == name)
+        assert all(group[key] == value for key, value in wanted.items() if value is not None)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert name != "apollo" or (config["adaptive"], config["rest"], config["rest_lr"]) == (
+            "qkv+matrix", "adamw", 1e-2)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--optimizer=muon", "--modify=bold"], "--modify: modify='bold': must be one or more of cautious"),
+    (["--optimizer=muon", "--beta2=0.5"], "the chosen optimizer takes beta1"),
+    (["--optimizer=adamw", "--modify=adagc", "--adagc_beta=2"], "adagc_beta=2.0"),
+    (["--schedule=exponential", "--floor=0"], "--floor=0: must be above 0 and below 1"),
+    (["--schedule=wsd"], "--schedule='wsd': must be one of cosine"),
+    (["--cooldown=1.5"], "--cooldown=1.5: must be at most 1")])
+def test_bad_options(tiny, tmp_path, capsys, arguments, words):
+    test_train.test_bad_options_are_one_line(tiny, tmp_path, capsys, arguments, words)

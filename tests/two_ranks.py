@@ -1,0 +1,29 @@
+"""Started by torchrun with two ranks: runs every variant of test_train.py, each rank with one micro-batch;
+then one with two micro-batches, with gradients that are views into DDP's buckets, and with copies."""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch    # noqa: E402
+import torch.distributed as dist    # noqa: E402
+
+import test_train    # noqa: E402
+
+config, folder = sys.argv[1:]
+dist.init_process_group("gloo")    # one group for all runs: torchrun's store cannot make a second
+leave = dist.destroy_process_group
+dist.init_process_group = dist.destroy_process_group = lambda *arguments, **options: None
+for name, more in (test_train.VARIANTS | test_train.ZOO).items():
+    code = test_train.run(config, folder, f"two-{name}", *more)
+    if code:
+        sys.exit(f"{name}: exit code {code}")
+ddp = torch.nn.parallel.DistributedDataParallel
+for name, class_ in dict(views=ddp, copies=lambda model, **more: ddp(model, broadcast_buffers=False)).items():
+    torch.nn.parallel.DistributedDataParallel = class_
+    code = test_train.run(config, folder, f"two-{name}", "--optimizer=adamw", "--micro_batch=2")
+    if code:
+        sys.exit(f"{name}: exit code {code}")
+dist.barrier()    # a rank that leaves while the other still talks to it takes that one down
+leave()
