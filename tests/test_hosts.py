@@ -64,9 +64,23 @@ def torchrun(names, folder, *options):
                    "train.py", f"--runs={folder}", "--compile=false", "--threads=1", "--sample_tokens=0",
                    *options]
         with open(folder / f"host{i}.log", "w") as log:
+            more = dict(GLOO_SOCKET_IFNAME="eth7", PYTHONFAULTHANDLER="1")
             started.append(subprocess.Popen(["ip", "netns", "exec", name, *command], cwd=ROOT, stdout=log,
-                                            stderr=log, env=os.environ | dict(GLOO_SOCKET_IFNAME="eth7")))
+                                            stderr=log, env=os.environ | more))
     return started
+
+
+def end(names, folder, process, seconds):
+    """The exit code of a torchrun. If it does not end in time, the test fails with what every process on both
+    hosts is doing, and what it said."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        for number in [number for name in names for number in processes(name)]:
+            os.kill(number, signal.SIGABRT)    # its traceback goes to the log
+        process.wait(30)
+        logs = [log.read_text().replace("\r", "\n")[-5000:] for log in sorted(folder.glob("host*.log"))]
+        pytest.fail("no end in time\n" + "\n---\n".join(logs), pytrace=False)
 
 
 def wait_for(what, seconds):
@@ -78,8 +92,8 @@ def wait_for(what, seconds):
 
 def test_two_hosts_are_one_process(tiny, tmp_path, hosts):
     """Weights and state bit for bit, and the same numbers in metrics.jsonl, each once."""
-    started = torchrun(hosts, tmp_path, f"--config={tiny}", "--run=two")
-    codes = [process.wait(120) for process in started]
+    started = torchrun(hosts, tmp_path, f"--config={tiny}", "--run=two", "--timeout=60")
+    codes = [end(hosts, tmp_path, process, 240) for process in started]
     assert codes == [0, 0], (tmp_path / "host0.log").read_text()[-2000:]
     assert run(tiny, tmp_path, "one", "--micro_batch=4") == 0
     (weights, state, rows), (weights2, state2, rows2) = (final(tmp_path / name) for name in ("one", "two"))
@@ -104,7 +118,7 @@ def test_one_host_dies(tiny, tmp_path, hosts, death):
         ip("-n", hosts[1], "link", "set", "eth7", "down")
     for process in processes(hosts[1]):
         os.kill(process, signal.SIGKILL)
-    assert started[0].wait(90) != 0
+    assert end(hosts, tmp_path, started[0], 90) != 0
     assert wait_for(lambda: not processes(hosts[0]), 30), "processes are left"
     assert json.loads((folder / "status.json").read_text())["status"] != "done"
     newest = max(folder.glob("step-*.pt"))
