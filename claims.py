@@ -476,9 +476,14 @@ def adafactor_hybrid(study):
            f"{show('hybrid', losses)}, {show('adafactor', whole)}: within {m:.3f}")
     yield not below(study, losses, whole, 0), "and not lower"
 
+def sophia(study):
+    """Sophia is no better than Signum."""
+    losses, signum = study.best("sophia", "sophia")[1], study.best("lr", "signum")[1]
+    yield not below(study, losses, signum, 0), f"{show('sophia', losses)} not below {show('signum', signum)}"
+
 CLAIMS = (parity, lr_stability, lr_scale, stabilizers, longer_training, momentum, other_hyperparameters,
           signum_is_tied_adam, adalayer, effective_lrs, last_layer_adaptive, last_layer_and_norms_adaptive,
-          reverse_hybrid, norms_untrained, frozen_ratios, adasgd, adafactor_hybrid)
+          reverse_hybrid, norms_untrained, frozen_ratios, adasgd, adafactor_hybrid, sophia)
 
 HOLDS, FAILS, OPEN = "holds", "does not hold here", "not enough runs"
 

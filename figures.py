@@ -9,6 +9,7 @@ The figures of the study, each drawn as far as the results at hand allow. A pane
     shift      x is divided by that of the lowest loss
     usual      losses are drawn as what they differ from that at this x
     top        how far above the lowest loss the panel reaches at most; default: above the best of each curve
+    legend     whether the panel has one of its own
 """
 import numpy as np
 
@@ -19,6 +20,8 @@ COLORS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56
 MARKS = "os^Dv<>P*"
 NAMES = dict(adamw="Adam", adafactor="Adafactor", lion="Lion", signum="Signum", sgd="SGD",
              adalayer_star="Adalayer*", adalayer="Adalayer", adasgd="AdaSGD", sgd_ema="SGD, averaged")
+KINDS = dict(optim="the paper's", adaptive="Adam's relatives", factored="shared second moments",
+             lowrank="low rank", orthogonal="matrices as matrices", curvature="curvature")
 STYLE = {name: dict(color=COLORS[i], marker=MARKS[i]) for i, name in enumerate(NAMES)}
 SIX = (*claims.FIVE, "adalayer_star")
 HOLLOW = dict(mfc="white", mew=1.4)
@@ -82,13 +85,16 @@ def draw_panel(axes, panel, curves, lines, lowest, highest):
         axes.set_xscale("log")
     else:
         axes.set_xticks(range(len(places)), [f"{x:g}" for x in places])
+    if panel.get("legend"):
+        axes.legend(fontsize=8)
 
 def finish(figure, panels, path, beyond=True):
-    """One legend for all panels, and the file."""
+    """One legend for all panels that have none, and the file."""
     found = {}
     for axes in panels:
         axes.grid(alpha=0.3)
-        found |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
+        if not axes.get_legend():
+            found |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
     if beyond:
         from matplotlib.lines import Line2D
         found["a seed diverged"] = Line2D([], [], color="0.3", **LOST)
@@ -121,11 +127,13 @@ def draw(path, panels, across=3, ylabel=LOSS, share=True):
 # ---------------------------------------------------------------------------------------------------------
 # The figures, in the order of the paper's
 
-def all_figures(study, curves, folder):
-    """Draws everything. curves: {run: {step, loss}}. Returns {file: sweeps that would complete it}."""
+def all_figures(study, curves, rules, folder):
+    """Draws everything. curves: {run: {step, loss}}; rules: {name: function} of all optimizers. Returns
+    {file: sweeps that would complete it}."""
     base, missing = study.base, {}
     def curve(name, along="lr", setting=None, label=None, style=(), **fixed):
-        return label or NAMES[name], STYLE[name] | dict(style), study.curve(name, along, setting, **fixed)
+        style = STYLE.get(name, {}) | dict(style)
+        return label or NAMES[name], style, study.curve(name, along, setting, **fixed)
     def line(name):
         finite = [losses for losses in study.curve(name).values() if np.isfinite(losses).all()]
         return f"{NAMES[name]} at its best", STYLE[name], min(finite, key=np.mean, default=[])
@@ -231,6 +239,20 @@ def all_figures(study, curves, folder):
              curves=[curve(star, "rest_lr", label="Adalayer* there, AdaSGD elsewhere", adaptive="head+norm",
                            rest="adasgd")])], across=2)
     missing["curves.png"] = draw_curves(study, curves, folder / "curves.png")
+
+    # Fig. 20: Sophia; and the league of all rules
+    missing["sophia.png"] = draw(folder / "sophia.png", [
+        dict(title=base, xlabel="peak learning rate", lines=[line("signum")], missing=study.command("sophia"),
+             curves=[curve("sophia", label="Sophia", style=STYLE["adasgd"])])])
+    kinds = {}
+    for name, rule in rules.items():
+        kinds.setdefault(rule.__module__.removeprefix("zoo."), []).append(name)
+    missing["league.png"] = draw(folder / "league.png", [
+        dict(title=KINDS.get(kind, kind), xlabel="peak learning rate", missing=study.command("league"),
+             legend=True, lines=[line("adamw")], curves=[
+                 (NAMES.get(name, name), dict(color=COLORS[(i + 1) % 9], marker=MARKS[(i + 1) % 9]) |
+                  STYLE.get(name, {}), study.curve(name)) for i, name in enumerate(names)])
+        for kind, names in kinds.items()])
     return {name: sorted(set(sweeps)) for name, sweeps in missing.items() if sweeps}
 
 def draw_effective(study, path):

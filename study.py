@@ -6,7 +6,7 @@ What finished runs say: tables, figures and verdicts on the paper's claims.
 
 results/  results.csv          a row for each ended run, with the command that runs it again
           curves.jsonl, effective_lr.csv    what figures need besides; rows of runs that are gone stay
-          table.md, claims.md, *.png        made from those three, with or without runs
+          table.md, league.md, claims.md, *.png     made from those three, with or without runs
 """
 import csv
 import functools
@@ -80,8 +80,8 @@ def smooth_training_loss(run, width=5):
 # What is kept of them: a row, a thinned loss curve, and quantiles of effective lrs
 
 COLUMNS = ("run", "config", "setting", "optimizer", "lr", "seed", "changed", "beta1", "beta2", "eps",
-           "weight_decay", "warmup", "batch", "steps", "rest_lr", "hidden", "status", "loss", "bits_per_byte",
-           "tokens_per_second", "torch", "command")
+           "weight_decay", "warmup", "batch", "context", "steps", "rest_lr", "hidden", "status", "loss",
+           "bits_per_byte", "device", "precision", "threads", "tokens_per_second", "torch", "command")
 QUANTILES = ("q0", "q5", "q25", "q50", "q75", "q95", "q100")
 POINTS = 40    # of a curve
 
@@ -120,7 +120,7 @@ def row_of(run):
     done = status["status"] == "done"
     speeds = [line["tokens_per_second"] for line in run["metrics"] if line["kind"] == "train"]
     return {name: text(c.get(name)) if c.get(name) is not None else "" for name in COLUMNS} | dict(
-        run=run["name"], hidden=text(run["start"]["hidden"]), torch=run["start"]["torch"],
+        run=run["name"], **{key: text(run["start"][key]) for key in ("hidden", "device", "threads", "torch")},
         config=c["config"] if not Path(c["config"]).is_absolute() else Path(c["config"]).name,
         setting=" ".join([Path(c["config"]).stem, *(f"{key}={value}" for key, value in setting.items())]),
         changed=" ".join(f"{key}={value}" for key, value in sorted(changed.items())),
@@ -200,7 +200,8 @@ def number(value):
 
 def read_table(folder, base):
     """A claims.Study of the files in a folder: numbers as numbers, a diverged run's loss infinite."""
-    words = ("run", "config", "setting", "optimizer", "changed", "status", "torch", "command")
+    words = ("run", "config", "setting", "optimizer", "changed", "status", "device", "precision", "torch",
+             "command")
     rows = [{key: value if key in words else number(value) for key, value in row.items()}
             for row in read_csv(folder / "results.csv")]
     for row in rows:
@@ -231,6 +232,32 @@ def table(study):
                      f"{f'{np.std(losses, ddof=1):.3f}' if len(losses) > 1 else ''} | {len(seeds)} | "
                      f"{f'{np.mean(bits):.3f}' if bits else ''} |")
     return "\n".join(lines) + "\n"
+
+def league(study):
+    """Every optimizer at its best learning rate, best first, as markdown."""
+    from zoo.table import bytes_per_weight    # not at the top: it needs torch
+    rules, found = optimizers(), []
+    for name in rules:
+        curve = study.curve(name)
+        means = {lr: np.mean(losses) for lr, losses in curve.items() if np.isfinite(losses).all()}
+        if len(curve) >= 4 and means:
+            found.append((min(means.values()), name, min(means, key=means.get), curve))
+    lines = ["| optimizer | peak lr | final validation loss | sd | n | ms a step of training | "
+             "bytes of state per weight of a matrix |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for loss, name, lr, curve in sorted(found):
+        mine = [row for row in study.rows if row["setting"] == study.base and not row["changed"]
+                and (row["optimizer"], row["lr"]) == (name, lr)]
+        ms = np.median([1000 * row["batch"] * row["context"] / row["tokens_per_second"] for row in mine])
+        edge = ", the edge of the grid" if lr in (min(curve), max(curve)) else ""
+        sd = f"{np.std(curve[lr], ddof=1):.3f}" if len(curve[lr]) > 1 else ""
+        lines.append(f"| {name} | {lr:g}{edge} | {loss:.3f} | {sd} | {len(curve[lr])} | {ms:.0f} | "
+                     f"{bytes_per_weight(rules[name]):.2f} |")
+    return "\n".join(lines) + "\n"
+
+def optimizers():
+    """{name: the rule behind it} of all there are."""
+    import optim    # not at the top: it needs torch
+    return {name: optim.find(name) for name in (*optim.names(), *optim.zoo())}
 
 # ---------------------------------------------------------------------------------------------------------
 # Pictures
@@ -311,7 +338,8 @@ def everything(runs, options):
     study = read_table(folder, options.setting)
     (folder / "table.md").write_text(table(study))
     curves = read_curves(folder)
-    missing = figures.all_figures(study, curves, folder)
+    (folder / "league.md").write_text(league(study))
+    missing = figures.all_figures(study, curves, optimizers(), folder)
     report = claims.report(study)
     (folder / "claims.md").write_text(report)
     print(report)

@@ -9,7 +9,7 @@
 #
 # The sweeps, written below: lr, momentum, tied, weight_decay, warmup, batch_size, beta2, eps, adalayer,
 # hybrid_last, hybrid_last_norm, hybrid_reverse, hybrid_adafactor, norms_untrained, frozen, adasgd,
-# granularity, effective_lr.
+# granularity, effective_lr, sophia, league.
 # optimizer= narrows a sweep; any other key=a,b,c replaces the sweep's values of it, or is added to all runs.
 # What changes a result belongs before --, where it becomes part of the names; the rest, for all, after it.
 #
@@ -157,6 +157,16 @@ case $sweep in
     grid optimizer=adalayer rows=embed+qkv+matrix+head lr=$lrs ;;
   effective_lr)    # what Fig. 7 shows
     grid optimizer=adalayer_star log_blocks=true ;;
+  sophia)    # to be compared with Signum
+    grid optimizer=sophia lr=1e-5,3.16e-5,1e-4,3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2,0.1 ;;
+  league)    # ours: every rule there is, each with five learning rates about what is typical of its kind
+    grid optimizer=adamw,adafactor,adalayer,adalayer_star,adasgd lr=1e-3,3.16e-3,1e-2,3.16e-2,0.1
+    grid optimizer=ademamix,adopt,laprop,radam,adabelief lr=1e-3,3.16e-3,1e-2,3.16e-2,0.1
+    grid optimizer=mars,came,adam_mini,soap lr=1e-3,3.16e-3,1e-2,3.16e-2,0.1
+    grid optimizer=signum,lion,sophia,scion lr=3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2
+    grid optimizer=muon,normuon,apollo,apollo_mini lr=3.16e-3,1e-2,3.16e-2,0.1,0.316
+    grid optimizer=sgd lr=1e-2,3.16e-2,0.1,0.316,1
+    grid optimizer=sgd_ema lr=1,3.16,10,31.6,100 ;;
   *)
     echo "sweep.sh: error: there is no sweep '$sweep'" >&2
     usage ;;

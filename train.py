@@ -277,8 +277,9 @@ def evaluate(model, tokens, count, machine, config, autocast, stop):
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 
 def look_into(optimizer, before):
-    """What the last step did. Per role: quantiles of the effective lr, largest |u|. Per parameter: rms
-    of the update, of the weight and of the gradient. before: the weights before that step."""
+    """What the last step did. Per role: quantiles of the effective lr, largest |u| (left out where a modifier
+    decays each weight by itself). Per parameter: rms of the update, of the weight and of the gradient.
+    before: the weights before that step."""
     effective, largest, blocks = {}, {}, {}
     for row in optim.effective_lr(optimizer):
         effective.setdefault(row["role"], []).append(row["values"])
@@ -286,12 +287,15 @@ def look_into(optimizer, before):
         values = torch.cat(values).sort().values    # torch.quantile takes only 16 million
         effective[role] = [values[round(q * (len(values) - 1))].item() for q in QUANTILES]
     for group in optimizer.param_groups:
+        same_decay = all(made != "decay" for made, _ in optimizer.parts(group))
         for p, name, role in zip(group["params"], group["param_names"], group["roles"]):
             w, old, g = p.detach(), before[p], p.grad
             rms = dict(update=w - old, weight=w, grad=g)
             blocks[name] = {key: x.square().mean().sqrt().item() for key, x in rms.items()}
-            step = (optimizer.decay(group, optimizer.state[p]["t"]) * old - w).abs().max().item()    # lr |u|
-            largest[role] = max(largest.get(role, 0.0), step / group["lr"] if group["lr"] else 0.0)
+            if same_decay:
+                decayed = optimizer.decay(group, optimizer.state[p]["t"]) * old
+                far = (decayed - w).abs().max().item()    # lr |u|
+                largest[role] = max(largest.get(role, 0.0), far / group["lr"] if group["lr"] else 0.0)
     return dict(effective_lr=effective, largest_u=largest, blocks=blocks)
 
 def checksum(model, optimizer):

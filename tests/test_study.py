@@ -20,8 +20,8 @@ class World:
     """Rows of results.csv with known means: every claim holds, unless a number is changed. Three seeds, whose
     standard deviation is 0.005."""
     best = dict(adamw=4.40, adafactor=4.41, lion=4.42, signum=4.415, sgd=6.0, adalayer_star=4.45,
-                adalayer=4.8, adasgd=5.8)
-    lr = dict(lion=1e-3, signum=1e-3, sgd=3.0)
+                adalayer=4.8, adasgd=5.8, sophia=4.42)
+    lr = dict(lion=1e-3, signum=1e-3, sophia=1e-3, sgd=3.0)
     curved = dict(sgd=2.0, adalayer=0.8, adasgd=2.0)    # loss = best + curved * decades^2, 0.4 for others
     plain, long = dict(sgd=4.0, other=0.6), dict(sgd=1.5, other=0.25)
     longer_gain, low_beta1, high_beta1, sgd_beta1 = 0.2, 0.2, 0.02, 1.0
@@ -47,12 +47,13 @@ class World:
             self.rows.append(dict(
                 run=name, config="configs/study.toml", setting=setting, optimizer=optimizer, lr=f"{lr:.3g}",
                 seed=str(seed), changed=changed, beta1="0.98" if optimizer == "sgd" else "0.9", beta2="0.95",
-                eps="1e-15", weight_decay="0", warmup="0.1", batch="32", rest_lr=str(rest_lr),
+                eps="1e-15", weight_decay="0", warmup="0.1", batch="32", context="128", rest_lr=str(rest_lr),
                 steps="4000" if setting == LONGER else "1000",
                 hidden="800000" if setting == LARGER else "200000",
                 status="done" if finite else "diverged", loss=f"{loss + off:.5f}" if finite else "",
-                bits_per_byte="1.5" if finite else "", tokens_per_second="50000", torch="2.13",
-                command="x", sweep=sweep) | {key: str(value) for key, value in columns.items()})
+                bits_per_byte="1.5" if finite else "", device="cpu", precision="bf16", threads="1",
+                tokens_per_second="50000", torch="2.13", command="x", sweep=sweep) |
+                {key: str(value) for key, value in columns.items()})
 
     def along_lr(self, sweep, optimizer, best, curved, setting="study", changed="", rest=0):
         middle = rest or self.lr.get(optimizer, 1e-2)
@@ -95,8 +96,8 @@ class World:
                         changed = f"beta2=0.98 eps={value}" if i else "beta2=0.98"
                     more = dict(steps=32000 // int(value)) if key == "batch" else {}
                     self.row(key, name, loss, changed=changed, **{key: value}, **more)
-        for name in ("adalayer", "adasgd"):
-            self.along_lr(name, name, self.best[name], self.curved[name])
+        for name in ("adalayer", "adasgd", "sophia"):
+            self.along_lr(name, name, self.best[name], self.curved.get(name, 0.4))
         self.along_lr("adalayer", "adalayer", *self.variants["embed"], changed="rows=head+embed")
         self.along_lr("granularity", "adalayer", *self.variants["everywhere"],
                       changed="rows=embed+qkv+matrix+head")
@@ -166,6 +167,7 @@ CASES = {
     "adasgd": (dict(best=dict(adasgd=6.1)), "adasgd", "adasgd"),
     "adafactor_hybrid": (dict(variants=dict(hybrid_adafactor=(4.3, 0.4))), "hybrid_adafactor",
                          "hybrid_adafactor"),
+    "sophia": (dict(best=dict(sophia=4.3)), "sophia", "sophia"),
 }
 
 
@@ -222,12 +224,12 @@ def picture(path):
 
 
 FIGURES = ("lr", "lr_shifted", "momentum", "tied", "others", "effective_lr", "hybrids", "frozen", "adalayer",
-           "adasgd", "curves")
+           "adasgd", "curves", "sophia", "league")
 
 
 def test_everything_is_redrawn_from_the_results_alone(truth, tmp_path, capsys):
-    """Figures that are not blank, and verdicts; the three files stay as they were. Missing is momentum at the
-    other settings."""
+    """Figures that are not blank, and verdicts; the three files stay as they were. Missing are momentum at
+    the other settings, and the zoo."""
     truth.write(tmp_path / "r")
     before = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
     assert study.main([f"--runs={tmp_path / 'none'}", f"--results={tmp_path / 'r'}"]) == 0
@@ -238,11 +240,15 @@ def test_everything_is_redrawn_from_the_results_alone(truth, tmp_path, capsys):
         assert min(height, width) > 400 and ink > 0.015, (name, height, width, ink)
     assert out.count("| holds |") == len(claims.CLAIMS) and "missing" not in out
     asked = [line.split() for line in out.splitlines() if line.startswith("  ./sweep.sh")]
+    asked.remove(["./sweep.sh", "league", "configs/study.toml", "seed=0,1,2"])
     assert len(asked) == 4 and all(words[1] in ("momentum", "tied") and "=" in words[3] for words in asked)
     assert {name: (tmp_path / "r" / name).read_bytes() for name in before} == before
     table = (tmp_path / "r/table.md").read_text()
     assert "| study | adamw |  | 0.01 | 4.400 | 0.005 | 3 | 1.500 |" in table
     assert "| study | adamw |  | 1 | 3 diverged |  | 3 |  |" in table
+    rows = (tmp_path / "r/league.md").read_text().splitlines()[2:]
+    assert rows[0] == "| adamw | 0.01 | 4.400 | 0.005 | 3 | 82 | 8.00 |"    # 32 x 128 tokens, 50,000 a second
+    assert rows[-1].startswith("| sgd | 3 | 6.000 |") and len(rows) == 9
 
 
 def test_what_is_missing_is_said(truth, tmp_path, capsys):

@@ -10,9 +10,11 @@ import sys
 import time
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 
+import optim
 import study
 import train
 from conftest import ROOT
@@ -172,7 +174,8 @@ def paper(steps):
                   + product(**star, **both, rest="adasgd", rest_lr=lrs),
         "granularity": product(optimizer=["adalayer", "adalayer_star", "adamw"], lr=lrs)
                        + product(optimizer="adalayer", rows="embed+qkv+matrix+head", lr=lrs),
-        "effective_lr": product(**star, log_blocks=True)}
+        "effective_lr": product(**star, log_blocks=True),
+        "sophia": product(optimizer="sophia", lr=tens(1e-5, 0.1), beta1=0.965, beta2=0.99)}
 
 
 PLAIN = ("steps", "batch", "warmup", "weight_decay", "adaptive", "rest", "rows", "untrained", "updating",
@@ -206,6 +209,20 @@ def test_the_papers_grids(name, copy, stub):
         usual |= dict(beta2=0.95) if one["optimizer"] not in ("sgd", "signum") else {}
         same = [values for values in found if all(values.get(k) == v for k, v in (usual | one).items())]
         assert len(same) == 1, (one, same)
+
+
+def test_the_league_has_every_rule(stub):
+    """With as many learning rates for each, half a decade apart, and the usual one within them."""
+    done = sweep(ROOT, "league", "configs/study.toml", "--print", PYTHON=stub)
+    assert done.returncode == 0, done.stderr
+    lrs = {}
+    for line in done.stdout.splitlines():
+        config, _, tables = train.read_options(shlex.split(line)[2:])
+        lrs.setdefault(config.optimizer, []).append(config.lr)
+    assert set(lrs) == {*optim.names(), *optim.zoo()}
+    for name, values in lrs.items():
+        assert np.diff(np.log10(values)) == pytest.approx([0.5] * 4, abs=1e-3), name
+        assert values[0] < train.learning_rate(tables, name) < values[-1], name
 
 
 def test_the_command_line_narrows_replaces_and_adds(stub):

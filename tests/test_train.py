@@ -134,6 +134,9 @@ def test_log_blocks(tiny, tmp_path):
     assert all(len(q) == 7 and q == sorted(q) for q in row["effective_lr"].values())
     model = Decoder(width=16, layers=2, heads=2, context=16, vocab_size=300)
     assert set(row["blocks"]) == {name for name, _ in model.named_parameters()}
+    assert run(tiny, tmp_path, "c", "--modify=cautious_decay", "--log_blocks") == 0
+    row = json.loads((tmp_path / "c/metrics.jsonl").read_text().splitlines()[1])
+    assert row["largest_u"] == {} and row["blocks"]    # no one decay factor to take it from
     assert run(tiny, tmp_path, "b", "--optimizer=signum", "--log_blocks") == 0
     row = json.loads((tmp_path / "b/metrics.jsonl").read_text().splitlines()[3])
     assert row["effective_lr"] == {} and all(abs(u - 1) < 0.01 for u in row["largest_u"].values())
