@@ -66,6 +66,11 @@ class Study:
         mine = [row for row in self.rows if row["setting"] == setting]
         return max((math.prod(row[name] for name in columns) for row in mine), default=0)
 
+    def plain(self, optimizer):
+        """The runs of an optimizer that differ from the base in their learning rate and seed alone."""
+        return [row for row in self.rows if row["setting"] == self.base and not row["changed"]
+                and row["optimizer"] == optimizer]
+
     def larger(self):
         return [s for s in self.variants("width", "layers", "heads", configs=SIZES)
                 if self.most(s, "hidden") > self.most(self.base, "hidden")]
@@ -353,8 +358,7 @@ def adalayer(study):
 def effective_lrs(study):
     """Under Adalayer* the effective lrs of the head's rows span orders of magnitude, those of the matrices
     are nearly equal, and the norms' are far smaller."""
-    names = {row["run"] for row in study.rows if row["setting"] == study.base and not row["changed"]
-             and row["optimizer"] == "adalayer_star" and np.isfinite(row["loss"])}
+    names = {row["run"] for row in study.plain("adalayer_star") if np.isfinite(row["loss"])}
     quantiles = {}
     for name in sorted(names & {row["run"] for row in study.effective}):
         mine = [row for row in study.effective if row["run"] == name]

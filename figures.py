@@ -166,8 +166,7 @@ def all_figures(study, curves, rules, folder):
         for setting in settings])
 
     # Fig. 5: the other hyperparameters, one at a time
-    plain = [row for row in study.rows if row["setting"] == base and not row["changed"]
-             and row["optimizer"] == "adamw"]
+    plain = study.plain("adamw")
     def other(key, title, usual, **fixed):
         return dict(title=title, xlabel=key, log=False, usual=usual, top=0.4, missing=study.command(title),
                     curves=[curve(one, key, **fixed) for one in SIX])
@@ -257,8 +256,7 @@ def all_figures(study, curves, rules, folder):
 
 def draw_effective(study, path):
     """Fig. 7: quantiles of effective lrs over training. Bands: mean over seeds; lines: the seeds' medians."""
-    runs = {row["run"] for row in study.rows if row["setting"] == study.base and not row["changed"]
-            and row["optimizer"] == "adalayer_star" and np.isfinite(row["loss"])}
+    runs = {row["run"] for row in study.plain("adalayer_star") if np.isfinite(row["loss"])}
     rows = [row for row in study.effective if row["run"] in runs]
     if not rows:
         return [study.command("effective_lr")]
@@ -291,8 +289,7 @@ def draw_curves(study, curves, path):
     """Training losses at the best learning rate of each optimizer."""
     figure, axes, missing = None, None, []
     for name in (*SIX, "adalayer", "adasgd"):
-        rows = [row for row in study.rows if row["setting"] == study.base and row["optimizer"] == name
-                and not row["changed"] and row["run"] in curves]
+        rows = [row for row in study.plain(name) if row["run"] in curves]
         means = {x: np.mean(losses) for x, losses in study.curve(name).items()}
         lr = min(means, key=means.get, default=None)
         mine = [curves[row["run"]] for row in rows if row["lr"] == lr]

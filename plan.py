@@ -29,6 +29,10 @@ def kept(config, tokens):
     once += T * T * config.layers if config.attention == "plain" else 0        # masks
     return tokens * (config.layers * block + ends) + once
 
+def tokens_of(config):
+    """How many a run reads."""
+    return (config.steps + config.freeze_steps) * config.batch * config.context
+
 def estimate(config, model, optimizer, micro, accumulation):
     """{quantity: number} of a run. model, optimizer: may be on the device meta, where they take no memory."""
     count = {}
@@ -36,7 +40,7 @@ def estimate(config, model, optimizer, micro, accumulation):
         count[role] = count.get(role, 0) + p.numel()
     weights, rows = sum(count.values()), model.head.weight.shape[0]
     hidden = weights - count["embed"] - count["head"]
-    tokens = (config.steps + config.freeze_steps) * config.batch * config.context
+    tokens = tokens_of(config)
     at_once = micro * config.context
     # two FLOPs a weight and token forward, four backward; attention: two products of T x D over half the past
     flops = tokens * 6 * (weights - count["embed"] + config.layers * config.width * config.context)
@@ -60,8 +64,7 @@ def estimate(config, model, optimizer, micro, accumulation):
 
 def hours(config):
     """Hours on one GPU; None if nobody said how fast it is."""
-    tokens = (config.steps + config.freeze_steps) * config.batch * config.context
-    return tokens / config.throughput / 3600 if config.throughput else None
+    return tokens_of(config) / config.throughput / 3600 if config.throughput else None
 
 def show(config, model, optimizer, micro, accumulation):
     """Prints the plan."""

@@ -212,6 +212,10 @@ def read_table(folder, base):
                  for row in read_csv(folder / "effective_lr.csv")]
     return claims.Study(rows, effective, base)
 
+def sd(losses):
+    """Standard deviation over seeds, for a table."""
+    return f"{np.std(losses, ddof=1):.3f}" if len(losses) > 1 else ""
+
 def table(study):
     """All results as markdown: mean, standard deviation and number of seeds of every setting."""
     groups = {}
@@ -229,14 +233,14 @@ def table(study):
         loss = f"{np.mean(losses):.3f}" if losses else ""
         loss += f"{', ' if losses else ''}{lost} diverged" if lost else ""
         lines.append(f"| {setting} | {optimizer} | {variant} | {lr:g} | {loss} | "
-                     f"{f'{np.std(losses, ddof=1):.3f}' if len(losses) > 1 else ''} | {len(seeds)} | "
+                     f"{sd(losses)} | {len(seeds)} | "
                      f"{f'{np.mean(bits):.3f}' if bits else ''} |")
     return "\n".join(lines) + "\n"
 
-def league(study):
-    """Every optimizer at its best learning rate, best first, as markdown."""
+def league(study, rules):
+    """Every optimizer at its best learning rate, best first, as markdown. rules: {name: function}."""
     from zoo.table import bytes_per_weight    # not at the top: it needs torch
-    rules, found = optimizers(), []
+    found = []
     for name in rules:
         curve = study.curve(name)
         means = {lr: np.mean(losses) for lr, losses in curve.items() if np.isfinite(losses).all()}
@@ -245,19 +249,12 @@ def league(study):
     lines = ["| optimizer | peak lr | final validation loss | sd | n | ms a step of training | "
              "bytes of state per weight of a matrix |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for loss, name, lr, curve in sorted(found):
-        mine = [row for row in study.rows if row["setting"] == study.base and not row["changed"]
-                and (row["optimizer"], row["lr"]) == (name, lr)]
-        ms = np.median([1000 * row["batch"] * row["context"] / row["tokens_per_second"] for row in mine])
+        ms = np.median([1000 * row["batch"] * row["context"] / row["tokens_per_second"]
+                        for row in study.plain(name) if row["lr"] == lr])
         edge = ", the edge of the grid" if lr in (min(curve), max(curve)) else ""
-        sd = f"{np.std(curve[lr], ddof=1):.3f}" if len(curve[lr]) > 1 else ""
-        lines.append(f"| {name} | {lr:g}{edge} | {loss:.3f} | {sd} | {len(curve[lr])} | {ms:.0f} | "
-                     f"{bytes_per_weight(rules[name]):.2f} |")
+        lines.append(f"| {name} | {lr:g}{edge} | {loss:.3f} | {sd(curve[lr])} | {len(curve[lr])} | "
+                     f"{ms:.0f} | {bytes_per_weight(rules[name]):.2f} |")
     return "\n".join(lines) + "\n"
-
-def optimizers():
-    """{name: the rule behind it} of all there are."""
-    import optim    # not at the top: it needs torch
-    return {name: optim.find(name) for name in (*optim.names(), *optim.zoo())}
 
 # ---------------------------------------------------------------------------------------------------------
 # Pictures
@@ -320,8 +317,7 @@ def one_picture(runs, options):
     for name, lrs in found.items():
         for lr, group in lrs.items():
             losses = [run["status"]["loss"] for run in group]
-            spread = f"{np.std(losses, ddof=1):.3f}" if len(losses) > 1 else ""
-            print(f"| {name} | {lr:g} | {mean(group):.3f} | {spread} | {len(group)} |")
+            print(f"| {name} | {lr:g} | {mean(group):.3f} | {sd(losses)} | {len(group)} |")
     for run in runs:
         if run["status"]["status"] != "done":
             c = run["config"]
@@ -331,6 +327,7 @@ def one_picture(runs, options):
 
 def everything(runs, options):
     """Adds runs to the results, and makes tables, figures and verdicts of all that is there."""
+    import optim    # not at the top: it needs torch
     folder = Path(options.results)
     if not runs and not (folder / "results.csv").exists():
         raise UserError(f"--runs={options.runs}, --results={folder}: hold no runs and no results")
@@ -338,8 +335,9 @@ def everything(runs, options):
     study = read_table(folder, options.setting)
     (folder / "table.md").write_text(table(study))
     curves = read_curves(folder)
-    (folder / "league.md").write_text(league(study))
-    missing = figures.all_figures(study, curves, optimizers(), folder)
+    rules = {name: optim.find(name) for name in (*optim.names(), *optim.zoo())}
+    (folder / "league.md").write_text(league(study, rules))
+    missing = figures.all_figures(study, curves, rules, folder)
     report = claims.report(study)
     (folder / "claims.md").write_text(report)
     print(report)

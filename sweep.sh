@@ -96,6 +96,7 @@ number() {    # a number of the config's table [train], or the one that the comm
 # learning rate is the tuned one unless it is swept. "default" is the config's own: sweeps share that run.
 all=adamw,adafactor,adalayer_star,lion,signum,sgd
 lrs=1e-4,3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2,0.1,0.316,1
+sign_lrs=1e-5,3.16e-5,1e-4,3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2,0.1
 rest_lrs=0.1,0.316,1,3.16,10,31.6,100,316,1000,3160
 [ -f "$config" ] || refuse "$config: no such file; what ships is in configs/"
 case $sweep in
@@ -103,7 +104,7 @@ case $sweep in
     grid ;;
   lr)
     grid optimizer=adamw,adafactor,adalayer_star lr=$lrs
-    grid optimizer=lion,signum lr=1e-5,3.16e-5,1e-4,3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2,0.1
+    grid optimizer=lion,signum lr=$sign_lrs
     grid optimizer=sgd lr=1e-3,3.16e-3,1e-2,3.16e-2,0.1,0.316,1,3.16,10 ;;
   momentum)    # default: 0.9, of SGD 0.98
     grid optimizer=adamw,adafactor,adalayer_star,lion,signum beta1=0,0.5,0.8,default,0.95,0.98,0.99
@@ -158,11 +159,10 @@ case $sweep in
   effective_lr)    # what Fig. 7 shows
     grid optimizer=adalayer_star log_blocks=true ;;
   sophia)    # to be compared with Signum
-    grid optimizer=sophia lr=1e-5,3.16e-5,1e-4,3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2,0.1 ;;
+    grid optimizer=sophia lr=$sign_lrs ;;
   league)    # ours: every rule there is, each with five learning rates about what is typical of its kind
-    grid optimizer=adamw,adafactor,adalayer,adalayer_star,adasgd lr=1e-3,3.16e-3,1e-2,3.16e-2,0.1
-    grid optimizer=ademamix,adopt,laprop,radam,adabelief lr=1e-3,3.16e-3,1e-2,3.16e-2,0.1
-    grid optimizer=mars,came,adam_mini,soap lr=1e-3,3.16e-3,1e-2,3.16e-2,0.1
+    adams=adamw,adafactor,adalayer,adalayer_star,adasgd,ademamix,adopt,laprop,radam,adabelief,mars,came
+    grid optimizer=$adams,adam_mini,soap lr=1e-3,3.16e-3,1e-2,3.16e-2,0.1
     grid optimizer=signum,lion,sophia,scion lr=3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2
     grid optimizer=muon,normuon,apollo,apollo_mini lr=3.16e-3,1e-2,3.16e-2,0.1,0.316
     grid optimizer=sgd lr=1e-2,3.16e-2,0.1,0.316,1

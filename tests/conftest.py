@@ -3,6 +3,7 @@ import functools
 import random
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def tiny(tmp_path_factory):
         assert prepare_c4.main(["--vocab=300", f"--out={folder / 'data'}"]) == 0
     (folder / "tiny.toml").write_text(TINY.format(data=folder / "data"))
     return folder / "tiny.toml"
+
+
+def wait_for(what, seconds):
+    """Looks at what another process does until it is so, or for some seconds. Returns what was seen last."""
+    end = time.monotonic() + seconds
+    while not (result := what()) and time.monotonic() < end:
+        time.sleep(0.005)
+    return result
 
 
 @functools.cache

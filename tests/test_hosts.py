@@ -7,13 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
 import runs
-from conftest import ROOT
+from conftest import ROOT, wait_for
 from test_train import final, run
 
 ADDRESSES = ("10.213.71.1", "10.213.71.2")
@@ -81,13 +80,6 @@ def end(names, folder, process, seconds):
         process.wait(30)
         logs = [log.read_text().replace("\r", "\n")[-5000:] for log in sorted(folder.glob("host*.log"))]
         pytest.fail("no end in time\n" + "\n---\n".join(logs), pytrace=False)
-
-
-def wait_for(what, seconds):
-    deadline = time.monotonic() + seconds
-    while not (result := what()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return result
 
 
 def test_two_hosts_are_one_process(tiny, tmp_path, hosts):

@@ -143,30 +143,33 @@ def test_every_hyperparameter_matters(name, key):
     assert not torch.equal(*ends)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_groups_own_lr_is_honoured(case):
-    for quiet in range(len(built(case, weights()).param_groups)):
+def each_groups_lr_is_honoured(optimizer_of, run):
+    """optimizer_of: an optimizer of some weights; run: its steps with some gradients."""
+    for quiet in range(len(optimizer_of(weights()).param_groups)):
         w, start = weights(), weights()
-        optimizer = built(case, w)
+        optimizer = optimizer_of(w)
         optimizer.param_groups[quiet]["lr"] = 0.0
         run(optimizer, w, gradients())
         for role, group in groups_of(optimizer).items():
             assert torch.equal(w[role], start[role]) == (group is optimizer.param_groups[quiet]), role
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
-def test_save_and_load_resumes_bit_for_bit(case, dtype):
+def test_a_groups_own_lr_is_honoured(case):
+    each_groups_lr_is_honoured(lambda w: built(case, w), run)
+
+
+def saved_and_loaded_it_resumes_bit_for_bit(optimizer_of, run, dtype):
     grads = gradients(dtype=dtype)
     w = weights(dtype)
-    optimizer = built(case, w, weight_decay=0.1)
+    optimizer = optimizer_of(w)
     run(optimizer, w, grads[:3])
     file = io.BytesIO()
     torch.save((optimizer.state_dict(), {role: p.detach() for role, p in w.items()}), file)
     file.seek(0)
     state, values = torch.load(file, weights_only=True)
     again = {role: value.clone().requires_grad_() for role, value in values.items()}
-    resumed = built(case, again, weight_decay=0.1)
+    resumed = optimizer_of(again)
     resumed.load_state_dict(state)
     run(optimizer, w, grads[3:])
     run(resumed, again, grads[3:])
@@ -176,6 +179,12 @@ def test_save_and_load_resumes_bit_for_bit(case, dtype):
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(resumed.state[q][key]))
             if torch.is_tensor(value):    # fp32 beside bf16 weights: torch's own loader would cast
                 assert value.dtype == resumed.state[q][key].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_save_and_load_resumes_bit_for_bit(case, dtype):
+    saved_and_loaded_it_resumes_bit_for_bit(lambda w: built(case, w, weight_decay=0.1), run, dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------

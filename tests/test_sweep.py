@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 import optim
 import study
 import train
-from conftest import ROOT
+from conftest import ROOT, wait_for
 from model import Decoder
 from test_train import run
 
@@ -239,13 +238,6 @@ def test_the_command_line_narrows_replaces_and_adds(stub):
     assert shared == {f"nano,optimizer={name}" for name in SIX}    # the default is run once for all sweeps
 
 
-def wait(true, seconds=20):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_jobs_share_the_machine_and_a_signal_ends_them_in_order(tiny, copy, stub):
     """Never more than N at a time; killed or ended by a signal and started again, each run ends once."""
     def begin():
@@ -258,7 +250,7 @@ def test_jobs_share_the_machine_and_a_signal_ends_them_in_order(tiny, copy, stub
         return [line for line in lines if line.startswith(word)]
     (copy / "wait").touch()
     process = begin()
-    wait(lambda: len(log("began")) == 2)
+    assert wait_for(lambda: len(log("began")) == 2, 20)
     process.send_signal(signal.SIGTERM)
     out = process.communicate(timeout=20)[0]
     assert process.returncode == 75
@@ -268,7 +260,7 @@ def test_jobs_share_the_machine_and_a_signal_ends_them_in_order(tiny, copy, stub
     assert all(f" --threads={share} " in line for line in log("began"))
     assert sorted(line.split()[-1] for line in log("began")) == ["gpu=4", "gpu=6"]
     process = begin()
-    wait(lambda: len(log("began")) == 4)
+    assert wait_for(lambda: len(log("began")) == 4, 20)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     (copy / "wait").unlink()

@@ -1,7 +1,6 @@
 """The rules of zoo/, against numbers of the code that their authors or others published; and what every
 rule must do."""
 import inspect
-import io
 import json
 import re
 from pathlib import Path
@@ -17,7 +16,8 @@ import test_train
 import train
 from model import Decoder
 from optim import Optimizer
-from test_optim import SHAPES, gradients, groups_of, weights
+from test_optim import (SHAPES, each_groups_lr_is_honoured, gradients, groups_of,
+                        saved_and_loaded_it_resumes_bit_for_bit, weights)
 
 GOLDEN = np.load(Path(__file__).parent / "golden/zoo/rules.npz")
 CASES = json.loads(bytes(GOLDEN["meta"]))
@@ -191,37 +191,15 @@ def test_every_hyperparameter_matters(name, key):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_groups_own_lr_is_honoured(name):
-    for quiet in range(len(made(name, weights()).param_groups)):
-        w, start = weights(), weights()
-        optimizer = made(name, w)
-        optimizer.param_groups[quiet]["lr"] = 0.0
-        run(optimizer, w, gradients())
-        for role, group in groups_of(optimizer).items():
-            assert torch.equal(w[role], start[role]) == (group is optimizer.param_groups[quiet]), role
+    each_groups_lr_is_honoured(lambda w: made(name, w), run)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_save_and_load_resumes_bit_for_bit(name, dtype):
-    grads = gradients(dtype=dtype)
     rule = optim.find(name.partition("+")[0])
     more = dict(refresh_steps=2) if hasattr(rule, "refresh") else {}
-    w = weights(dtype)
-    optimizer = made(name, w, weight_decay=0.1, **more)
-    run(optimizer, w, grads[:3])
-    file = io.BytesIO()
-    torch.save((optimizer.state_dict(), {role: p.detach() for role, p in w.items()}), file)
-    file.seek(0)
-    state, values = torch.load(file, weights_only=True)
-    again = {role: value.clone().requires_grad_() for role, value in values.items()}
-    resumed = made(name, again, weight_decay=0.1, **more)
-    resumed.load_state_dict(state)
-    run(optimizer, w, grads[3:])
-    run(resumed, again, grads[3:])
-    for role in w:
-        assert torch.equal(w[role], again[role])
-        for key, value in optimizer.state[w[role]].items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(resumed.state[again[role]][key]))
+    saved_and_loaded_it_resumes_bit_for_bit(lambda w: made(name, w, weight_decay=0.1, **more), run, dtype)
 
 
 @pytest.mark.compiled

@@ -44,7 +44,7 @@ import optim    # noqa: E402
 import prepare_c4    # noqa: E402
 import runs    # noqa: E402
 import train    # noqa: E402
-from conftest import TINY, documents    # noqa: E402
+from conftest import TINY, documents, wait_for    # noqa: E402
 from model import Decoder    # noqa: E402
 from test_data import BROKEN    # noqa: E402
 from test_train import VARIANTS, final, rewound    # noqa: E402
@@ -165,10 +165,7 @@ class Process:
         return False
 
 def wait(true, seconds, message):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, message() if callable(message) else message
-        time.sleep(0.005)
+    assert wait_for(true, seconds), message() if callable(message) else message
 
 def trainer(*argv):
     return Process([sys.executable, "train.py", *argv])
