@@ -2,12 +2,14 @@
 Speed and memory, measured so that anyone can check them. Alternatives take turns in one process; a figure is
 the median of the ratios of neighbours, with quartiles.
 
-    python bench.py                           all of it but the scaling, about ten minutes; also in bench.json
+    python bench.py                           all but zoo and scaling, about ten minutes; also in bench.json
     python bench.py --only=optimizer          a step of every rule against torch's optimizers and the floor
+    python bench.py --only=zoo                a step of every other rule and modifier against the same
     python bench.py --only=train --options="--width=64"     a training step in parts
     python bench.py --only=start              from a new process to the end of the first step
     python bench.py --only=scaling            tokens/s and memory by width, depth, context, micro-batch
 """
+import functools
 import json
 import math
 import resource
@@ -29,7 +31,7 @@ import train
 from config import UserError, option
 from model import Decoder
 
-PARTS = ("optimizer", "train", "start", "scaling", "first_step")
+PARTS = ("optimizer", "zoo", "train", "start", "scaling", "first_step")
 
 @dataclass
 class Options:
@@ -108,13 +110,18 @@ def first_steps(name, model):
             taken.append(time.perf_counter() - begun)
     return f"{taken[0]:.1f} / {taken[1]:.1f}"
 
-def bench_optimizer(options, device):
-    """Every rule on the weights of a decoder of 42 million, compiled and eager."""
+def with_gradients(device):
+    """A decoder of 42 million weights, and them as a list."""
     model = Decoder(width=512, layers=8, heads=8, context=128, vocab_size=16384).to(device)
-    weights, clock = list(model.parameters()), Clock(device)
-    count = sum(w.numel() for w in weights)
+    weights = list(model.parameters())
     for w in weights:
         w.grad = 1e-3 * torch.randn_like(w)
+    return model, weights
+
+def bench_optimizer(options, device):
+    """Every rule on the weights of a decoder of 42 million, compiled and eager."""
+    (model, weights), clock = with_gradients(device), Clock(device)
+    count = sum(w.numel() for w in weights)
     fused = torch.optim.AdamW(weights, lr=1e-4, fused=True).step
     fast = dict(fused=fused, sgd_torch=torch.optim.SGD(weights, lr=1e-4, momentum=0.9).step)
     slow = dict(fused=fused, foreach=torch.optim.AdamW(weights, lr=1e-4, foreach=True).step)
@@ -143,6 +150,29 @@ def bench_optimizer(options, device):
                 "first step, s, without and with a cache": compile_seconds.get(name, "")})
     table(f"A step of the optimizer, n = {options.rounds}", rows)
     return rows + bench_many_tensors(options, clock, device)
+
+def bench_zoo(options, device):
+    """Every rule of zoo/, and every modifier on AdamW, on the same weights, compiled. Rules that refresh
+    something every k steps do it in some of the turns: the mean has its share of it, the median has none."""
+    (model, weights), clock = with_gradients(device), Clock(device)
+    count = sum(w.numel() for w in weights)
+    made = dict(adamw={}) | {name: {} for name in optim.zoo()}
+    made |= {f"adamw, {name}": dict(modify=name) for name in optim.modifiers()}
+    calls, state = dict(fused=torch.optim.AdamW(weights, lr=1e-4, fused=True).step), dict(fused=8.0)
+    for label, more in made.items():
+        name = label.partition(",")[0]
+        if hasattr(optim.find(name), "roles"):
+            more["rest_lr"] = 1e-4
+        optimizer = optim.make(name, model.roles(), lr=1e-4, compile=True, **more)
+        calls[label] = functools.partial(optimizer.step, sampled={w: w.grad for w in weights})
+        state[label] = sum(map(optimizer.state_bytes, optimizer.param_groups)) / count
+    taken = in_turns(calls, options.rounds, clock)
+    rows = [{"step of": label, "ms": 1000 * float(np.median(seconds)),
+             "mean, ms": 1000 * float(np.mean(seconds)),
+             "to fused AdamW": ratio(seconds, taken["fused"])[0], "state, bytes per weight": state[label]}
+            for label, seconds in taken.items()]
+    table(f"A step of the rules of zoo/ and of the modifiers, n = {options.rounds}", rows)
+    return rows
 
 def bench_many_tensors(options, clock, device):
     """A long list of small tensors against one tensor of the same size."""
@@ -316,8 +346,8 @@ def main(argv):
         settings = train.Config(device=options.device, threads=options.threads)
         device = machine.Machine(settings).device
         machine.compiler_works()
-        benches = dict(optimizer=bench_optimizer, train=bench_train, start=bench_start, scaling=bench_scaling,
-                       first_step=bench_first_step)
+        benches = dict(optimizer=bench_optimizer, zoo=bench_zoo, train=bench_train, start=bench_start,
+                       scaling=bench_scaling, first_step=bench_first_step)
         about = machine.versions() | dict(device=str(device), threads=torch.get_num_threads())
         results = dict(machine=about)
         for name in [options.only] if options.only else ("optimizer", "train", "start"):

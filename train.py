@@ -49,9 +49,6 @@ class Config:
     init_from: str = option("", None, "a checkpoint to start from: its weights, and its state if the "
                                       "optimizer is the same")
     device: str = option("auto", None, "where to compute (mps is untested)", ("auto", "cpu", "cuda", "mps"))
-    precision: str = option("auto", None, "bf16: matrix products in bfloat16, all that is kept in float32; "
-                                          "auto: where the hardware is fast at it",
-                            ("auto", "bf16", "fp32"))
     attention: str = option("auto", None, "sdpa: torch's fused kernels; plain: matmul, softmax, matmul",
                             ("auto", "sdpa", "plain"))
     loss_chunk: int = option(0, None, "tokens whose logits exist at a time; 0: 512 on CPU, 4,096 elsewhere",
@@ -110,6 +107,9 @@ class Config:
     freeze_steps: int = option(0, "train", "frozen ratios: so many extra steps that only measure",
                                low=0, high=10**9)
     updating: str = option("", "train", "frozen ratios: roles that go on measuring, or none")
+    precision: str = option("auto", "train", "bf16: matrix products in bfloat16, all that is kept in "
+                                             "float32; auto: where the hardware is fast at it",
+                            ("auto", "bf16", "fp32"))
     seed: int = option(0, "train", "of the initial weights and of the order of the data", low=0)
     # what is written down
     log_every: int = option(10, "train", "steps between lines of metrics.jsonl", low=1, free=True)

@@ -1,6 +1,8 @@
 """The bench's arithmetic, and its parts on a tiny model."""
 import json
 
+import torch
+
 import bench
 import optim
 from model import Decoder
@@ -41,3 +43,19 @@ def test_wrong_use_is_one_line(capsys):
     assert bench.main(["--only=train", "--options=--heads=3"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2 and all(line.startswith("bench.py: error: --") for line in errors)
+
+
+def test_every_rule_of_the_zoo_has_its_turn(monkeypatch, capsys):
+    torch.manual_seed(0)
+    model = Decoder(width=8, layers=1, heads=2, context=16, vocab_size=100)
+    weights = list(model.parameters())
+    for w in weights:
+        w.grad = torch.randn_like(w)
+    make = optim.make
+    monkeypatch.setattr(bench, "with_gradients", lambda device: (model, weights))
+    monkeypatch.setattr(optim, "make", lambda *a, **more: make(*a, **more | dict(compile=False)))
+    rows = {row["step of"]: row for row in bench.bench_zoo(bench.Options(rounds=3), torch.device("cpu"))}
+    assert list(rows) == ["fused", "adamw", *optim.zoo(), *(f"adamw, {name}" for name in optim.modifiers())]
+    assert all(row["ms"] > 0 and row["to fused AdamW"] for row in rows.values())
+    state = "state, bytes per weight"
+    assert rows["fused"][state] == rows["adamw"][state] == 8 and rows["ademamix"][state] == 12
