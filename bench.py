@@ -333,10 +333,18 @@ def draw_scaling(rows, path):
     figure, panels = plt.subplots(2, 4, figsize=(12, 5), layout="constrained", sharey="row")
     for column, axis in enumerate(dict.fromkeys(row["axis"] for row in rows)):
         mine = [row for row in rows if row["axis"] == axis]
+        values = [row["value"] for row in mine]
         for panel, key in zip(panels[:, column], ("tokens/s", "peak memory, MB")):
-            panel.plot([row["value"] for row in mine], [row[key] for row in mine], "o-", color="tab:blue")
+            panel.plot(values, [row[key] for row in mine], "o-", color="tab:blue")
             panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=key if column == 0 else "")
-            panel.grid(alpha=0.3, which="both")
+            panel.set_xticks(values, values)
+            panel.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:,.0f}")
+            for ticks in (panel.xaxis, panel.yaxis):
+                ticks.set_minor_formatter("")
+            panel.grid(alpha=0.3)
+        low, high = np.transpose([[float(x) for x in row["quartiles"].split("-")] for row in mine])
+        panels[0, column].vlines(values, low, high, color="tab:blue", lw=4, alpha=0.4)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from optim import hat
+from optim import hat, power
 
 def ademamix(g, m, slow, v, t, *, beta1=0.9, beta2=0.999, beta3=0.9999, alpha=8.0, eps=1e-8, steps=0):
     """AdEMAMix: Adam that also follows a very slow mean of its gradients.
@@ -50,7 +50,7 @@ def adopt(g, m, s, t, *, beta1=0.9, beta2=0.9999, eps=1e-6):
     For        every tensor.
     Source     Taniguchi et al. (2024), arXiv 2411.02853.
     """
-    bound = ((t - 1) ** 0.25).to(g)
+    bound = (t - 1).sqrt().sqrt().to(g)
     m.lerp_(torch.clamp(g / s.sqrt().clamp_min(eps), -bound, bound), 1 - beta1)
     keep = beta2 * (t > 1).to(t)
     s.mul_(keep).add_((1 - keep) * g.square())
@@ -97,8 +97,9 @@ def radam(g, m, s, t, *, beta1=0.9, beta2=0.999, eps=1e-8):
     m.lerp_(g, 1 - beta1)
     s.lerp_(g.square(), 1 - beta2)
     r_inf = 2 / (1 - beta2) - 1
-    r = r_inf - 2 * t * beta2**t / (1 - beta2**t)
-    trust = (1 - beta2**t) * (r - 4) * (r - 2) * r_inf / ((r_inf - 4) * (r_inf - 2) * r)
+    left = power(beta2, t)
+    r = r_inf - 2 * t * left / (1 - left)
+    trust = (1 - left) * (r - 4) * (r - 2) * r_inf / ((r_inf - 4) * (r_inf - 2) * r)
     adam = trust.clamp_min(0).sqrt() / (s.sqrt() + eps)
     sure = (r > 5).to(g)
     return hat(m, beta1, t) * (sure * adam + (1 - sure))

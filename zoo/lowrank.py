@@ -4,7 +4,7 @@ Adam in a few random directions only, to learn how far each channel of a matrix 
 import numpy as np
 import torch
 
-from optim import per_block
+from optim import per_block, power
 from zoo.orthogonal import matrices
 
 # Below, a matrix stands so that its longer side comes first, and q, k, v are three:
@@ -51,7 +51,7 @@ def apollo(g, m: projected, s: projected, p: projection, last: per_block, t, blo
     small = x @ p
     n = adam(small, m, s, beta1, beta2, eps)
     u = x * (n.norm(dim=2, keepdim=True) / (small.norm(dim=2, keepdim=True) + 1e-8))
-    u = limited(u, last, t) * (scale**0.5 * (1 - beta2**t) ** 0.5 / (1 - beta1**t))
+    u = limited(u, last, t) * (scale * (1 - power(beta2, t))) ** 0.5 / (1 - power(beta1, t))
     return as_before(u, g, blocks)
 
 def apollo_mini(g, m: one_column, s: one_column, p: one_direction, last: per_block, t, blocks, *, beta1=0.9,
@@ -71,7 +71,7 @@ def apollo_mini(g, m: one_column, s: one_column, p: one_direction, last: per_blo
     small = x @ p
     n = adam(small, m, s, beta1, beta2, eps)
     u = x * (n.norm(dim=(1, 2), keepdim=True) / (small.norm(dim=(1, 2), keepdim=True) + 1e-8))
-    u = limited(u, last, t) * (scale**0.5 * (1 - beta2**t) ** 0.5 / (1 - beta1**t))
+    u = limited(u, last, t) * (scale * (1 - power(beta2, t))) ** 0.5 / (1 - power(beta1, t))
     return as_before(u, g, blocks)
 
 def draw(p, t, index, *, seed):
