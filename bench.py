@@ -6,6 +6,7 @@ the median of the ratios of neighbours, with quartiles.
     python bench.py --only=optimizer          a step of every rule against torch's optimizers and the floor
     python bench.py --only=zoo                a step of every other rule and modifier against the same
     python bench.py --only=train --options="--width=64"     a training step in parts
+    python bench.py --only=profile --options="--width=64"   what that time goes into
     python bench.py --only=start              from a new process to the end of the first step
     python bench.py --only=scaling            tokens/s and memory by width, depth, context, micro-batch
 """
@@ -31,12 +32,12 @@ import train
 from config import UserError, option
 from model import Decoder
 
-PARTS = ("optimizer", "zoo", "train", "start", "scaling", "first_step")
+PARTS = ("optimizer", "zoo", "train", "profile", "start", "scaling", "first_step")
 
 @dataclass
 class Options:
     only: str = option("", None, "one part instead of all", choices=PARTS)
-    options: str = option("", None, "options of train.py for the parts train, start and scaling")
+    options: str = option("", None, "options of train.py for the parts train, profile, start, scaling")
     device: str = option("auto", None, "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     threads: int = option(0, None, "CPU threads; 0: all cores", low=0)
     rounds: int = option(20, None, "turns that each alternative has", low=3)
@@ -268,6 +269,37 @@ def bench_train(options, device=None):
     table(f"A step of training, {tokens:,} tokens, n = {options.rounds}", [row])
     return [row]
 
+def bench_profile(options, device):
+    """What a training step on a CPU spends its time on, by torch's profiler. Shapes are not recorded: that
+    alone makes matrix products seem half as fast again."""
+    if device.type != "cpu":
+        raise UserError(f"--device={device.type}: the profile is of a CPU; give --device=cpu")
+    settings, model, optimizer, windows, autocast, device = build(options)
+    ids = torch.from_numpy(windows[range(settings.micro_batch)])
+    def step():
+        with autocast:
+            objective, _, _ = model(ids[:, :-1], ids[:, 1:], settings.z_loss)
+        objective.backward()
+        optimizer.step()
+        model.zero_grad()
+    for _ in range(3):
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(options.rounds):
+            step()
+    kinds = {"aten::mm": "products with weights", "aten::bmm": "attention's products"}
+    ms = dict.fromkeys((*kinds.values(), "compiled code", "all other"), 0.0)
+    for event in profiler.key_averages():
+        kind = "compiled code" if "CompiledFxGraph" in event.key else kinds.get(event.key, "all other")
+        ms[kind] += event.self_cpu_time_total / 1000 / options.rounds
+    tokens, peak = settings.micro_batch * settings.context, matmul_peak(device, settings.precision)
+    speed = tokens * flops_per_token(model, 0) / ms["products with weights"] * 1000
+    rows = [{"what": what, "ms": taken, "of the step": f"{taken / sum(ms.values()):.0%}",
+             "of the matmul peak": f"{speed / peak:.0%}" if what == "products with weights" else ""}
+            for what, taken in ms.items()]
+    table(f"What a step of {tokens:,} tokens is made of, {settings.precision}, n = {options.rounds}", rows)
+    return rows
+
 # ---------------------------------------------------------------------------------------------------------
 # New processes
 
@@ -354,8 +386,9 @@ def main(argv):
         settings = train.Config(device=options.device, threads=options.threads)
         device = machine.Machine(settings).device
         machine.compiler_works()
-        benches = dict(optimizer=bench_optimizer, zoo=bench_zoo, train=bench_train, start=bench_start,
-                       scaling=bench_scaling, first_step=bench_first_step)
+        benches = dict(optimizer=bench_optimizer, zoo=bench_zoo, train=bench_train,
+                       profile=bench_profile, start=bench_start, scaling=bench_scaling,
+                       first_step=bench_first_step)
         about = machine.versions() | dict(device=str(device), threads=torch.get_num_threads())
         results = dict(machine=about)
         for name in [options.only] if options.only else ("optimizer", "train", "start"):

@@ -59,3 +59,15 @@ def test_every_rule_of_the_zoo_has_its_turn(monkeypatch, capsys):
     assert all(row["ms"] > 0 and row["to fused AdamW"] for row in rows.values())
     state = "state, bytes per weight"
     assert rows["fused"][state] == rows["adamw"][state] == 8 and rows["ademamix"][state] == 12
+
+
+def test_a_profile_adds_up(tiny, tmp_path):
+    out = tmp_path / "bench.json"
+    assert bench.main(["--only=profile", f"--options=--config={tiny} --compile=false", "--rounds=3",
+                       "--threads=1", f"--out={out}"]) == 0
+    rows = json.loads(out.read_text())["profile"]
+    assert [row["what"] for row in rows] == ["products with weights", "attention's products", "compiled code",
+                                             "all other"]
+    assert rows[0]["ms"] > 0 and rows[1]["ms"] > 0 and rows[2]["ms"] == 0    # nothing is compiled
+    assert abs(sum(int(row["of the step"].rstrip("%")) for row in rows) - 100) <= 2
+    assert rows[0]["of the matmul peak"].endswith("%")
