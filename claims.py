@@ -492,14 +492,15 @@ CLAIMS = (parity, lr_stability, lr_scale, stabilizers, longer_training, momentum
 HOLDS, FAILS, OPEN = "holds", "does not hold here", "not enough runs"
 
 def judge(claim, study):
-    """(verdict, a line for each comparison or the sweep that is missing)."""
+    """(verdict, a line for each comparison or the sweep that is missing). A claim with a part that does not
+    hold does not hold, whatever else is missing."""
     lines, verdict = [], HOLDS
     try:
         for true, line in claim(study):
             lines.append(f"{'yes' if true else 'no'}: {line}")
             verdict = verdict if true else FAILS
     except NotEnough as missing:
-        return OPEN, [*lines, f"missing: {missing}"]
+        return FAILS if verdict == FAILS else OPEN, [*lines, f"missing: {missing}"]
     return verdict, lines
 
 def report(study):

@@ -188,6 +188,14 @@ def test_a_claim_holds_fails_and_is_open(name, truth, tmp_path):
     assert asked in lines[-1] and "configs/study.toml" in lines[-1] and "seed=0,1,2" in lines[-1]
 
 
+def test_a_part_that_fails_decides_whatever_else_is_missing(tmp_path):
+    different, sweep, asked = CASES["lr_scale"]
+    verdict, lines = claims.judge(claims.lr_scale, World(**different).write(tmp_path / "a", without=[sweep]))
+    assert verdict == "does not hold here", lines
+    assert any(line.startswith("no: sgd = 300 x adamw") for line in lines), lines
+    assert lines[-1].startswith("missing: ./sweep.sh ") and asked in lines[-1], lines
+
+
 def test_numbers_behind_a_verdict(truth, tmp_path):
     """Widths, best rates and spreads by hand."""
     s = truth.write(tmp_path / "a")
