@@ -1162,7 +1162,7 @@ def G1(folder):
         usual = options(folder, "x", "--steps=3")
         if kind == 0:    # a typo
             at = DRAW.randrange(len(name))
-            wrong = name[:at] + DRAW.choice("qj") + name[at + 1:]
+            wrong = name[:at] + DRAW.choice("qj".replace(name[at], "")) + name[at + 1:]
             argv, key = [*usual, f"--{wrong}=1"], wrong
         elif kind == 1:
             argv, key = [*usual, f"--{name}", "3", f"--{name}=3"], name
