@@ -43,6 +43,7 @@ def test_readme_has_two_commands_of_one_line():
 
 def test_readmes_options_exist(tiny):
     """Every --option of README is one of a script's; every file it links to is there."""
+    import bench
     import optim
     import prepare_c4
     import sample
@@ -52,7 +53,7 @@ def test_readmes_options_exist(tiny):
     known |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port"}    # torchrun
     known = known.union(*(optim.hyper_of(f) for f in [*optim.rules().values(), *optim.zoo().values(),
                                                             *optim.modifiers().values()]))
-    for options in (train.Config, prepare_c4.Options, sample.Options, study.Options):
+    for options in (train.Config, prepare_c4.Options, sample.Options, study.Options, bench.Options):
         known |= set(options.__dataclass_fields__)
     assert {name for name in re.findall(r"--([a-z_0-9]+)", README)} <= known
     for target in re.findall(r"\]\(([^)]+)\)", README):
