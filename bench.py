@@ -8,7 +8,7 @@ the median of the ratios of neighbours, with quartiles.
     python bench.py --only=train --options="--width=64"     a training step in parts
     python bench.py --only=profile --options="--width=64"   what that time goes into
     python bench.py --only=start              from a new process to the end of the first step
-    python bench.py --only=scaling            tokens/s and memory by width, depth, context, micro-batch
+    python bench.py --scaling                 tokens/s and memory by width, depth, context, micro-batch
 """
 import functools
 import json
@@ -32,12 +32,13 @@ import train
 from config import UserError, option
 from model import Decoder
 
-PARTS = ("optimizer", "zoo", "train", "profile", "start", "scaling", "first_step")
+PARTS = ("optimizer", "zoo", "train", "profile", "start", "first_step")
 
 @dataclass
 class Options:
     only: str = option("", None, "one part instead of all", choices=PARTS)
-    options: str = option("", None, "options of train.py for the parts train, profile, start, scaling")
+    scaling: bool = option(False, None, "tokens/s and memory by size, and the figure, instead")
+    options: str = option("", None, "options of train.py for train, profile, start and scaling")
     device: str = option("auto", None, "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     threads: int = option(0, None, "CPU threads; 0: all cores", low=0)
     rounds: int = option(20, None, "turns that each alternative has", low=3)
@@ -383,6 +384,8 @@ def draw_scaling(rows, path):
 def main(argv):
     try:
         options = config.load(Options, argv, __doc__)[0]
+        if options.only and options.scaling:
+            raise UserError(f"--scaling: is a part of its own; leave out --only={options.only}")
         settings = train.Config(device=options.device, threads=options.threads)
         device = machine.Machine(settings).device
         machine.compiler_works()
@@ -391,7 +394,8 @@ def main(argv):
                        first_step=bench_first_step)
         about = machine.versions() | dict(device=str(device), threads=torch.get_num_threads())
         results = dict(machine=about)
-        for name in [options.only] if options.only else ("optimizer", "train", "start"):
+        only = "scaling" if options.scaling else options.only
+        for name in [only] if only else ("optimizer", "train", "start"):
             results[name] = benches[name](options, device)
         Path(options.out).write_text(json.dumps(results, indent=1))
     except UserError as error:

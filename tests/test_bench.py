@@ -41,8 +41,9 @@ def test_a_training_step_in_parts(tiny, tmp_path, capsys):
 def test_wrong_use_is_one_line(capsys):
     assert bench.main(["--only=nothing"]) == 2
     assert bench.main(["--only=train", "--options=--heads=3"]) == 2
+    assert bench.main(["--only=train", "--scaling"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and all(line.startswith("bench.py: error: --") for line in errors)
+    assert len(errors) == 3 and all(line.startswith("bench.py: error: --") for line in errors)
 
 
 def test_every_rule_of_the_zoo_has_its_turn(monkeypatch, capsys):
@@ -71,3 +72,19 @@ def test_a_profile_adds_up(tiny, tmp_path):
     assert rows[0]["ms"] > 0 and rows[1]["ms"] > 0 and rows[2]["ms"] == 0    # nothing is compiled
     assert abs(sum(int(row["of the step"].rstrip("%")) for row in rows) - 100) <= 2
     assert rows[0]["of the matmul peak"].endswith("%")
+
+
+def test_scaling_changes_one_thing_at_a_time(monkeypatch, tmp_path):
+    asked = []
+    def again(*arguments):
+        asked.append(dict(word.split("=") for word in arguments[1].removeprefix("--options=").split()))
+        return [{"tokens/s": 1000, "quartiles": "900-1100", "peak memory, MB": 500}], 1.0
+    monkeypatch.setattr(bench, "again", again)
+    assert bench.main(["--scaling", "--threads=1", "--rounds=3", f"--out={tmp_path}/scaling.json"]) == 0
+    rows = json.loads((tmp_path / "scaling.json").read_text())["scaling"]
+    base = {"--width": "128", "--layers": "4", "--context": "128", "--micro_batch": "32"}
+    for row, options in zip(rows, asked, strict=True):
+        assert {k: options[k] for k in base} == base | {f"--{row['axis']}": str(row["value"])}
+        assert options["--batch"] == options["--micro_batch"]
+        assert int(options["--heads"]) == max(1, int(options["--width"]) // 64)
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
