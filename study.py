@@ -106,7 +106,7 @@ def row_of(run):
     c, status = run["config"], run["status"]
     own, shape, ignored = usual(c["config"], c["optimizer"], c["rest"])
     changed = {key: text(value) for key, value in c.items() if key not in ignored and value != own.get(key)}
-    if c["rest"]:
+    if c["rest"] != usual(c["config"], c["optimizer"], "")[0]["rest"]:    # else it is the rule's own
         changed["rest"] = c["rest"]
     setting = {key: changed.pop(key) for key in shape if key in changed}
     if Path(c["data"]).name != Path(own["data"]).name:

@@ -315,3 +315,15 @@ def test_results_outlive_their_runs(tiny, tmp_path, capsys):
     rows = {row["run"]: row for row in study.read_csv(results / "results.csv")}
     assert list(rows) == ["a", "b"] and rows["a"]["seed"] == "2"
     assert len([row for row in study.read_csv(results / "effective_lr.csv")]) == len(effective) * 5
+
+
+@pytest.mark.parametrize("optimizer, rest, changed", (
+    ("muon", "", ""), ("muon", "sgd_ema", "rest=sgd_ema"), ("adalayer_star", "adamw", "rest=adamw"),
+    ("adamw", "", "")))
+def test_a_rules_own_rest_is_no_change(optimizer, rest, changed):
+    """Muon's other roles go to AdamW by its own choice: such a run belongs to the league."""
+    options = study.usual("configs/study.toml", optimizer, rest)[0]
+    run = dict(config=options | dict(lr=1e-2), name="it", status=dict(status="diverged"), metrics=[],
+               start=dict(hidden=1, device="cpu", threads=1, torch="2"))
+    row = study.row_of(run)
+    assert row["changed"] == changed and ("--rest=" in row["command"]) == bool(changed)
