@@ -326,7 +326,7 @@ def apply(parts, weights, grads, states, shared):
         w.copy_(given["decay"] * w.to(u.dtype) - given["lr"] * u)
 
 def sum_of_squares(grads):
-    return sum(g.square().sum(-1).sum() for g in grads)    # row by row, as above
+    return sum(g.square().sum(-1).sum() for g in grads)    # as in mean_of_blocks
 
 def alike(members, asked, most=8):
     """Splits a list of (weight, gradient, what is given to the rule) by the shape, the blocks and, if it is

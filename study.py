@@ -90,12 +90,13 @@ def usual(config_file, optimizer, rest):
     """({option: value} of a config that is run as it is, the options of the model's shape, those that are not
     compared: named in columns of their own, without effect on the result, or chosen by the machine)."""
     import train    # not at the top: it draws its runs with this file
-    options, hyper, _ = train.read_options([f"--config={config_file}", f"--optimizer={optimizer}",
-                                            *([f"--rest={rest}"] if rest else [])])
+    plain = [f"--config={config_file}", f"--optimizer={optimizer}"]
+    own = train.read_options(plain)[0].rest    # some rules bring one along
+    options, hyper, _ = train.read_options([*plain, *([f"--rest={rest}"] if rest else [])])
     shape = [field.name for field in fields(train.Config) if field.metadata["table"] == "model"]
     ignored = train.FREE | {"device", "precision", "attention", "loss_chunk", "compile"}
     ignored |= {"config", "optimizer", "lr", "seed"}
-    return asdict(options) | hyper, shape, ignored
+    return asdict(options) | hyper | dict(rest=own), shape, ignored
 
 def text(value):
     """As an option is written."""
@@ -106,8 +107,6 @@ def row_of(run):
     c, status = run["config"], run["status"]
     own, shape, ignored = usual(c["config"], c["optimizer"], c["rest"])
     changed = {key: text(value) for key, value in c.items() if key not in ignored and value != own.get(key)}
-    if c["rest"] != usual(c["config"], c["optimizer"], "")[0]["rest"]:    # else it is the rule's own
-        changed["rest"] = c["rest"]
     setting = {key: changed.pop(key) for key in shape if key in changed}
     if Path(c["data"]).name != Path(own["data"]).name:
         setting["data"] = c["data"]

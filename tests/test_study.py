@@ -323,7 +323,7 @@ def test_results_outlive_their_runs(tiny, tmp_path, capsys):
 def test_a_rules_own_rest_is_no_change(optimizer, rest, changed):
     """Muon's other roles go to AdamW by its own choice: such a run belongs to the league."""
     options = study.usual("configs/study.toml", optimizer, rest)[0]
-    run = dict(config=options | dict(lr=1e-2), name="it", status=dict(status="diverged"), metrics=[],
-               start=dict(hidden=1, device="cpu", threads=1, torch="2"))
+    run = dict(config=options | dict(lr=1e-2, rest=rest or options["rest"]), name="it", metrics=[],
+               status=dict(status="diverged"), start=dict(hidden=1, device="cpu", threads=1, torch="2"))
     row = study.row_of(run)
     assert row["changed"] == changed and ("--rest=" in row["command"]) == bool(changed)
