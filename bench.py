@@ -2,9 +2,9 @@
 Speed and memory, measured so that anyone can check them. Alternatives take turns in one process; a figure is
 the median of the ratios of neighbours, with quartiles.
 
-    python bench.py                           all but zoo and scaling, about ten minutes; also in bench.json
+    python bench.py                           all but rules and scaling, about ten minutes; also in bench.json
     python bench.py --only=optimizer          a step of every rule against torch's optimizers and the floor
-    python bench.py --only=zoo                a step of every other rule and modifier against the same
+    python bench.py --only=rules              a step of every rule, the zoo's too, and of every modifier
     python bench.py --only=train --options="--width=64"     a training step in parts
     python bench.py --only=profile --options="--width=64"   what that time goes into
     python bench.py --only=start              from a new process to the end of the first step
@@ -32,13 +32,13 @@ import train
 from config import UserError, option
 from model import Decoder
 
-PARTS = ("optimizer", "zoo", "train", "profile", "start", "first_step")
+PARTS = ("optimizer", "rules", "train", "profile", "start", "first_step")
 
 @dataclass
 class Options:
     only: str = option("", None, "one part instead of all", choices=PARTS)
     scaling: bool = option(False, None, "tokens/s and memory by size, and the figure, instead")
-    options: str = option("", None, "options of train.py for train, profile, start and scaling")
+    options: str = option("", None, "options of train.py, for all parts but optimizer")
     device: str = option("auto", None, "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     threads: int = option(0, None, "CPU threads; 0: all cores", low=0)
     rounds: int = option(20, None, "turns that each alternative has", low=3)
@@ -112,9 +112,9 @@ def first_steps(name, model):
             taken.append(time.perf_counter() - begun)
     return f"{taken[0]:.1f} / {taken[1]:.1f}"
 
-def with_gradients(device):
-    """A decoder of 42 million weights, and them as a list."""
-    model = Decoder(width=512, layers=8, heads=8, context=128, vocab_size=16384).to(device)
+def with_gradients(device, model=None):
+    """A model, else a decoder of 42 million weights, and its weights as a list; their gradients are noise."""
+    model = model or Decoder(width=512, layers=8, heads=8, context=128, vocab_size=16384).to(device)
     weights = list(model.parameters())
     for w in weights:
         w.grad = 1e-3 * torch.randn_like(w)
@@ -153,12 +153,13 @@ def bench_optimizer(options, device):
     table(f"A step of the optimizer, n = {options.rounds}", rows)
     return rows + bench_many_tensors(options, clock, device)
 
-def bench_zoo(options, device):
-    """Every rule of zoo/, and every modifier on AdamW, on the same weights, compiled. Rules that refresh
-    something every k steps do it in some of the turns: the mean has its share of it, the median has none."""
-    (model, weights), clock = with_gradients(device), Clock(device)
+def bench_rules(options, device):
+    """Every rule, and every modifier on AdamW, compiled, on the same weights. Rules that refresh something
+    every k steps do it in some of the turns: the mean has its share of it, the median has none."""
+    given = build(options)[1] if options.options else None
+    (model, weights), clock = with_gradients(device, given), Clock(device)
     count = sum(w.numel() for w in weights)
-    made = dict(adamw={}) | {name: {} for name in optim.zoo()}
+    made = {name: {} for name in (*optim.names(), *optim.zoo())}
     made |= {f"adamw, {name}": dict(modify=name) for name in optim.modifiers()}
     calls, state = dict(fused=torch.optim.AdamW(weights, lr=1e-4, fused=True).step), dict(fused=8.0)
     for label, more in made.items():
@@ -173,7 +174,7 @@ def bench_zoo(options, device):
              "mean, ms": 1000 * float(np.mean(seconds)),
              "to fused AdamW": ratio(seconds, taken["fused"])[0], "state, bytes per weight": state[label]}
             for label, seconds in taken.items()]
-    table(f"A step of the rules of zoo/ and of the modifiers, n = {options.rounds}", rows)
+    table(f"A step of all rules and modifiers, {count:,} weights, n = {options.rounds}", rows)
     return rows
 
 def bench_many_tensors(options, clock, device):
@@ -389,7 +390,7 @@ def main(argv):
         settings = train.Config(device=options.device, threads=options.threads)
         device = machine.Machine(settings).device
         machine.compiler_works()
-        benches = dict(optimizer=bench_optimizer, zoo=bench_zoo, train=bench_train,
+        benches = dict(optimizer=bench_optimizer, rules=bench_rules, train=bench_train,
                        profile=bench_profile, start=bench_start, scaling=bench_scaling,
                        first_step=bench_first_step)
         about = machine.versions() | dict(device=str(device), threads=torch.get_num_threads())

@@ -6,7 +6,8 @@ What finished runs say: tables, figures and verdicts on the paper's claims.
 
 results/  results.csv          a row for each ended run, with the command that runs it again
           curves.jsonl, effective_lr.csv    what figures need besides; rows of runs that are gone stay
-          table.md, league.md, claims.md, *.png     made from those three, with or without runs
+          rules.json         if there: what bench.py --only=rules measured, for the league
+          table.md, league.md, claims.md, *.png     made from those, with or without runs
 """
 import csv
 import functools
@@ -236,8 +237,9 @@ def table(study):
                      f"{f'{np.mean(bits):.3f}' if bits else ''} |")
     return "\n".join(lines) + "\n"
 
-def league(study, rules):
-    """Every optimizer at its best learning rate, best first, as markdown. rules: {name: function}."""
+def league(study, rules, ms):
+    """Every optimizer at its best learning rate, best first, as markdown. rules: {name: function};
+    ms: {name: mean milliseconds of its step}, measured by one bench, since runs are of several machines."""
     from zoo.table import bytes_per_weight    # not at the top: it needs torch
     found = []
     for name in rules:
@@ -245,14 +247,12 @@ def league(study, rules):
         means = {lr: np.mean(losses) for lr, losses in curve.items() if np.isfinite(losses).all()}
         if len(curve) >= 4 and means:
             found.append((min(means.values()), name, min(means, key=means.get), curve))
-    lines = ["| optimizer | peak lr | final validation loss | sd | n | ms a step of training | "
+    lines = ["| optimizer | peak lr | final validation loss | sd | n | ms of its step | "
              "bytes of state per weight of a matrix |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for loss, name, lr, curve in sorted(found):
-        ms = np.median([1000 * row["batch"] * row["context"] / row["tokens_per_second"]
-                        for row in study.plain(name) if row["lr"] == lr])
         edge = ", the edge of the grid" if lr in (min(curve), max(curve)) else ""
         lines.append(f"| {name} | {lr:g}{edge} | {loss:.3f} | {sd(curve[lr])} | {len(curve[lr])} | "
-                     f"{ms:.0f} | {bytes_per_weight(rules[name]):.2f} |")
+                     f"{ms.get(name, '')} | {bytes_per_weight(rules[name]):.2f} |")
     return "\n".join(lines) + "\n"
 
 # ---------------------------------------------------------------------------------------------------------
@@ -335,7 +335,10 @@ def everything(runs, options):
     (folder / "table.md").write_text(table(study))
     curves = read_curves(folder)
     rules = {name: optim.find(name) for name in (*optim.names(), *optim.zoo())}
-    (folder / "league.md").write_text(league(study, rules))
+    bench = folder / "rules.json"    # by bench.py
+    rows = json.loads(bench.read_text())["rules"] if bench.exists() else []
+    ms = {row["step of"]: f"{row['mean, ms']:.1f}" for row in rows}
+    (folder / "league.md").write_text(league(study, rules, ms))
     missing = figures.all_figures(study, curves, rules, folder)
     report = claims.report(study)
     (folder / "claims.md").write_text(report)

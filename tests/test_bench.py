@@ -46,17 +46,18 @@ def test_wrong_use_is_one_line(capsys):
     assert len(errors) == 3 and all(line.startswith("bench.py: error: --") for line in errors)
 
 
-def test_every_rule_of_the_zoo_has_its_turn(monkeypatch, capsys):
+def test_every_rule_has_its_turn(monkeypatch):
     torch.manual_seed(0)
     model = Decoder(width=8, layers=1, heads=2, context=16, vocab_size=100)
     weights = list(model.parameters())
     for w in weights:
         w.grad = torch.randn_like(w)
     make = optim.make
-    monkeypatch.setattr(bench, "with_gradients", lambda device: (model, weights))
+    monkeypatch.setattr(bench, "with_gradients", lambda *_: (model, weights))
     monkeypatch.setattr(optim, "make", lambda *a, **more: make(*a, **more | dict(compile=False)))
-    rows = {row["step of"]: row for row in bench.bench_zoo(bench.Options(rounds=3), torch.device("cpu"))}
-    assert list(rows) == ["fused", "adamw", *optim.zoo(), *(f"adamw, {name}" for name in optim.modifiers())]
+    rows = {row["step of"]: row for row in bench.bench_rules(bench.Options(rounds=3), torch.device("cpu"))}
+    assert list(rows) == ["fused", *optim.names(), *optim.zoo(),
+                          *(f"adamw, {name}" for name in optim.modifiers())]
     assert all(row["ms"] > 0 and row["to fused AdamW"] for row in rows.values())
     state = "state, bytes per weight"
     assert rows["fused"][state] == rows["adamw"][state] == 8 and rows["ademamix"][state] == 12
