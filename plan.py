@@ -63,7 +63,7 @@ def estimate(config, model, optimizer, micro, accumulation):
                 peak=peak, data=id_bytes * tokens, checkpoint=4 * weights + memory["state"])
 
 def hours(config):
-    """Hours on one GPU; None if nobody said how fast it is."""
+    """Hours at the stated throughput; None if nobody stated one."""
     return tokens_of(config) / config.throughput / 3600 if config.throughput else None
 
 def show(config, model, optimizer, micro, accumulation):
@@ -87,10 +87,10 @@ def show(config, model, optimizer, micro, accumulation):
     print(f"disk         data {e['data']:,} bytes if each token is read once; "
           f"checkpoints {config.keep + 1} x {e['checkpoint']:,}")
     if (time := hours(config)) is None:
-        print("time         unknown; give --throughput, tokens per second of one GPU")
+        print("time         unknown; give --throughput, tokens per second")
     else:
-        print(f"time         {time:.3g} hours on one GPU at {config.throughput:,} tokens/s (--throughput); "
-              f"{time / 8:.3g} on eight that scale")
+        print(f"time         {time:.3g} hours at {config.throughput:,} tokens/s (--throughput), {time / 8:.3g} at "
+              "eight times that")
 
 def main(lines):
     """The hours of many commands, one a line, as sweep.sh --print writes them."""
@@ -101,8 +101,8 @@ def main(lines):
         print(f"plan.py: error: {one_line(error)}", file=sys.stderr)
         return error.code
     times = [hours(config) for config in runs]
-    total = ("hours unknown: give --throughput, tokens per second of one GPU" if None in times else
-             f"{sum(times):.4g} hours on one GPU at the stated throughput")
+    total = ("hours unknown: give -- --throughput=N, tokens per second" if None in times else
+             f"{sum(times):.4g} hours at the stated throughput")
     print(f"# {len(runs)} runs, {total}")
     return 0
 

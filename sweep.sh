@@ -160,19 +160,30 @@ case $sweep in
     grid optimizer=adalayer_star log_blocks=true ;;
   sophia)    # to be compared with Signum
     grid optimizer=sophia lr=$sign_lrs ;;
-  league)    # ours: every rule there is, each with five learning rates about what is typical of its kind
-    adams=adamw,adafactor,adalayer,adalayer_star,adasgd,ademamix,adopt,laprop,radam,adabelief,mars,came
-    grid optimizer=$adams,adam_mini,soap lr=1e-3,3.16e-3,1e-2,3.16e-2,0.1
-    grid optimizer=signum,lion,sophia,scion lr=3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2
-    grid optimizer=muon,normuon,apollo,apollo_mini lr=3.16e-3,1e-2,3.16e-2,0.1,0.316
-    grid optimizer=sgd lr=1e-2,3.16e-2,0.1,0.316,1
-    grid optimizer=sgd_ema lr=1,3.16,10,31.6,100 ;;
+  league)    # ours: every rule there is, each with five learning rates, the usual one in the middle
+    half=(1e-5 3.16e-5 1e-4 3.16e-4 1e-3 3.16e-3 1e-2 3.16e-2 0.1 0.316 1 3.16 10 31.6 100 316 1000)
+    usual=$("$python" -c 'if True:
+      import math, sys, optim, train
+      tables = train.read_options(["--config=" + sys.argv[1]])[2]
+      for name in (*optim.names(), *optim.zoo()):
+          print(name, round(2 * math.log10(train.learning_rate(tables, name))) + 10)' "$config") || exit 2
+    while read -r name middle; do
+      five=${half[*]:middle-2:5}
+      grid "optimizer=$name" "lr=${five// /,}"
+    done <<<"$usual" ;;
   *)
     echo "sweep.sh: error: there is no sweep '$sweep'" >&2
     usage ;;
 esac
 runs=$(printf %s "$runs" | awk '!seen[$1]++')
-[ -n "$runs" ] || refuse "no optimizer of the sweep $sweep is among those of$asked"
+for theirs in $asked; do
+  case $theirs in optimizer=*) theirs=${theirs#*=} ;; *) continue ;; esac
+  for value in ${theirs//,/ }; do
+    case $runs$newline in *" --optimizer=$value"[\ $newline]*) ;; *)
+      refuse "optimizer=$value: the sweep $sweep has none of that name; --print without it shows those it has" ;;
+    esac
+  done
+done
 
 commands() {    # of lines of names and options; they can be started anywhere, in any order, again and again
   local name options more=""
@@ -182,30 +193,21 @@ commands() {    # of lines of names and options; they can be started anywhere, i
       "$python" "$config" "$options" "${options:+ }" "$name" "$more"
   done
 }
+# --- what cannot run, and what has run with other settings, is found before anything starts
+lines=$(echo "$runs" | commands "$@")
+total=$(echo "$lines" | "$python" plan.py) || {
+  [ $# = 0 ] || echo "sweep.sh: what changes a result belongs before --, as key=value, in the runs' names" >&2
+  exit 2
+}
 if [ -n "$print" ]; then
-  lines=$(echo "$runs" | commands "$@")
-  echo "$lines"
-  echo "$lines" | "$python" plan.py
+  echo "$lines$newline$total"
   exit
 fi
-
-# --- what has ended already must have ended with these settings
 status_of() {    # done, diverged, interrupted, failed, running, or new
   local status
   status=$(sed -n 's/.*"status": "\([a-z]*\)".*/\1/p' "runs/$1/status.json" 2>/dev/null | sed 1q)
   echo "${status:-new}"
 }
-ended=""
-while read -r name options; do
-  case $(status_of "$name") in "done" | diverged) ended="$ended$name $options$newline" ;; esac
-done <<EOF
-$runs
-EOF
-if [ -n "$ended" ]; then
-  printf %s "$ended" | commands "$@" | "$python" plan.py >/dev/null ||
-    refuse "a run of the same name has ended with other settings; what changes a result belongs before --," \
-      "as key=value, where it becomes part of the names"
-fi
 
 # --- run them, each in a slot: pid and title of what runs there
 pid=() title=() failed="" stopped=""

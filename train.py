@@ -123,7 +123,7 @@ class Config:
     keep: int = option(2, "train", "checkpoints to keep", low=2, free=True)
     sample_tokens: int = option(100, "train", "tokens of text to show at the end; 0: none",
                                 low=0, high=10**6, free=True)
-    throughput: int = option(0, "train", "tokens per second of one GPU, for --plan; 0: unknown",
+    throughput: int = option(0, "train", "tokens per second, for --plan; 0: unknown",
                              low=0, free=True)
 
 OPTIONS = {field.name for field in fields(Config)}
