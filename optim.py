@@ -28,6 +28,8 @@ import torch
 #   positional    g: the gradient. m, v, r, c: state, which the rule updates in place; it starts as zeros
 #                 like the weight, in fp32, or as its annotation says. A rule may also ask for t (the step,
 #                 from 1), g2 (the mean of g^2 over all weights of the group), w (the weight) and lr.
+#                 v is for a mean of g^2 by beta2 that the rule divides by as Adam does (v, or r and c):
+#                 effective_lr() reads it so. Another second moment has another name, such as s.
 #   keyword-only  hyperparameters, with their defaults.
 #   returns       u, the direction to move against. A rule never touches the weight, the lr or the decay.
 
@@ -258,23 +260,27 @@ def rules():
 
 def zoo():
     """{name: function} of the rules in zoo/*.py, found as those above."""
-    files = sorted(Path(__file__).parent.glob("zoo/*.py"))
-    found = [item for path in files if path.stem != "modifiers" for item in functions_in(path.stem).items()]
-    return {name: f for name, f in found if next(iter(inspect.signature(f).parameters), None) == "g"}
+    found, core = {}, rules()
+    for path in sorted(Path(__file__).parent.glob("zoo/*.py")):
+        for name, f in functions_in(path.stem, "g").items() if path.stem != "modifiers" else ():
+            if name in core or name in found:
+                raise ValueError(f"zoo/{path.name}: {name}: there is another rule of that name; rename one")
+            found[name] = f
+    return found
 
 def modifiers():
     """{name: function} of zoo/modifiers.py: what changes a rule; see Optimizer."""
-    return functions_in("modifiers")
+    return functions_in("modifiers", "g", "u", "decay")
 
 def shapes():
     """{name: function} of zoo/schedules.py: what an lr may do after the warmup."""
-    return functions_in("schedules")
+    return functions_in("schedules", "p")
 
-def functions_in(stem):
-    """{name: function} of the functions that a file of zoo/ defines."""
+def functions_in(stem, *first):
+    """{name: function} of the functions of a file of zoo/ whose first parameter is one of these."""
     module = importlib.import_module(f"zoo.{stem}")
-    return {name: f for name, f in vars(module).items()
-            if inspect.isfunction(f) and f.__module__ == module.__name__}
+    return {name: f for name, f in vars(module).items() if inspect.isfunction(f)
+            and f.__module__ == module.__name__ and next(iter(inspect.signature(f).parameters), None) in first}
 
 def asks_for(rule):
     """The positional parameters of a rule, in order."""
@@ -303,6 +309,8 @@ def checked(rule, hyper, modify=()):
         kind = type(known[name])
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise ValueError(f"{name}={value!r}: must be of type {kind.__name__}")
+        if kind not in (bool, int, float):
+            raise ValueError(f"{name}={value!r}: a hyperparameter must be a number or a bool")
         if kind is not bool and not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}={value}: must be a finite number, 0 or more")
         if name.split("_")[-1].startswith("beta") and value >= 1:
@@ -373,9 +381,11 @@ class Optimizer(torch.optim.Optimizer):
                        tensor. If f asks for gs, the gradient of the loss on labels sampled from the model,
                        wants_sampled() tells before a step that step(sampled={tensor: gradient}) must give it
     rule.roles, .rest  for make: the roles that the rule is for, and the name of the rule of all others
+    rule.lr_of_adamw   its usual lr in AdamW's, with which the trainer begins (without: 1)
     a modifier         is a function, too: its first parameter, g, u or decay, is what it makes anew, before
-                       the rule if it is g, else after it. The names of its state and of its hyperparameters
-                       begin with its own, so that they meet none of the rule's
+                       the rule if it is g, else after it; one that asks for the decay comes last. The names
+                       of its state and of its hyperparameters begin with its own, so that they meet none of
+                       the rule's
     """
     def __init__(self, params, rule, *, lr, weight_decay=0.0, weight_decay_kind="coupled", strict=False,
                  compile=False, modify=(), **hyper):
@@ -424,6 +434,7 @@ class Optimizer(torch.optim.Optimizer):
     def parts(self, group):
         """What a step of a group makes, in this order, by which functions."""
         changes = [(asks_for(f)[0], f) for f in (self.rules[name] for name in group.get("modify", ()))]
+        changes.sort(key=lambda change: "decay" in asks_for(change[1])[1:])    # what it gets must be final
         return [*((made, f) for made, f in changes if made == "g"), ("u", self.rules[group["rule"]]),
                 *((made, f) for made, f in changes if made != "g")]
 
@@ -538,6 +549,9 @@ class Optimizer(torch.optim.Optimizer):
             theirs = saved.get("rule", "another optimizer")
             if group["rule"] != theirs:
                 raise ValueError(f"the state is of {theirs}, not of {group['rule']}")
+            if group["modify"] != saved.get("modify", []):
+                raise ValueError(f"the state is of {theirs} modified by {saved.get('modify', [])}, "
+                                 f"not by {group['modify']}")
         super().load_state_dict(state_dict)
         ids = iter([i for saved in state_dict["param_groups"] for i in saved["params"]])
         for group in self.param_groups:
@@ -559,13 +573,13 @@ def effective_lr(optimizer):
     """The lr that each block really has, lr / (sqrt(v_hat) + eps): the paper's central figure (Fig. 7).
 
     Returns a list of {name, role, values}, one for each parameter that has moved and whose rule keeps a
-    second moment. values: 1-D, fp32, an entry per block (adamw, adafactor: per weight), weight per gradient.
+    second moment v, or r and c, and divides by it as Adam does. values: 1-D, fp32, an entry per block (adamw, adafactor: per weight), weight per gradient.
     """
     rows = []
     for group in optimizer.param_groups:
         for i, p in enumerate(group["params"]):
             state = optimizer.state[p]
-            if not {"v", "r"} & set(state):
+            if not ("v" in state or {"r", "c"} <= set(state)):
                 continue
             v = state["v"] if "v" in state else factored(state["r"], state["c"])
             if "freeze_steps" not in group:    # frozen ratios are not corrected for their start

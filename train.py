@@ -423,13 +423,13 @@ def train(argv, opened):
             if own:
                 refuse_changes(checkpoint["config"] | dict(data=config.data), asdict(config) | hyper)
             model.load_state_dict(checkpoint["model"])
-            theirs = checkpoint["config"]["optimizer"]
-            if theirs == config.optimizer:
+            theirs = [checkpoint["config"].get(key, "") for key in ("optimizer", "modify")]
+            if theirs == [config.optimizer, config.modify]:
                 optimizer.load_state_dict(checkpoint["optimizer"])
                 for group, ours in zip(optimizer.param_groups, settings):
                     group.update(ours)    # the state is from there, the settings are from here
             else:
-                print(f"note: {path} is of {theirs}; only its weights are used")
+                print(f"note: {path} is of {'+'.join(filter(None, theirs))}; only its weights are used")
             changed = [(name, checkpoint["versions"][name]) for name in
                        ("torch", "device", "threads", "ranks", "micro_batch") if own and
                        here[name] != checkpoint["versions"][name] and

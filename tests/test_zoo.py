@@ -377,8 +377,59 @@ def test_adagc_holds_a_spike_to_its_growth():
         assert torch.allclose(before - w, g * moved, rtol=2e-2)
 
 
+def test_a_trust_ratio_has_the_last_word_on_the_decay():
+    """It takes off what the decay does to the weights, so no other modifier may change that after it."""
+    def stepped(modify):
+        w = torch.tensor([1.0, 1.0], dtype=torch.float64)
+        optimizer = Optimizer([w], optim.sgd, lr=0.1, beta1=0.0, weight_decay=1.0,
+                              modify=optim.find_modifiers(modify))
+        w.grad = torch.tensor([-30.0, 30.0], dtype=torch.float64)
+        optimizer.step()
+        return w
+    w, d = torch.ones(2).double(), torch.tensor([0.0, 1.0]).double()    # the first is not decayed
+    u = torch.tensor([-30.0, 30.0]).double() + d
+    expected = w - 0.1 * w.norm() / u.norm() * u
+    for modify in ("trust_ratio+cautious_decay", "cautious_decay+trust_ratio"):
+        assert torch.allclose(stepped(modify), expected, atol=1e-12)
+    assert torch.equal(stepped("trust_ratio+cautious"), stepped("cautious+trust_ratio"))
+
+
+def test_laprop_keeps_the_lr_of_each_gradient():
+    """As the authors' code does: under a schedule a step is the mean of normalised gradients, weighted by
+    the lr that each had."""
+    w, lrs = torch.zeros(5, dtype=torch.float64), (0.1, 0.5, 0.2, 0.0)
+    draw, b1, b2 = torch.Generator().manual_seed(0), 0.9, 0.95
+    optimizer = Optimizer([w], RULES["laprop"], lr=0.1)
+    v, m, rate = 0.0, 0.0, 0.0
+    for t, lr in enumerate(lrs, 1):
+        g = torch.randn(5, generator=draw, dtype=torch.float64)
+        before, w.grad, optimizer.param_groups[0]["lr"] = w.clone(), g, lr
+        optimizer.step()
+        v = b2 * v + (1 - b2) * g**2
+        m = b1 * m + (1 - b1) * lr * g / (v / (1 - b2**t)).sqrt()
+        rate = b1 * rate + (1 - b1) * lr
+        assert torch.allclose(before - w, lr * m / rate, atol=1e-12)
+
+
+def test_the_state_of_other_modifiers_is_refused():
+    one, other = (Optimizer([torch.ones(2)], optim.adamw, lr=0.1, modify=modify)
+                  for modify in ((), (MODIFIERS["adagc"],)))
+    for a, b in ((one, other), (other, one)):
+        with pytest.raises(ValueError, match="modified by"):
+            a.load_state_dict(b.state_dict())
+        assert a.param_groups[0]["modify"] != b.param_groups[0]["modify"]
+
+
+def test_a_basis_beyond_ten_thousand_is_left_out():
+    with torch.device("meta"):
+        optimizer = Optimizer([torch.empty(50304, 768)], RULES["soap"], lr=0.1)
+    state = optimizer.start(optimizer.param_groups[0], 0)
+    assert state["gl"].shape == (1, 0, 0) and state["gr"].shape == (1, 768, 768)
+
+
 def test_effective_lr_knows_a_second_moment_by_its_name():
-    """A rule calls it v only if it divides by it as Adam does; then effective_lr is that of its step."""
+    """A rule calls it v (or r and c) only if it divides by it as Adam does; then effective_lr is that of its
+    step."""
     for name, rule in RULES.items():
         w = weights()
         optimizer = Optimizer([dict(params=list(w.items()), roles=list(w))], rule, lr=0.1)
@@ -386,7 +437,9 @@ def test_effective_lr_knows_a_second_moment_by_its_name():
         start = {role: p.detach().clone() for role, p in w.items()}
         run(optimizer, w, gradients(4)[3:])
         rows = {row["name"]: row for row in optim.effective_lr(optimizer)}
-        assert bool(rows) == (name in ("ademamix", "laprop", "mars", "adam_mini")), name
+        state = optim.state_of(rule)
+        assert bool(rows) == ("v" in state or {"r", "c"} <= set(state)), name
+        assert "v" not in state or "beta2" in optim.hyper_of(rule)
         if name in ("mars", "adam_mini"):
             m_hat = optimizer.state[w["head"]]["m"] / (1 - optimizer.param_groups[0]["beta1"] ** 4)
             step = rows["head"]["values"].double().reshape(12, -1) * m_hat
@@ -436,6 +489,27 @@ def test_a_strangers_rule():
     assert w["a"][0] < w["b"][0]
 
 
+def test_two_rules_of_one_name(monkeypatch):
+    """A file of zoo/ does not take the name of another rule without a word."""
+    here = optim.functions_in
+
+    def more(stem, *first):
+        return here(stem, *first) | (dict(signum=RULES["laprop"]) if stem == "lowrank" else {})
+    monkeypatch.setattr(optim, "functions_in", more)
+    with pytest.raises(ValueError, match="zoo/lowrank.py: signum: there is another rule of that name"):
+        optim.zoo()
+
+
+def test_what_helps_a_modifier_is_none(monkeypatch):
+    import zoo.modifiers
+
+    def mask_of(w):
+        return w
+    mask_of.__module__ = "zoo.modifiers"
+    monkeypatch.setattr(zoo.modifiers, "mask_of", mask_of, raising=False)
+    assert optim.modifiers() == MODIFIERS
+
+
 def test_rules_for_some_roles_bring_the_rule_of_the_others():
     optimizer = made("muon", weights(), rest_lr=0.01, lr=0.02)
     found = {role: (group["rule"], group["lr"]) for role, group in groups_of(optimizer).items()}
@@ -480,7 +554,7 @@ def test_a_function_is_short_and_explains_itself(function):
     doc = inspect.getdoc(function)
     rule = function in RULES.values()
     for word in ("Remembers", "Moves", "lr ", "Defaults", "For ", "Source", "Typical") if rule else (
-            "Remembers", "Source"):
+            "Remembers", "For ", "Source"):
         assert word in doc, word
     code = inspect.getsource(function).split('"""')[2]
     assert len([line for line in code.splitlines() if line.strip()]) <= 15

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from optim import hat, power
+from optim import hat, power, scalar
 
 def ademamix(g, m, slow, v, t, *, beta1=0.9, beta2=0.999, beta3=0.9999, alpha=8.0, eps=1e-8, steps=0):
     """AdEMAMix: Adam that also follows a very slow mean of its gradients.
@@ -58,25 +58,26 @@ def adopt(g, m, s, t, *, beta1=0.9, beta2=0.9999, eps=1e-6):
 
 adopt.measures = 1
 
-def laprop(g, m, v, t, *, beta1=0.9, beta2=0.95, eps=1e-15):
+def laprop(g, m, v, rate: scalar, lr, t, *, beta1=0.9, beta2=0.95, eps=1e-15):
     """LaProp: Adam in the other order; normalise each gradient, then take the mean.
 
         v <- b2 v + (1 - b2) g^2
-        m <- b1 m + (1 - b1) g / (sqrt(v_hat) + eps)
-        u  = m_hat
+        m <- b1 m + (1 - b1) lr g / (sqrt(v_hat) + eps);  rate <- b1 rate + (1 - b1) lr
+        u  = m / rate                         at a constant lr: m_hat / lr
 
-    Remembers  m, the mean of normalised gradients, and v: 8 bytes per weight.
-    Moves      each weight by at most about lr, whatever b1 and b2: one large gradient cannot live on in m
-               when v has forgotten it, as it can in Adam with b1 > sqrt(b2).
+    Remembers  m, the mean of normalised gradients, each times the lr of its step, and v: 8 bytes per weight.
+    Moves      each weight by at most lr / sqrt(1 - b2), as the newest gradient alone would: one large gradient
+               cannot live on in m when v has forgotten it, as it can in Adam with b1 > sqrt(b2).
     lr         in weight, as Adam's. Typical 3e-3 (the authors' default: 4e-4).
-    Defaults   Adam's here (the authors: b2 0.999; eps 1e-15 is theirs). Their code keeps lr * n in m, so that
-               under a schedule old gradients keep their old lr; at a constant lr it is the same.
+    Defaults   Adam's here (the authors: b2 0.999; eps 1e-15 is theirs). That old gradients keep their old lr
+               under a schedule is the authors' code; in the paper lr is outside of m.
     For        every tensor.
     Source     Ziyin, Wang, Ueda (2020), arXiv 2002.04839.
     """
     v.lerp_(g.square(), 1 - beta2)
-    m.mul_(beta1).add_((1 - beta1) * g / (hat(v, beta2, t).sqrt() + eps))
-    return hat(m, beta1, t)
+    m.mul_(beta1).add_((1 - beta1) * lr * g / (hat(v, beta2, t).sqrt() + eps))
+    rate.mul_(beta1).add_((1 - beta1) * lr)
+    return m / rate.clamp_min(1e-30)
 
 def radam(g, m, s, t, *, beta1=0.9, beta2=0.999, eps=1e-8):
     """RAdam: Adam that waits with its division until the second moment can be trusted.

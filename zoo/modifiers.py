@@ -13,6 +13,7 @@ def cautious(u, g):
         u = u k / max(mean(k), 0.001)
 
     Remembers  nothing.
+    For        every tensor and rule, at the rule's lr.
     Source     Liang et al. (2024), arXiv 2411.16085, in the form of its AdamW (its Lion: k numel / (sum + 1);
                its Muon masks the momentum before it is made orthogonal).
     """
@@ -25,18 +26,21 @@ def cautious_decay(decay, u, w):
         decay where u w >= 0, else 1
 
     Remembers  nothing.
+    For        every tensor and rule, with a weight decay.
     Source     Chen et al. (2025), arXiv 2510.12402.
     """
     return 1 - (1 - decay) * (u * w >= 0).to(u)
 
 def adagc(g, adagc_norm: scalar, norm, t, *, adagc_beta=0.98, adagc_start=1.0, adagc_growth=1.05,
           adagc_warmup_steps=100, adagc_eps=1e-8):
-    """AdaGC: clip each tensor by the usual norm of its own gradient. It takes the place of --clip (0: off).
+    """AdaGC: clip each tensor by the usual norm of its own gradient. It takes the place of --clip: give
+    --clip=0, or it sees only what that has clipped.
 
         t < warmup_steps    g = g min(1, start / norm of all gradients);  usual <- min(usual, |g|)
         afterwards          g = g min(1, growth usual / |g|);  usual <- b usual + (1 - b) |g|
 
     Remembers  the usual norm: one number per tensor.
+    For        every tensor and rule, at the rule's lr.
     Source     Wang et al. (2025), arXiv 2502.11034.
     """
     own, warm = g.norm(), (t < adagc_warmup_steps).to(g)
@@ -50,11 +54,13 @@ def adagc(g, adagc_norm: scalar, norm, t, *, adagc_beta=0.98, adagc_start=1.0, a
 
 def trust_ratio(u, w, decay, lr):
     """LAMB's trust ratio: a tensor moves by lr times its own size. (LAMB is AdamW so modified, eps 1e-6.)
+    So lr has another unit, and needs another value: a fraction of the tensor's norm.
 
         d = (1 - decay) / lr w                with coupled decay: weight_decay * w
         u = |w| / |u + d| (u + d) - d         a ratio of 1 if one of the norms is 0
 
     Remembers  nothing.
+    For        every tensor and rule; after the other modifiers, whatever their order.
     Source     You et al. (2019), arXiv 1904.00962; the ratio from LARS, You et al. (2017), arXiv 1708.03888.
     """
     d = (1 - decay) / lr.clamp_min(1e-30) * w.to(u.dtype)

@@ -30,9 +30,9 @@ def muon(g, m, blocks, *, beta1=0.95):
         u  = sqrt(max(1, rows / columns)) orthogonal(b1 m + (1 - b1) g)
 
     Remembers  m, the running mean of gradients: 4 bytes per weight.
-    Moves      a matrix by about lr in each of its directions: the root mean square of a weight's step is
-               about 0.9 lr / sqrt(columns).
-    lr         the size of a step in the spectral norm. Typical 2e-2.
+    Moves      a matrix by about lr sqrt(max(1, rows / columns)) in each of its directions: the root mean
+               square of a weight's step is about 0.9 lr / sqrt(columns).
+    lr         the size of a step in the spectral norm, but for that factor. Typical 2e-2.
     Defaults   the author's: b1 0.95, lr 0.02. (Others scale by 0.2 sqrt(max(rows, columns)) and keep
                Adam's lr.) The sum m <- b1 m + g of the first version gives the same steps.
     For        the hidden matrices; embedding, head and norms go to AdamW at their own lr.
@@ -107,14 +107,15 @@ scion.lr_of_adamw = 0.12
 # Adam in a basis of the matrix's own
 
 def left(w, blocks, *, role):
-    """A (rows, rows) matrix for each block; none for a vector, nor for the side of the vocabulary."""
+    """A (rows, rows) matrix for each block; none for a vector, for the side of the vocabulary, or beyond
+    10,000."""
     rows = 0 if w.dim() < 2 or role in ("embed", "head") else len(w) // blocks
-    return w.new_zeros(blocks, rows, rows)
+    return w.new_zeros(blocks, *[rows if rows <= 10000 else 0] * 2)
 
 def right(w, blocks):
-    """A (columns, columns) matrix for each block; none for a vector."""
+    """A (columns, columns) matrix for each block; none for a vector or beyond 10,000."""
     columns = w[0].numel() if w.dim() > 1 else 0
-    return w.new_zeros(blocks, columns, columns)
+    return w.new_zeros(blocks, *[columns if columns <= 10000 else 0] * 2)
 
 def turned(x, ql, qr):
     """ql' x qr; an empty basis turns nothing."""
@@ -136,8 +137,8 @@ def soap(g, m, s, gl: left, gr: right, ql: left, qr: right, t, blocks, *, beta1=
                basis is rounding noise: two runs that differ in a last bit soon differ in a tenth.
     lr         in weight, as Adam's. Typical 3e-3, the authors'.
     Defaults   the authors'.
-    For        every tensor; vectors as by Adam, embedding and head in a basis of their columns only (the
-               authors: where a side is longer than 10,000). q, k, v have bases of their own.
+    For        every tensor; vectors as by Adam, embedding and head in a basis of their columns only, and no
+               basis, as the authors have it, for a side beyond 10,000. q, k, v have bases of their own.
     Source     Vyas et al. (2024), arXiv 2409.11321. They keep m in the basis, which is the same.
     """
     x, late, k = matrices(g, blocks), (t > 1).to(t), (t - 1).clamp_min(1)

@@ -3,7 +3,7 @@ What the lr may do after the warmup, or with --cooldown=0.2 in the last fifth of
 decay (Hu et al. 2024, arXiv 2404.06395). Each function says what is left of the fall from 1 to the floor
 when the part p of it is done.
 
-Linear to zero is --schedule=linear --floor=0: Bergsma et al. (2025), arXiv 2502.15938.
+Linear to zero is --schedule=linear --floor=0: Bergsma et al. (2025), arXiv 2502.15938. Its last step is 0.
 """
 import math
 
@@ -20,7 +20,7 @@ def mirror(p, floor):
     return 2 * (1 - p) - (1 + math.cos(math.pi * p)) / 2
 
 def lowered(p, floor):
-    """0.7 (1 - p): a line that begins with a jump down to 0.7."""
+    """0.7 (1 - p): a line that begins with a jump down. The 0.7 is not verified."""
     return 0.7 * (1 - p)
 
 def exponential(p, floor):

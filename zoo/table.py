@@ -16,7 +16,7 @@ def bytes_per_weight(rule):
 
 def said(function):
     """(idea, source, typical lr) as the docstring has them."""
-    doc = inspect.getdoc(function)
+    doc = inspect.getdoc(function) or "(it has no docstring)"
     idea = re.sub(r"\s+", " ", doc.split("\n\n")[0])
     source = re.search(r"Source +(.*?\))[^()]*?(arXiv [\d.]+\d|\"[^\"]*\"|[\w.]+\.io/[\w/]+)|$", doc, re.S)
     lr = re.search(r"[Tt]ypical ([\d.e-]+\d)|$", doc)
