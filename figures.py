@@ -35,7 +35,7 @@ def plots():
     return plt
 
 def prepared(panel):
-    """(curves as (label, style, curve, {x: mean}), lines as (label, style, mean), lowest, highest y)."""
+    """(curves as (label, style, curve, {x: mean}), lines as (label, style, losses), lowest, highest y)."""
     curves, ends = [], []
     for label, style, curve in panel["curves"]:
         if "usual" in panel and curve:
@@ -44,19 +44,20 @@ def prepared(panel):
         if curve:
             curves.append((label, style, curve, {x: np.mean(losses) for x, losses in curve.items()}))
             ends.append([y for y in curves[-1][3].values() if np.isfinite(y)] or [0])
-    lines = [(label, style, np.mean(losses)) for label, style, losses in panel.get("lines", ()) if losses]
-    ends += [[level] for *_, level in lines] + ([[-claims.GAIN, claims.GAIN]] if "usual" in panel else [])
+    lines = [line for line in panel.get("lines", ()) if line[2]]
+    ends += [[np.mean(losses)] for *_, losses in lines]
+    ends += [[-claims.GAIN, claims.GAIN]] if "usual" in panel else []
     lowest = min(map(min, ends))
     if "top" in panel:
         return curves, lines, lowest, min(lowest + panel["top"], max(map(max, ends)))
     return curves, lines, lowest, max(map(min, ends)) + 0.6
 
-def draw_panel(axes, panel, curves, lines, lowest, highest):
-    """Means over seeds, with a bar from the lowest to the highest. In the grey above: what is beyond."""
+def draw_panel(axes, panel, curves, lines, lowest, highest, edge):
+    """Means over seeds, with a bar from the lowest to the highest. In the grey above, up to the edge: what is
+    beyond, with its loss."""
     log, height = panel.get("log", True), highest - lowest
-    places, edge = sorted({x for *_, mean in curves for x in mean}), highest
+    places = sorted({x for *_, mean in curves for x in mean})
     if any(y > highest for *_, mean in curves for y in mean.values()):
-        edge += (0.04 + 0.025 * len(curves)) * height
         axes.axhspan(highest, edge, color="0.93", zorder=-1)
     for i, (label, style, curve, mean) in enumerate(curves):
         best = min(mean, key=mean.get)
@@ -73,13 +74,17 @@ def draw_panel(axes, panel, curves, lines, lowest, highest):
             if mean[x] <= highest:
                 axes.vlines(at[x], min(losses), max(losses), color=style["color"], lw=6, alpha=0.35)
             else:
-                mark = BEYOND if np.isfinite(mean[x]) else LOST
-                axes.plot(at[x], edge - (0.03 + 0.025 * i) * height, **mark | dict(color=style["color"]))
-    for label, style, level in lines:
-        axes.axhline(level, color=style["color"], ls="--", lw=1.4, label=label, zorder=0)
+                mark, y = BEYOND if np.isfinite(mean[x]) else LOST, edge - (0.03 + 0.04 * i) * height
+                axes.plot(at[x], y, **mark | dict(color=style["color"]))
+                if np.isfinite(mean[x]):
+                    side, where = (5, "left") if x == min(mean) else (-5, "right")
+                    axes.annotate(f"{mean[x]:.1f}", (at[x], y), (side, 0), textcoords="offset points",
+                                  size=7, color=style["color"], ha=where, va="center")
+    for label, style, losses in lines:
+        axes.axhline(np.mean(losses), color=style["color"], ls="--", lw=1.4, label=label, zorder=0)
+        axes.axhspan(min(losses), max(losses), color=style["color"], alpha=0.12, lw=0, zorder=-1)
     if "usual" in panel:
         axes.axhspan(-claims.GAIN, claims.GAIN, color="0.85", zorder=0, label=f"+-{claims.GAIN}")
-    edge = edge if edge > highest else highest + 0.04 * height
     axes.set(title=panel["title"], xlabel=panel["xlabel"], ylim=(lowest - 0.07 * height, edge))
     if log:
         axes.set_xscale("log")
@@ -88,26 +93,27 @@ def draw_panel(axes, panel, curves, lines, lowest, highest):
     if panel.get("legend"):
         axes.legend(fontsize=8)
 
-def finish(figure, panels, path, beyond=True):
-    """One legend for all panels that have none, and the file."""
+def finish(figure, panels, path, more={}):
+    """One legend for all panels that have none, with more marks {label: style}, and the file."""
     found = {}
     for axes in panels:
         axes.grid(alpha=0.3)
         if not axes.get_legend():
             found |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
-    if beyond:
-        from matplotlib.lines import Line2D
-        found["a seed diverged"] = Line2D([], [], color="0.3", **LOST)
-        found["off the scale"] = Line2D([], [], color="0.3", **BEYOND)
-        found["seeds, lowest to highest"] = Line2D([], [], color="0.3", lw=6, alpha=0.35)
+    from matplotlib.lines import Line2D
+    found |= {label: Line2D([], [], color="0.3", **style) for label, style in more.items()}
     columns = int(figure.get_figwidth() / (0.7 + 0.078 * max(map(len, found))))
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=9)
     figure.savefig(path, dpi=130)
     plots().close(figure)
 
 def draw(path, panels, across=3, ylabel=LOSS, share=True):
-    """A figure of the panels for which there are runs. Returns the sweeps that the others miss."""
-    ready = [panel for panel in panels if any(len(curve) > 1 for *_, curve in panel["curves"])]
+    """A figure of the panels for which there are runs. Returns the sweeps that the others, and the curves
+    that are too short to be drawn, miss."""
+    whole = {id(panel): [one for one in panel["curves"] if len(one[2]) > 1 + ("usual" in panel)]
+             for panel in panels}
+    missing = [panel["missing"] for panel in panels if len(whole[id(panel)]) < len(panel["curves"])]
+    ready = [panel | dict(curves=whole[id(panel)]) for panel in panels if whole[id(panel)]]
     if ready:
         across = min(across, len(ready))
         down = -(-len(ready) // across)
@@ -115,14 +121,22 @@ def draw(path, panels, across=3, ylabel=LOSS, share=True):
                                         layout="constrained", squeeze=False)
         made = [prepared(panel) for panel in ready]
         low, high = min(lowest for *_, lowest, _ in made), max(highest for *_, highest in made)
+        most, marks = max(len(curves) for curves, *_ in made), {}
         for axes, panel, (curves, lines, *own) in zip(grid.flat, ready, made):
-            draw_panel(axes, panel, curves, lines, *((low, high) if share else own))
+            a, b = (low, high) if share else own
+            losses = [y for *_, mean in curves for y in mean.values()]
+            marks |= {"a seed diverged": LOST} if np.inf in losses else {}
+            marks |= {"off the scale": BEYOND} if any(b < y < np.inf for y in losses) else {}
+            draw_panel(axes, panel, curves, lines, a, b, b + (0.04 + 0.04 * most) * (b - a))
         for axes in grid.flat[len(ready):]:
             axes.set_axis_off()
         for axes in grid[:, 0]:
             axes.set_ylabel(ylabel)
-        finish(figure, grid.flat[:len(ready)], path)
-    return [panel["missing"] for panel in panels if panel not in ready]
+        marks["seeds, lowest to highest"] = dict(lw=6, alpha=0.35)
+        finish(figure, grid.flat[:len(ready)], path, marks)
+    else:
+        path.unlink(missing_ok=True)    # an earlier one would be of other results
+    return missing
 
 # ---------------------------------------------------------------------------------------------------------
 # The figures, in the order of the paper's
@@ -134,10 +148,10 @@ def all_figures(study, curves, rules, folder):
     def curve(name, along="lr", setting=None, label=None, style=(), **fixed):
         style = STYLE.get(name, {}) | dict(style)
         return label or NAMES[name], style, study.curve(name, along, setting, **fixed)
-    def line(name):
+    def line(name, label=None):
         finite = [losses for losses in study.curve(name).values() if np.isfinite(losses).all()]
-        return f"{NAMES[name]} at its best", STYLE[name], min(finite, key=np.mean, default=[])
-    lines = [line(name) for name in ("sgd", "adalayer_star", "adamw")]
+        return label or f"{NAMES[name]} at its best", STYLE[name], min(finite, key=np.mean, default=[])
+    lines = [line("sgd_ema", "that SGD everywhere, at its best"), line("adalayer_star"), line("adamw")]
 
     # Figs. 1-3: the learning rate, as is and shifted
     known = [base, *study.larger(), *study.longer(), *study.plainer()]
@@ -156,10 +170,10 @@ def all_figures(study, curves, rules, folder):
                     missing=study.command("momentum", setting))
     five = [name for name in SIX if name != "sgd"]
     missing["momentum.png"] = draw(folder / "momentum.png", [
-        *(over_beta1(setting, setting, five, 0.8) for setting in settings),
+        *(over_beta1(setting, setting, five, 1.3) for setting in settings),
         over_beta1(f"{base}, with SGD", base, SIX, 3.5)], share=False)
     missing["tied.png"] = draw(folder / "tied.png", [
-        dict(title=setting, xlabel="beta1", log=False, top=0.8, missing=study.command("tied", setting),
+        dict(title=setting, xlabel="beta1", log=False, top=1.3, missing=study.command("tied", setting),
              curves=[curve("adamw", "tied", setting, "Adam, beta2 = beta1", dict(ls="--", zorder=3) | HOLLOW),
                      curve("adamw", "beta1", setting, "Adam, beta2 = 0.95"),
                      curve("signum", "beta1", setting)])
@@ -167,16 +181,17 @@ def all_figures(study, curves, rules, folder):
 
     # Fig. 5: the other hyperparameters, one at a time
     plain = study.plain("adamw")
-    def other(key, title, usual, **fixed):
+    def other(key, title, usual, without=(), **fixed):
         return dict(title=title, xlabel=key, log=False, usual=usual, top=0.4, missing=study.command(title),
-                    curves=[curve(one, key, **fixed) for one in SIX])
+                    curves=[curve(one, key, **fixed) for one in SIX if one not in without])
     usual = {key: plain[0][key] if plain else 0 for key in ("weight_decay", "warmup", "batch", "beta2")}
     missing["others.png"] = draw(folder / "others.png", [
         other("weight_decay", "weight_decay", usual["weight_decay"]),
         other("warmup", "warmup", usual["warmup"]),
         other("batch", "batch_size", usual["batch"]),
-        other("beta2", "beta2", usual["beta2"]),
-        other("eps", "eps", 1e-15, beta2=0.98)], ylabel="loss beyond that at the usual value")
+        other("beta2", "beta2", usual["beta2"], ("signum", "sgd")),
+        other("eps", "eps", 1e-15, ("lion", "signum", "sgd"), beta2=0.98)],
+        ylabel="loss beyond that at the usual value")
 
     # Fig. 7
     missing["effective_lr.png"] = draw_effective(study, folder / "effective_lr.png")
@@ -199,6 +214,7 @@ def all_figures(study, curves, rules, folder):
     # Figs. 9, 17-19: frozen ratios
     def frozen(title, updating, sweep="frozen", **more):
         return dict(title=title, xlabel="peak learning rate", missing=study.command(sweep), lines=lines[2:],
+                    top=1.3,
                     curves=[curve(star, label="Adalayer*, ratios frozen", style=HOLLOW | dict(ls="-."),
                                   freeze_steps="*", updating=updating, **more)])
     panels = [frozen("frozen but for last layer and norms", "head+norm"), frozen("all frozen", "none"),
@@ -224,7 +240,7 @@ def all_figures(study, curves, rules, folder):
     drawn = [curve(name, label=label, style=style, **fixed) for _, label, name, fixed, style in rows]
     sgd = [curve("sgd", label="SGD: none")]
     missing["adalayer.png"] = draw(folder / "adalayer.png", [
-        dict(title="as is", xlabel="peak learning rate", curves=drawn[1:], lines=lines[:1],
+        dict(title="as is", xlabel="peak learning rate", curves=drawn[1:], lines=[line("sgd")],
              missing=study.command("granularity")),
         dict(title="shifted", xlabel="peak learning rate / the best one", shift=True, curves=sgd + drawn,
              missing=study.command("granularity"))], across=2) + [
@@ -282,7 +298,7 @@ def draw_effective(study, path):
     panels[0].set_ylabel("effective learning rate, weight per gradient")
     for label, alpha in (("all", 0.15), ("quantiles .05 to .95", 0.3), (".25 to .75", 0.6)):
         panels[0].fill_between([], [], color="0.3", alpha=alpha, label=label, lw=0)
-    finish(figure, panels, path, beyond=False)
+    finish(figure, panels, path)
     return []
 
 def draw_curves(study, curves, path):
@@ -307,5 +323,5 @@ def draw_curves(study, curves, path):
     if figure:
         axes.set(xlabel="step", ylabel="training loss, nats per token",
                  title=f"{study.base}: at the best learning rate, with its final validation loss")
-        finish(figure, [axes], path, beyond=False)
+        finish(figure, [axes], path)
     return missing

@@ -279,8 +279,9 @@ def shapes():
 def functions_in(stem, *first):
     """{name: function} of the functions of a file of zoo/ whose first parameter is one of these."""
     module = importlib.import_module(f"zoo.{stem}")
-    return {name: f for name, f in vars(module).items() if inspect.isfunction(f)
-            and f.__module__ == module.__name__ and next(iter(inspect.signature(f).parameters), None) in first}
+    own = {name: f for name, f in vars(module).items()
+           if inspect.isfunction(f) and f.__module__ == module.__name__}
+    return {name: f for name, f in own.items() if next(iter(inspect.signature(f).parameters), None) in first}
 
 def asks_for(rule):
     """The positional parameters of a rule, in order."""
@@ -573,7 +574,8 @@ def effective_lr(optimizer):
     """The lr that each block really has, lr / (sqrt(v_hat) + eps): the paper's central figure (Fig. 7).
 
     Returns a list of {name, role, values}, one for each parameter that has moved and whose rule keeps a
-    second moment v, or r and c, and divides by it as Adam does. values: 1-D, fp32, an entry per block (adamw, adafactor: per weight), weight per gradient.
+    second moment v, or r and c, and divides by it as Adam does. values: 1-D, fp32, an entry per block (adamw,
+    adafactor: per weight), weight per gradient.
     """
     rows = []
     for group in optimizer.param_groups:

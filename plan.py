@@ -89,8 +89,8 @@ def show(config, model, optimizer, micro, accumulation):
     if (time := hours(config)) is None:
         print("time         unknown; give --throughput, tokens per second")
     else:
-        print(f"time         {time:.3g} hours at {config.throughput:,} tokens/s (--throughput), {time / 8:.3g} at "
-              "eight times that")
+        print(f"time         {time:.3g} hours at {config.throughput:,} tokens/s (--throughput), "
+              f"{time / 8:.3g} at eight times that")
 
 def main(lines):
     """The hours of many commands, one a line, as sweep.sh --print writes them."""

@@ -20,9 +20,10 @@ class World:
     """Rows of results.csv with known means: every claim holds, unless a number is changed. Three seeds, whose
     standard deviation is 0.005."""
     best = dict(adamw=4.40, adafactor=4.41, lion=4.42, signum=4.415, sgd=6.0, adalayer_star=4.45,
-                adalayer=4.8, adasgd=5.8, sophia=4.42)
-    lr = dict(lion=1e-3, signum=1e-3, sophia=1e-3, sgd=3.0)
-    curved = dict(sgd=2.0, adalayer=0.8, adasgd=2.0)    # loss = best + curved * decades^2, 0.4 for others
+                adalayer=4.8, adasgd=5.8, sophia=4.42, sgd_ema=5.95)
+    lr = dict(lion=1e-3, signum=1e-3, sophia=1e-3, sgd=3.0, sgd_ema=10.0)
+    # loss = best + curved * decades^2, 0.4 for others
+    curved = dict(sgd=2.0, sgd_ema=2.0, adalayer=0.8, adasgd=2.0)
     plain, long = dict(sgd=4.0, other=0.6), dict(sgd=1.5, other=0.25)
     longer_gain, low_beta1, high_beta1, sgd_beta1 = 0.2, 0.2, 0.02, 1.0
     tied, gain, sgd_gain, batch = 0.0, 0.0, 0.2, 0.1
@@ -96,7 +97,7 @@ class World:
                         changed = f"beta2=0.98 eps={value}" if i else "beta2=0.98"
                     more = dict(steps=32000 // int(value)) if key == "batch" else {}
                     self.row(key, name, loss, changed=changed, **{key: value}, **more)
-        for name in ("adalayer", "adasgd", "sophia"):
+        for name in ("adalayer", "adasgd", "sophia", "sgd_ema"):
             self.along_lr(name, name, self.best[name], self.curved.get(name, 0.4))
         self.along_lr("adalayer", "adalayer", *self.variants["embed"], changed="rows=head+embed")
         self.along_lr("granularity", "adalayer", *self.variants["everywhere"],
@@ -201,12 +202,25 @@ def test_numbers_behind_a_verdict(truth, tmp_path):
     s = truth.write(tmp_path / "a")
     assert s.best("lr", "adamw")[0] == 0.01 and np.mean(s.best("lr", "adamw")[1]) == pytest.approx(4.4)
     # 0.1 above the best at half a decade, 0.4 at one: 0.2 is a third of the way between
-    assert s.width("lr", "adamw") == (pytest.approx(2 * (0.5 + 0.5 / 3), abs=2e-3), True)
+    assert s.width("lr", "adamw") == (pytest.approx(2 * (0.5 + 0.5 / 3), abs=2e-3), True, 3)
     assert s.width("lr", "sgd")[0] == pytest.approx(2 * 0.5 * 0.2 / 0.5, abs=2e-3)
     assert s.sd(None, [1.0, 1.2], [2.0, 2.2]) == pytest.approx(0.02**0.5)
     assert s.sd(None, [1.0], [2.0, 2.2]) == pytest.approx(0.005)    # one seed: the spread of what is repeated
     assert claims.margin(0.005) == claims.PARITY and claims.margin(0.05) == 0.1
     assert sorted(s.curve("adamw", "tied")) == [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99]
+
+
+def test_a_width_is_not_one_of_seeds(tmp_path, truth):
+    """Where some points have one seed and others three, only that seed counts; the best loss is of three."""
+    s = truth.write(tmp_path / "a")
+    s.rows = [row for row in s.rows if row["optimizer"] != "adamw" or row["lr"] == 0.01 or row["seed"] == 0]
+    for row in s.rows:
+        if row["optimizer"] == "adamw" and row["lr"] == 0.01 and row["seed"] > 0:
+            row["loss"] -= 0.1
+    assert s.width("lr", "adamw") == (pytest.approx(2 * (0.5 + 0.5 / 3), abs=2e-3), True, 1)
+    assert np.mean(s.best("lr", "adamw")[1]) == pytest.approx(4.4 - 0.2 / 3)
+    assert [len(x) for x in s.curve("adamw", paired=True).values()] == [1] * 9
+    assert len(s.curve("adamw")[0.01]) == 3
 
 
 def test_a_run_under_two_names_counts_once(tmp_path, truth):
@@ -257,7 +271,7 @@ def test_everything_is_redrawn_from_the_results_alone(truth, tmp_path, capsys):
     assert "| study | adamw |  | 1 | 3 diverged |  | 3 |  |" in table
     rows = (tmp_path / "r/league.md").read_text().splitlines()[2:]
     assert rows[0] == "| adamw | 0.01 | 4.400 | 0.005 | 3 | 2.3 | 8.00 |"
-    assert rows[-1].startswith("| sgd | 3 | 6.000 |") and len(rows) == 9
+    assert rows[-1].startswith("| sgd | 3 | 6.000 |") and len(rows) == 10
 
 
 def test_what_is_missing_is_said(truth, tmp_path, capsys):

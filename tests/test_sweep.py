@@ -72,7 +72,8 @@ def test_failed_runs_are_listed(tiny, copy):
     [], ["grid"], ["nonsense", "x", "y=1"], ["grid", "nowhere.toml", "lr=1"], ["grid", "{tiny}", "lr"],
     ["grid", "{tiny}", "lr=$(touch x)"], ["grid", "{tiny}", "lr="], ["grid", "{tiny}", "lr=1,,2"],
     ["nonsense", "{tiny}"], ["lr", "{tiny}", "optimizer=adam,signum"], ["lr", "{tiny}", "--jobs", "0"],
-    ["grid", "{tiny}", "heads=2,3"], ["lr", "{tiny}", "optimzer=adamw"], ["lr", "{tiny}", "optimzer=adamw", "--print"],
+    ["grid", "{tiny}", "heads=2,3"], ["lr", "{tiny}", "optimzer=adamw"],
+    ["lr", "{tiny}", "optimzer=adamw", "--print"],
     ["lr", "{tiny}", "--jobs"], ["batch_size", "{tiny}", "steps=9"], ["lr", "{tiny}", "--threads=1"]])
 def test_wrong_use(tiny, copy, arguments):
     result = sweep(copy, *(a.format(tiny=tiny) for a in arguments))

@@ -66,8 +66,8 @@ def laprop(g, m, v, rate: scalar, lr, t, *, beta1=0.9, beta2=0.95, eps=1e-15):
         u  = m / rate                         at a constant lr: m_hat / lr
 
     Remembers  m, the mean of normalised gradients, each times the lr of its step, and v: 8 bytes per weight.
-    Moves      each weight by at most lr / sqrt(1 - b2), as the newest gradient alone would: one large gradient
-               cannot live on in m when v has forgotten it, as it can in Adam with b1 > sqrt(b2).
+    Moves      each weight by at most lr / sqrt(1 - b2), as the newest gradient alone would: a large one does
+               not live on in m when v has forgotten it, as in Adam with b1 > sqrt(b2).
     lr         in weight, as Adam's. Typical 3e-3 (the authors' default: 4e-4).
     Defaults   Adam's here (the authors: b2 0.999; eps 1e-15 is theirs). That old gradients keep their old lr
                under a schedule is the authors' code; in the paper lr is outside of m.
