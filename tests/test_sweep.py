@@ -227,6 +227,19 @@ def test_the_league_has_every_rule(stub):
         assert values[0] < train.learning_rate(tables, name) < values[-1], name
 
 
+def test_a_new_rule_is_one_function_in_a_file_of_its_own(copy):
+    """README's rule: it trains, is in the list, and in the league about its usual lr."""
+    rule = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    (copy / "zoo/stubborn.py").write_text(rule + "\nstubborn.lr_of_adamw = 0.1\n")
+    shutil.copytree(ROOT / "configs", copy / "configs")
+    done = sweep(copy, "league", "configs/study.toml", "optimizer=stubborn", "--print", PYTHON=sys.executable)
+    lrs = re.findall(r"--optimizer=stubborn --lr=(\S+)", done.stdout)
+    assert done.returncode == 0 and lrs == ["1e-4", "3.16e-4", "1e-3", "3.16e-3", "1e-2"]
+    done = subprocess.run([sys.executable, "train.py", "--optimizer=list"], cwd=copy, text=True,
+                          capture_output=True)
+    assert re.search(r"^stubborn +4.00", done.stdout, re.M), done.stderr
+
+
 def test_the_command_line_narrows_replaces_and_adds(stub):
     def names(name, *arguments):
         done = sweep(ROOT, name, "configs/nano.toml", *arguments, "--print", PYTHON=stub)
