@@ -2,7 +2,7 @@
 Speed and memory, measured so that anyone can check them. Alternatives take turns in one process; a figure is
 the median of the ratios of neighbours, with quartiles.
 
-    python bench.py                           all but rules and scaling, about ten minutes; also in bench.json
+    python bench.py                           optimizer, train and start, about ten minutes; also in bench.json
     python bench.py --only=optimizer          a step of every rule against torch's optimizers and the floor
     python bench.py --only=rules              a step of every rule, the zoo's too, and of every modifier
     python bench.py --only=train --options="--width=64"     a training step in parts
@@ -11,6 +11,7 @@ the median of the ratios of neighbours, with quartiles.
     python bench.py --scaling                 tokens/s and memory by width, depth, context, micro-batch
 """
 import functools
+import gc
 import json
 import math
 import resource
@@ -20,6 +21,9 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+if __name__ == "__main__":
+    gc.disable()    # as train.py does
 
 import numpy as np
 import torch
@@ -306,15 +310,14 @@ def bench_profile(options, device):
 # New processes
 
 def again(*arguments, **environment):
-    """The rows of a bench in a process of its own, and its seconds from start to end."""
+    """The rows of a bench in a process of its own, and the time at which that was started."""
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
+        begun = time.time()
         command = [sys.executable, __file__, *arguments, f"--out={folder}/out.json"]
         done = subprocess.run(command, capture_output=True, text=True, env=machine.os.environ | environment)
-        seconds = time.perf_counter() - begun
         if done.returncode:
             raise UserError(f"--only={arguments[0]}: failed: {done.stderr.strip().splitlines()[-1]}", 4)
-        return list(json.loads(Path(folder, "out.json").read_text()).values())[-1], seconds
+        return list(json.loads(Path(folder, "out.json").read_text()).values())[-1], begun
 
 def bench_first_step(options, device=None):
     """The phases of one process up to the end of its first step."""
@@ -328,17 +331,18 @@ def bench_first_step(options, device=None):
     trained = time.perf_counter()
     optimizer.step()
     return [{"compiler's trial, model, data": built - begun, "forward and backward": trained - built,
-             "optimizer": time.perf_counter() - trained}]
+             "optimizer": time.perf_counter() - trained, "ended": time.time()}]
 
 def bench_start(options, device=None):
     """The first step with an empty cache of compiled code, and with a kept one."""
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         for label in ("empty", "kept", "kept", "kept"):
-            (row,), seconds = again("--only=first_step", f"--options={options.options}",
-                                    f"--threads={options.threads}", TORCHINDUCTOR_CACHE_DIR=cache)
+            (row,), begun = again("--only=first_step", f"--options={options.options}",
+                                  f"--threads={options.threads}", TORCHINDUCTOR_CACHE_DIR=cache)
+            seconds = row.pop("ended") - begun
             rows.append({"cache": label, "start to first step, s": seconds,
-                         "imports, exit": seconds - sum(row.values())} | row)
+                         "imports": seconds - sum(row.values())} | row)
     table("From a new process to the end of the first step", rows)
     return rows
 
@@ -390,6 +394,9 @@ def main(argv):
         settings = train.Config(device=options.device, threads=options.threads)
         device = machine.Machine(settings).device
         machine.compiler_works()
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
         benches = dict(optimizer=bench_optimizer, rules=bench_rules, train=bench_train,
                        profile=bench_profile, start=bench_start, scaling=bench_scaling,
                        first_step=bench_first_step)

@@ -264,7 +264,7 @@ def all_figures(study, curves, rules, folder):
         kinds.setdefault(rule.__module__.removeprefix("zoo."), []).append(name)
     missing["league.png"] = draw(folder / "league.png", [
         dict(title=KINDS.get(kind, kind), xlabel="peak learning rate", missing=study.command("league"),
-             legend=True, lines=[line("adamw")], curves=[
+             top=1.2, legend=True, lines=[line("adamw")], curves=[
                  (NAMES.get(name, name), dict(color=COLORS[(i + 1) % 9], marker=MARKS[(i + 1) % 9]) |
                   STYLE.get(name, {}), study.curve(name)) for i, name in enumerate(names)])
         for kind, names in kinds.items()])

@@ -41,8 +41,10 @@ class Machine:
                 raise UserError(f"the {self.world} ranks could not meet: {one_line(error, 150)}", 4) from None
 
     def name(self):
-        cuda = self.device.type == "cuda"
-        return torch.cuda.get_device_name(self.device) if cuda else f"{self.device.type} {platform.machine()}"
+        """What the same bits may be expected of."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{self.device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
     def precision(self, wish):
         """(choice, reason)"""

@@ -8,6 +8,7 @@ Trains one language model with one optimizer: from the options to a folder with 
     torchrun -- train.py --run=mine --resume                   under torchrun, --run needs the -- before it
 """
 import contextlib
+import gc
 import json
 import math
 import os
@@ -16,6 +17,9 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+if __name__ == "__main__":
+    gc.disable()    # until all is imported, of which nothing becomes garbage: 0.5 of 3.6 s
 
 import numpy as np
 import torch
@@ -353,6 +357,9 @@ def train(argv, opened):
     if not master:
         sys.stdout = open(os.devnull, "w")    # one voice
     why_precision, why_attention = settle(config, machine)
+    if not gc.isenabled():
+        gc.freeze()    # what is there stays: neither the collector nor the exit look through it again
+        gc.enable()
     asked = dict(micro_batch=config.micro_batch)    # another number of ranks may need another
     micro, accumulation = split_batch(config.batch, config.micro_batch, machine.world, config.context)
     config.micro_batch = micro
@@ -661,4 +668,6 @@ def main(argv):
             torch.distributed.destroy_process_group()
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    gc.freeze()    # without it, to leave takes a second
+    sys.exit(code)
