@@ -2,7 +2,7 @@
 Speed and memory, measured so that anyone can check them. Alternatives take turns in one process; a figure is
 the median of the ratios of neighbours, with quartiles.
 
-    python bench.py                           optimizer, train and start, about ten minutes; also in bench.json
+    python bench.py                           optimizer, train and start, ten minutes; also in bench.json
     python bench.py --only=optimizer          a step of every rule against torch's optimizers and the floor
     python bench.py --only=rules              a step of every rule, the zoo's too, and of every modifier
     python bench.py --only=train --options="--width=64"     a training step in parts
