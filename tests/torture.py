@@ -749,8 +749,8 @@ def C3(folder):
     assert all(tree(path) == files for path, files in ended.items())
     for path in (folder / "runs").glob("*/metrics.jsonl"):
         METRICS.append(path.read_text())
-    fails = Process([*command[:4], "heads=2,3", *command[6:]], folder, environment)
-    assert fails.end(60) == 1 and "failed: tiny,heads=3" in fails.text(), fails.text()
+    fails = Process([*command[:4], "init_from=nowhere.pt", *command[6:]], folder, environment)
+    assert fails.end(60) == 1 and "failed: tiny,init_from=nowhere.pt" in fails.text(), fails.text()
     return f"the same 6 rows after 10 kills; {len(ended)} ended runs untouched; a failed one listed"
 
 def C4(folder):
