@@ -394,9 +394,7 @@ def main(argv):
         settings = train.Config(device=options.device, threads=options.threads)
         device = machine.Machine(settings).device
         machine.compiler_works()
-        if not gc.isenabled():
-            gc.freeze()
-            gc.enable()
+        machine.keep_imports()
         benches = dict(optimizer=bench_optimizer, rules=bench_rules, train=bench_train,
                        profile=bench_profile, start=bench_start, scaling=bench_scaling,
                        first_step=bench_first_step)

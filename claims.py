@@ -188,6 +188,11 @@ def against(study, name, losses, other, others, least=PARITY):
     above, m = float(np.mean(losses) - np.mean(others)), margin(study.sd(None, losses, others), least)
     return above, m, f"{show(name, losses)}, {show(other, others)}: {above:+.3f}, counts beyond {m:.3f}"
 
+def widths(found):
+    """{name: decades} of {name: what Study.width gave}, and them in words."""
+    return ({name: x for name, (x, *_) in found.items()},
+            ", ".join(f"{name} {x:.2f} n {n}" for name, (x, _, n) in found.items()))
+
 def show(name, losses):
     """The numbers of one setting: mean, standard deviation, number of seeds."""
     spread = f" sd {np.std(losses, ddof=1):.3f}" if len(losses) > 1 and np.isfinite(losses).all() else ""
@@ -220,13 +225,13 @@ def parity(study):
 def lr_stability(study):
     """Loss against lr / best lr is about as wide for Adam, Adafactor, Lion and Signum; SGD's is
     narrower."""
-    wide, seeds = {}, {}
+    found = {}
     for name in FIVE:
-        wide[name], reached, seeds[name] = study.width("lr", name)
-        if not reached:
+        found[name] = study.width("lr", name)
+        if not found[name][1]:
             raise NotEnough(study.command("lr", more=f"optimizer={name}") + "    (with lr= further out)")
+    wide, numbers = widths(found)
     four = [wide[name] for name in FOUR]
-    numbers = ", ".join(f"{name} {x:.2f} n {seeds[name]}" for name, x in wide.items())
     yield max(four) - min(four) <= STEP, f"widths of the four, in decades, within {STEP}: {numbers}"
     yield (wide["sgd"] < min(four) - RESOLVED,
            f"SGD's narrower than the narrowest of them by more than {RESOLVED}")
@@ -360,9 +365,7 @@ def adalayer(study):
     numbers = ", ".join(show(kind, losses) for kind, losses in best.items())
     yield (mean["adam"] + m < mean["adalayer"] < mean["sgd"] - m,
            f"between them by more than {m:.3f}: {numbers}")
-    found = {kind: study.width(*what) for kind, what in kinds.items()}
-    wide = {kind: x for kind, (x, *_) in found.items()}
-    numbers = ", ".join(f"{kind} {x:.2f} n {n}" for kind, (x, _, n) in found.items())
+    wide, numbers = widths({kind: study.width(*what) for kind, what in kinds.items()})
     yield (wide["sgd"] - RESOLVED <= wide["adalayer"] <= wide["adam"] + RESOLVED,
            f"width in decades between them: {numbers}")
     part = (mean["adalayer"] - mean["star"]) / (mean["adalayer"] - mean["adam"])

@@ -110,10 +110,13 @@ def finish(figure, panels, path, more={}):
 def draw(path, panels, across=3, ylabel=LOSS, share=True):
     """A figure of the panels for which there are runs. Returns the sweeps that the others, and the curves
     that are too short to be drawn, miss."""
-    whole = {id(panel): [one for one in panel["curves"] if len(one[2]) > 1 + ("usual" in panel)]
-             for panel in panels}
-    missing = [panel["missing"] for panel in panels if len(whole[id(panel)]) < len(panel["curves"])]
-    ready = [panel | dict(curves=whole[id(panel)]) for panel in panels if whole[id(panel)]]
+    ready, missing = [], []
+    for panel in panels:
+        curves = [one for one in panel["curves"] if len(one[2]) > 1 + ("usual" in panel)]
+        if len(curves) < len(panel["curves"]):
+            missing.append(panel["missing"])
+        if curves:
+            ready.append(panel | dict(curves=curves))
     if ready:
         across = min(across, len(ready))
         down = -(-len(ready) // across)

@@ -2,6 +2,7 @@
 The machine: the only place that knows of devices, ranks and what the hardware is good at.
 """
 import ctypes
+import gc
 import os
 import platform
 import shutil
@@ -131,6 +132,13 @@ def absent(store, seconds=2):
         others -= {rank for rank in others if store.check([f"here {rank}"])}
         time.sleep(0.1)
     return ", ".join(map(str, sorted(others))) or "any"
+
+def keep_imports():
+    """For a script that has switched the garbage collector off while it imports: what is there by now stays,
+    so from here on neither the collector nor the exit look through it again."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 def compiler_works():
     """Whether torch.compile works on this machine, which only a try can tell. The first try believes the

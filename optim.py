@@ -262,7 +262,9 @@ def zoo():
     """{name: function} of the rules in zoo/*.py, found as those above."""
     found, core = {}, rules()
     for path in sorted(Path(__file__).parent.glob("zoo/*.py")):
-        for name, f in functions_in(path.stem, "g").items() if path.stem != "modifiers" else ():
+        if path.stem == "modifiers":    # some of which begin with g, too
+            continue
+        for name, f in functions_in(path.stem, "g").items():
             if name in core or name in found:
                 raise ValueError(f"zoo/{path.name}: {name}: there is another rule of that name; rename one")
             found[name] = f

@@ -34,7 +34,7 @@ import sample
 import study
 import zoo.table
 from config import UserError, option
-from machine import Machine, compiler_works, last_words, versions
+from machine import Machine, compiler_works, keep_imports, last_words, versions
 from model import Decoder
 from runs import Run, load_checkpoint, whole_file, write_json
 
@@ -357,9 +357,7 @@ def train(argv, opened):
     if not master:
         sys.stdout = open(os.devnull, "w")    # one voice
     why_precision, why_attention = settle(config, machine)
-    if not gc.isenabled():
-        gc.freeze()    # what is there stays: neither the collector nor the exit look through it again
-        gc.enable()
+    keep_imports()
     asked = dict(micro_batch=config.micro_batch)    # another number of ranks may need another
     micro, accumulation = split_batch(config.batch, config.micro_batch, machine.world, config.context)
     config.micro_batch = micro

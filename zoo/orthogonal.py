@@ -106,16 +106,18 @@ scion.lr_of_adamw = 0.12
 # ---------------------------------------------------------------------------------------------------------
 # Adam in a basis of the matrix's own
 
+def square(w, blocks, side):
+    """A (side, side) matrix for each block; none beyond 10,000."""
+    side = side if side <= 10000 else 0
+    return w.new_zeros(blocks, side, side)
+
 def left(w, blocks, *, role):
-    """A (rows, rows) matrix for each block; none for a vector, for the side of the vocabulary, or beyond
-    10,000."""
-    rows = 0 if w.dim() < 2 or role in ("embed", "head") else len(w) // blocks
-    return w.new_zeros(blocks, *[rows if rows <= 10000 else 0] * 2)
+    """One for the rows; none for a vector, nor for the side of the vocabulary."""
+    return square(w, blocks, 0 if w.dim() < 2 or role in ("embed", "head") else len(w) // blocks)
 
 def right(w, blocks):
-    """A (columns, columns) matrix for each block; none for a vector or beyond 10,000."""
-    columns = w[0].numel() if w.dim() > 1 else 0
-    return w.new_zeros(blocks, *[columns if columns <= 10000 else 0] * 2)
+    """One for the columns; none for a vector."""
+    return square(w, blocks, w[0].numel() if w.dim() > 1 else 0)
 
 def turned(x, ql, qr):
     """ql' x qr; an empty basis turns nothing."""
