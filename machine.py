@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -139,6 +140,15 @@ def keep_imports():
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
+
+def leave(code):
+    """Ends the process. Without the freeze it takes a second. A rank leaves at once: DDP never lets go of its
+    process group, and a thread of Gloo that still holds a tensor aborts the interpreter's own way out."""
+    gc.freeze()
+    if "RANK" in os.environ:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 def compiler_works():
     """Whether torch.compile works on this machine, which only a try can tell. The first try believes the

@@ -34,7 +34,7 @@ import sample
 import study
 import zoo.table
 from config import UserError, option
-from machine import Machine, compiler_works, keep_imports, last_words, versions
+from machine import Machine, compiler_works, keep_imports, last_words, leave, versions
 from model import Decoder
 from runs import Run, load_checkpoint, whole_file, write_json
 
@@ -666,6 +666,4 @@ def main(argv):
             torch.distributed.destroy_process_group()
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    gc.freeze()    # without it, to leave takes a second
-    sys.exit(code)
+    leave(main(sys.argv[1:]))

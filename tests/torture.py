@@ -40,6 +40,7 @@ import torch    # noqa: E402
 
 import config    # noqa: E402
 import data    # noqa: E402
+import machine    # noqa: E402
 import optim    # noqa: E402
 import prepare_c4    # noqa: E402
 import runs    # noqa: E402
@@ -265,7 +266,7 @@ def in_another_process(fault, folder):
     if kind == "documents":
         prepare_c4.sotu = lambda: documents(6000)
         prepare_c4.SHARD_TOKENS, prepare_c4.BATCH = 10_000, 20_000
-        sys.exit(prepare_c4.main(commands[0]))
+        return prepare_c4.main(commands[0])
     for i, command in enumerate(commands):
         record.clear(), reads.clear()
         code = train.main(command)
@@ -276,7 +277,8 @@ def in_another_process(fault, folder):
             torch.save(dict(gradients=record[:5], sha256=sha256, reads=list(reads)),
                        folder / f"{i}-{rank}.pt")
         if code:
-            sys.exit(code)
+            return code
+    return 0
 
 def recorded(folder, i, rank):
     return torch.load(folder / f"{i}-{rank}.pt", weights_only=True)
@@ -1400,5 +1402,5 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--inside"]:
-        sys.exit(in_another_process(*sys.argv[2:4]))
+        machine.leave(in_another_process(*sys.argv[2:4]))
     sys.exit(main())

@@ -9,11 +9,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch    # noqa: E402
 import torch.distributed as dist    # noqa: E402
 
+import machine    # noqa: E402
 import test_train    # noqa: E402
 
 config, folder = sys.argv[1:]
 dist.init_process_group("gloo")    # one group for all runs: torchrun's store cannot make a second
-leave = dist.destroy_process_group
+destroy = dist.destroy_process_group
 dist.init_process_group = dist.destroy_process_group = lambda *arguments, **options: None
 for name, more in (test_train.VARIANTS | test_train.ZOO).items():
     code = test_train.run(config, folder, f"two-{name}", *more)
@@ -26,4 +27,5 @@ for name, class_ in dict(views=ddp, copies=lambda model, **more: ddp(model, broa
     if code:
         sys.exit(f"{name}: exit code {code}")
 dist.barrier()    # a rank that leaves while the other still talks to it takes that one down
-leave()
+destroy()
+machine.leave(0)
