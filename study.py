@@ -243,10 +243,11 @@ def league(study, rules, ms):
     from zoo.table import bytes_per_weight    # not at the top: it needs torch
     found = []
     for name in rules:
-        curve = study.curve(name)
-        means = {lr: np.mean(losses) for lr, losses in curve.items() if np.isfinite(losses).all()}
+        curve, tuned = study.curve(name), study.curve(name, paired=True)    # lr: by the seeds that all have
+        means = {lr: np.mean(losses) for lr, losses in tuned.items() if np.isfinite(losses).all()}
         if len(curve) >= 4 and means:
-            found.append((min(means.values()), name, min(means, key=means.get), curve))
+            lr = min(means, key=means.get)
+            found.append((np.mean(curve[lr]), name, lr, curve))
     lines = ["| optimizer | peak lr | final validation loss | sd | n | ms of its step | "
              "bytes of state per weight of a matrix |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for loss, name, lr, curve in sorted(found):
