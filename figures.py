@@ -91,7 +91,7 @@ def draw_panel(axes, panel, curves, lines, lowest, highest, edge):
     else:
         axes.set_xticks(range(len(places)), [f"{x:g}" for x in places])
     if panel.get("legend"):
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))    # it hides nothing
 
 def finish(figure, panels, path, more={}):
     """One legend for all panels that have none, with more marks {label: style}, and the file."""
