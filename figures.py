@@ -91,7 +91,7 @@ def draw_panel(axes, panel, curves, lines, lowest, highest, edge):
     else:
         axes.set_xticks(range(len(places)), [f"{x:g}" for x in places])
     if panel.get("legend"):
-        axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))    # it hides nothing
+        axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))    # hides nothing
 
 def finish(figure, panels, path, more={}):
     """One legend for all panels that have none, with more marks {label: style}, and the file."""
@@ -186,7 +186,7 @@ def all_figures(study, curves, rules, folder):
     plain = study.plain("adamw")
     def other(key, title, usual, without=(), **fixed):
         return dict(title=title, xlabel=key, log=False, usual=usual, top=0.4, missing=study.command(title),
-                    curves=[curve(one, key, **fixed) for one in SIX if one not in without])
+                    curves=[curve(one, key, paired=True, **fixed) for one in SIX if one not in without])
     usual = {key: plain[0][key] if plain else 0 for key in ("weight_decay", "warmup", "batch", "beta2")}
     missing["others.png"] = draw(folder / "others.png", [
         other("weight_decay", "weight_decay", usual["weight_decay"]),
