@@ -99,12 +99,19 @@ class Study:
             x = row["beta1" if along == "tied" else along]
             at = found.setdefault(row["lr"] if along != "lr" else 0, {})
             at.setdefault(x, {}).setdefault(row["seed"], row["loss"])    # a run under two names counts once
-        curves = []
-        for curve in found.values():
-            common = set.intersection(*map(set, curve.values())) if paired else ()
-            curves.append({x: [seeds[k] for k in sorted(common or seeds)]
-                           for x, seeds in sorted(curve.items())})
-        return max(curves, key=lambda curve: (len(curve), -min(map(np.mean, curve.values()))), default={})
+        def rank(points):
+            return len(points), -min(np.mean(list(seeds.values())) for seeds in points.values())
+        points = max(found.values(), key=rank, default={})
+        common = set.intersection(*map(set, points.values())) if paired and points else ()
+        return {x: [seeds[k] for k in sorted(common or seeds)] for x, seeds in sorted(points.items())}
+
+    def lowest(self, *which, **fixed):
+        """(value of a curve with the lowest mean loss, all its losses): chosen by the seeds that all values
+        have, among values at which none diverged; (None, []) if there is no such."""
+        curve, paired = self.curve(*which, **fixed), self.curve(*which, paired=True, **fixed)
+        finite = [x for x, losses in curve.items() if np.isfinite(losses).all()]
+        x = min(finite, key=lambda x: np.mean(paired[x]), default=None)
+        return x, curve.get(x, [])
 
     def command(self, sweep, setting=None, more=""):
         """The command that supplies the runs of a sweep."""
@@ -139,18 +146,17 @@ class Study:
         return float(np.sqrt(squares / sum(len(group) - 1 for group in groups)))
 
     def best(self, sweep, optimizer, along="lr", setting=None, **fixed):
-        """(value of `along` with the lowest mean loss, its losses)."""
+        """What lowest gives, if there are runs enough to say so."""
         curve = self.curve(optimizer, along, setting, **fixed)
-        finite = {x: losses for x, losses in curve.items() if np.isfinite(losses).all()}
+        x, losses = self.lowest(optimizer, along, setting, **fixed)
         more = f"optimizer={optimizer}" if sweep in ("lr", "league") else ""
-        if len(curve) < 4 or not finite:
+        if len(curve) < 4 or not losses:
             raise NotEnough(self.command(sweep, setting, more))
-        x = min(finite, key=lambda x: np.mean(finite[x]))
         if along == "lr" and x in (min(curve), max(curve)):
             further = 10**((round(2 * math.log10(x)) + (-1 if x == min(curve) else 1)) / 2)
             more = f"{more} lr={further:.3g}"
             raise NotEnough(self.command(sweep, setting, more) + "    (the best is at the edge)")
-        return x, curve[x]
+        return x, losses
 
     def width(self, sweep, optimizer, along="lr", setting=None, **fixed):
         """(decades of learning rate in which the loss is at most USABLE above its best, read off between

@@ -152,8 +152,7 @@ def all_figures(study, curves, rules, folder):
         style = STYLE.get(name, {}) | dict(style)
         return label or NAMES[name], style, study.curve(name, along, setting, **fixed)
     def line(name, label=None):
-        finite = [losses for losses in study.curve(name).values() if np.isfinite(losses).all()]
-        return label or f"{NAMES[name]} at its best", STYLE[name], min(finite, key=np.mean, default=[])
+        return label or f"{NAMES[name]} at its best", STYLE[name], study.lowest(name)[1]
     lines = [line("sgd_ema", "that SGD everywhere, at its best"), line("adalayer_star"), line("adamw")]
 
     # Figs. 1-3: the learning rate, as is and shifted
@@ -309,18 +308,17 @@ def draw_curves(study, curves, path):
     figure, axes, missing = None, None, []
     for name in (*SIX, "adalayer", "adasgd"):
         rows = [row for row in study.plain(name) if row["run"] in curves]
-        means = {x: np.mean(losses) for x, losses in study.curve(name).items()}
-        lr = min(means, key=means.get, default=None)
+        lr, final = study.lowest(name)
         mine = [curves[row["run"]] for row in rows if row["lr"] == lr]
         mine = [one for one in mine if one["step"] == mine[0]["step"]]
-        if not mine or not np.isfinite(means[lr]):
+        if not mine:
             missing.append(study.command("lr" if name in SIX else name))
             continue
         if not figure:
             figure, axes = plots().subplots(figsize=(8, 5.4), layout="constrained")
         losses, style = np.array([one["loss"] for one in mine]), STYLE[name]
         axes.plot(mine[0]["step"], losses.mean(0), **style, lw=1.6, ms=5, markevery=0.1,
-                  label=f"{means[lr]:.2f}  {NAMES[name]}, lr {lr:g}")
+                  label=f"{np.mean(final):.2f}  {NAMES[name]}, lr {lr:g}")
         axes.fill_between(mine[0]["step"], losses.min(0), losses.max(0), color=style["color"], alpha=0.3,
                           lw=0)
     if figure:

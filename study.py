@@ -243,11 +243,9 @@ def league(study, rules, ms):
     from zoo.table import bytes_per_weight    # not at the top: it needs torch
     found = []
     for name in rules:
-        curve, tuned = study.curve(name), study.curve(name, paired=True)    # lr: by the seeds that all have
-        means = {lr: np.mean(losses) for lr, losses in tuned.items() if np.isfinite(losses).all()}
-        if len(curve) >= 4 and means:
-            lr = min(means, key=means.get)
-            found.append((np.mean(curve[lr]), name, lr, curve))
+        curve, (lr, losses) = study.curve(name), study.lowest(name)
+        if len(curve) >= 4 and losses:
+            found.append((np.mean(losses), name, lr, curve))
     lines = ["| optimizer | peak lr | final validation loss | sd | n | ms of its step | "
              "bytes of state per weight of a matrix |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for loss, name, lr, curve in sorted(found):

@@ -223,6 +223,20 @@ def test_a_width_is_not_one_of_seeds(tmp_path, truth):
     assert len(s.curve("adamw")[0.01]) == 3
 
 
+def test_the_best_is_chosen_by_the_seeds_that_all_have(tmp_path, truth):
+    """Two unlucky seeds at the best value alone do not move it; one that diverged there does."""
+    s = truth.write(tmp_path / "a")
+    s.rows = [row for row in s.rows if row["optimizer"] != "adamw" or row["lr"] == 0.01 or row["seed"] == 0]
+    more = [row for row in s.rows if row["optimizer"] == "adamw" and row["lr"] == 0.01 and row["seed"] > 0]
+    for row in more:
+        row["loss"] += 0.3    # the mean of three is above 4.5, the neighbours'
+    x, losses = s.lowest("adamw")
+    assert x == s.best("lr", "adamw")[0] == 0.01 and np.mean(losses) == pytest.approx(4.4 + 0.2)
+    more[0]["loss"] = np.inf
+    assert s.lowest("adamw")[0] in (0.00316, 0.0316)
+    assert s.lowest("adamw", setting="none") == (None, [])
+
+
 def test_a_run_under_two_names_counts_once(tmp_path, truth):
     twice = World()
     for row in list(twice.rows):
