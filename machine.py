@@ -142,12 +142,12 @@ def keep_imports():
         gc.enable()
 
 def leave(code):
-    """Ends the process. Without the freeze it takes a second. A rank leaves at once: DDP never lets go of its
-    process group, and a thread of Gloo that still holds a tensor aborts the interpreter's own way out."""
-    gc.freeze()
+    """Ends the process. A rank leaves at once: DDP never lets go of its process group, and a thread of Gloo
+    that still holds a tensor aborts the interpreter's own way out."""
     if "RANK" in os.environ:
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)
+    gc.freeze()    # without it, to leave takes a second
     sys.exit(code)
 
 def compiler_works():
