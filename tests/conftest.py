@@ -67,7 +67,7 @@ def wait_for(what, seconds):
 
 @functools.cache
 def compiler_works():
-    import machine
+    from trainer import machine
     return machine.compiler_works()
 
 

@@ -21,9 +21,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import data     # noqa: E402
+from trainer import data     # noqa: E402
 import optim    # noqa: E402
-import plan     # noqa: E402
+from trainer import plan     # noqa: E402
 import train    # noqa: E402
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import regex
 
-import data
+from trainer import data
 import prepare_c4
-import vocabulary
-from config import UserError
+from trainer import vocabulary
+from trainer.errors import UserError
 from conftest import documents
 
 

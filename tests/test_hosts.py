@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-import runs
+from trainer import runs
 from conftest import ROOT, wait_for
 from test_train import final, run
 

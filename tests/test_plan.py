@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import optim
-import plan
+from trainer import plan
 import train
 from conftest import ROOT
 from model import Decoder

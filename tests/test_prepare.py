@@ -13,11 +13,11 @@ import zipfile
 import numpy as np
 import pytest
 
-import data
+from trainer import data
 import prepare_c4
 import train
-import vocabulary
-from config import UserError
+from trainer import vocabulary
+from trainer.errors import UserError
 from conftest import documents
 
 TEXTS = documents(90)

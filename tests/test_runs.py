@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import config
-import machine
-import runs
+from trainer import machine
+from trainer import runs
 import train
 from conftest import ROOT
 from test_train import assert_same_run, rewound, run
@@ -217,7 +217,7 @@ def test_a_refused_resume_changes_nothing(tiny, tmp_path, capsys):
 LOST = """
 import os, sys, time
 sys.path[:0] = sys.argv[1:3]
-import data, runs, train
+from trainer import data, runs, train
 rank, how, reads = int(os.environ["RANK"]), sys.argv[3], []
 read, save = data.Tokens.__getitem__, runs.save_checkpoint
 def broken(self, windows):

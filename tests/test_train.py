@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import data
+from trainer import data
 import optim
-import runs
+from trainer import runs
 import sample
 import train
 from conftest import ROOT, documents

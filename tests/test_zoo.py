@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-import data
+from trainer import data
 import optim
-import runs
+from trainer import runs
 import test_train
 import train
 from model import Decoder

@@ -39,11 +39,11 @@ import numpy as np    # noqa: E402
 import torch    # noqa: E402
 
 import config    # noqa: E402
-import data    # noqa: E402
-import machine    # noqa: E402
+from trainer import data    # noqa: E402
+from trainer import machine    # noqa: E402
 import optim    # noqa: E402
 import prepare_c4    # noqa: E402
-import runs    # noqa: E402
+from trainer import runs    # noqa: E402
 import train    # noqa: E402
 from conftest import TINY, documents, wait_for    # noqa: E402
 from model import Decoder    # noqa: E402

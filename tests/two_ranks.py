@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch    # noqa: E402
 import torch.distributed as dist    # noqa: E402
 
-import machine    # noqa: E402
+from trainer import machine    # noqa: E402
 import test_train    # noqa: E402
 
 config, folder = sys.argv[1:]

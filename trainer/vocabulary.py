@@ -18,7 +18,7 @@ import numpy as np
 import regex
 import tiktoken
 
-from config import UserError, one_line    # the one exception that means "the user can mend this"
+from trainer.errors import UserError, one_line
 
 BPE_TEXT = 20_000_000    # characters from which a BPE is trained, the first ones
 

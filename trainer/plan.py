@@ -7,7 +7,7 @@ What a run will take, by arithmetic: weights, tokens, FLOPs, memory, disk, hours
 import shlex
 import sys
 
-from config import UserError, one_line    # the one exception that means "the user can mend this"
+from trainer.errors import UserError, one_line
 
 def kept(config, tokens):
     """Bytes that autograd keeps for the backward pass of so many tokens; of eager code: compiled code

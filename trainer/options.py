@@ -11,20 +11,10 @@ file, else from the default. Whatever is wrong is one line that names the key.
 """
 import argparse
 import dataclasses
-import difflib
 import math
 import tomllib
 
-class UserError(Exception):
-    """What a user can mend, in one line. code: 2 usage or data, 3 diverged, 4 environment, 75 interrupted."""
-    def __init__(self, message, code=2):
-        super().__init__(message)
-        self.code = code
-
-def one_line(text, limit=280):
-    """Printable, on one line, and short: what a message may quote of a file or of a command line."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
-    return text if len(text) <= limit else text[:limit - 4] + " ..."
+from trainer.errors import UserError, nearest
 
 def option(default, table, help, choices=None, low=None, high=None, free=False):
     """A field of a dataclass of options; its type is bool, int, float or str, and a default of None
@@ -36,11 +26,6 @@ def option(default, table, help, choices=None, low=None, high=None, free=False):
     """
     return dataclasses.field(default=default, metadata=dict(table=table, help=help, choices=choices, low=low,
                                                             high=high, free=free))
-
-def nearest(key, known):
-    """"; did you mean X?" for the known name nearest to key."""
-    near = difflib.get_close_matches(key, list(known), 1, 0.4)
-    return f"; did you mean {near[0]}?" if near else ""
 
 # ---------------------------------------------------------------------------------------------------------
 # One value

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from config import UserError, one_line    # the one exception that means "the user can mend this"
+from trainer.errors import UserError, one_line
 
 class Machine:
     """The device of this process, and its place among those that torchrun started."""

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from config import UserError, one_line    # the one exception that means "the user can mend this"
+from trainer.errors import UserError, one_line
 
 # ---------------------------------------------------------------------------------------------------------
 # Files that are whole or absent

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import UserError, one_line    # the one exception that means "the user can mend this"
+from trainer.errors import UserError, one_line
 
 MAGIC = b"optimizer-study tokens\n"
 HEADER_BYTES = 4096

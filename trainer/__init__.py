@@ -1,0 +1,1 @@
+"""What training needs besides the lesson: options, data, machines, run folders, plans."""
