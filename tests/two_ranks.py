@@ -1,5 +1,6 @@
-"""Started by torchrun with two ranks: runs every variant of test_train.py, each rank with one micro-batch;
-then one with two micro-batches, with gradients that are views into DDP's buckets, and with copies."""
+"""torchrun starts this file with two ranks. It trains every variant of test_train.py with one micro-batch on
+each rank, then AdamW with two micro-batches on each rank: once with gradients that are views into DDP's
+buckets, and once with gradients that are copies."""
 import sys
 from pathlib import Path
 

@@ -1,14 +1,18 @@
 """
-The machine: the only place that knows of devices, ranks and what the hardware is good at.
+The machine: the only module that knows about devices, ranks, and what the hardware is good at.
 """
+import contextlib
 import ctypes
+import dataclasses
 import gc
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,81 +22,147 @@ import torch.distributed as dist
 
 from trainer.errors import UserError, one_line
 
+# Parameters of glibc's mallopt(), from malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+
+
 class Machine:
-    """The device of this process, and its place among those that torchrun started."""
-    def __init__(self, config):
-        local, here = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        has = dict(cpu=here, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()))
-        kind = config.device if config.device != "auto" else next(k for k in ("cuda", "mps", "cpu") if has[k])
-        if here > has[kind]:
-            raise UserError(f"--device={kind}: this machine has {has[kind]} of them for {here} processes; "
-                            "start fewer, or give --device=cpu", 4)
-        self.device = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+    """The device of this process, and the place of this process among those that torchrun started.
+
+    Args:
+        settings: an object with the options device, threads and timeout.
+    Raises: UserError if the device is missing, or if the ranks cannot reach each other.
+
+    device: the torch.device on which this process computes.
+    threads: the number of CPU threads of this process.
+    rank, world: the number of this process (0 is the first), and the number of processes on all machines.
+    """
+    def __init__(self, settings):
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))    # processes on this machine
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world = int(os.environ.get("WORLD_SIZE", 1))
+        # Any number of processes can share the CPU.
+        available = dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()),
+                         cpu=local_world)
+        kind = settings.device
+        if kind == "auto":
+            kind = next(kind for kind, count in available.items() if count)
+        if local_world > available[kind]:
+            raise UserError(f"--device={kind}: this machine has {available[kind]} of them for {local_world} "
+                            "processes; start fewer, or give --device=cpu", 4)
+        self.device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
         if kind == "cuda":
             torch.cuda.set_device(self.device)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self.threads = config.threads or max(1, cores // here)
-        torch.set_num_threads(self.threads)    # torchrun allows one; compiled code keeps the number it finds
+        self.threads = settings.threads or max(1, usable_cores() // local_world)
+        # torchrun sets the number of threads to one. This comes first, because compiled code keeps the number
+        # that is in force when it is compiled.
+        torch.set_num_threads(self.threads)
         keep_freed_memory()
         if self.world > 1:
             try:
                 dist.init_process_group("nccl" if kind == "cuda" else "gloo",
-                                        timeout=timedelta(seconds=config.timeout))
+                                        timeout=timedelta(seconds=settings.timeout))
             except (RuntimeError, ValueError) as error:
                 raise UserError(f"the {self.world} ranks could not meet: {one_line(error, 150)}", 4) from None
 
-    def name(self):
-        """What the same bits may be expected of."""
+    def name(self) -> str:
+        """Hardware identifier. Results are bit-identical only on machines with the same one."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"{self.device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
-    def precision(self, wish):
-        """(choice, reason)"""
+    def precision(self, wish: str) -> tuple[str, str]:
+        """Chooses the precision.
+
+        Args:
+            wish: "bf16", "fp32", or "auto" for what is fast on this hardware.
+        Returns: "bf16" or "fp32", and the reason of the choice.
+        """
         if wish != "auto":
             return wish, "as asked"
         if self.device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            flags = torch.cpu.get_capabilities() if self.device.type == "cpu" else {}
+        elif self.device.type == "cpu":
+            flags = torch.cpu.get_capabilities()
             fast = flags.get("avx512_bf16") or flags.get("amx_bf16")
+        else:
+            fast = False
         return ("bf16", "this hardware is fast at it") if fast else ("fp32", "bf16 is slow on this hardware")
 
-    def attention(self, wish, context):
-        """(choice, reason)"""
+    def attention(self, wish: str, context: int) -> tuple[str, str]:
+        """Chooses how attention is computed.
+
+        Args:
+            wish: "plain", "sdpa", or "auto" for what is fast here.
+            context: the length of the sequences, in tokens.
+        Returns: "plain" or "sdpa", and the reason of the choice.
+        """
         if wish != "auto":
             return wish, "as asked"
         if self.device.type == "cpu" and context <= 256:
             return "plain", "on CPU the fused kernels' backward is slower at short context"
         return "sdpa", "fused kernels"
 
-    def sum(self, *numbers):
-        """The sums of some numbers or 0-d tensors over all ranks, as floats."""
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+    def complete(self, settings) -> tuple:
+        """Fills in the settings that depend on the machine. The same machine always gets the same values.
+
+        Args:
+            settings: a frozen dataclass with the options device, threads, precision, attention, context,
+                loss_chunk and compile.
+        Returns: (new settings, reason of the precision, reason of the attention).
+        """
+        precision, why_precision = self.precision(settings.precision)
+        attention, why_attention = self.attention(settings.attention, settings.context)
+        usual_chunk = 512 if self.device.type == "cpu" else 4096
+        settings = dataclasses.replace(settings, device=self.device.type, threads=self.threads,
+                                       precision=precision, attention=attention,
+                                       loss_chunk=settings.loss_chunk or usual_chunk,
+                                       compile=settings.compile and compiler_works(precision))
+        return settings, why_precision, why_attention
+
+    def sum(self, *numbers: float | torch.Tensor) -> list[float]:
+        """Returns the sum over all ranks of each of some numbers or 0-d tensors. All ranks must call it with
+        the same count of numbers, and each waits for the others."""
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64    # mps has no float64
         packed = torch.stack([torch.as_tensor(x, dtype=dtype, device=self.device) for x in numbers])
         if self.world > 1:
             dist.all_reduce(packed)
         return packed.tolist()
 
-    def ranks(self, number):
-        """A number that each rank has of its own, as a list over the ranks."""
+    def gather(self, number: float | torch.Tensor) -> list[float]:
+        """Returns the numbers of all ranks as a list: entry r is what rank r gave. All ranks must call it."""
         return self.sum(*(number if rank == self.rank else 0 for rank in range(self.world)))
 
-def keep_freed_memory():
-    """Tells glibc to reuse large buffers: by default it gives each back to the kernel, which then clears and
-    maps every page of it again. A step on CPU took 1.3 to 1.9 times as long. The price is memory, a fifth at
-    150m; who sets glibc's own variable decides otherwise."""
-    ours = platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ
-    libc = ctypes.CDLL(None) if ours else None
-    for trim_or_map_threshold in (-1, -3) if libc else ():
-        libc.mallopt(trim_or_map_threshold, 2**30)    # bytes
+
+def usable_cores() -> int:
+    """Returns how many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to reuse large buffers.
+
+    By default glibc returns each large buffer to the kernel, which then clears and maps every page again for
+    the next one. A step on CPU took 1.3 to 1.9 times as long with the default. The price is a fifth more
+    memory at 150m. Setting MALLOC_MMAP_THRESHOLD_ disables this.
+    """
+    if platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
+    libc = ctypes.CDLL(None)
+    # Thresholds in bytes: larger buffers than these are still returned.
+    libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+
 
 # ---------------------------------------------------------------------------------------------------------
-# What ends a run
+# How a run ends
 
-def reason(error):
-    """The UserError that an exception amounts to; its code is 1 if it is a mistake of this program."""
+def reason(error: BaseException) -> UserError:
+    """Translates any exception into a UserError, with the code 1 if it is a mistake of this program."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, KeyboardInterrupt):
@@ -103,72 +173,139 @@ def reason(error):
         return UserError(f"{error.filename or 'the system'}: {error.strerror or error}", 4)
     return UserError(f"{type(error).__name__}: {one_line(error, 200)}", 1)
 
-def last_words(error):
-    """(exit code, message, whether it is for this rank to say it) of the exception that ends a rank.
 
-    A rank that ends breaks the sums in which the others wait for it. So it first leaves word in torchrun's
-    store, where they find it. A rank that was killed, or hangs, leaves none: then those who wait for it
-    call the roll.
+def last_words(error: BaseException) -> tuple[int, str, bool]:
+    """Finds out what to say about the exception that ends this rank.
+
+    When a rank ends, the sums in which the other ranks wait for it fail as well. So a rank that ends first
+    leaves its message in torchrun's store, and the others find it there as the cause. A rank that was killed
+    or hangs leaves no message; then the ranks that wait for it find out together who is missing.
+
+    Args:
+        error: the exception.
+    Returns: (exit code, message, whether this rank should print the message).
     """
     error = reason(error)
     if not dist.is_initialized():
         return error.code, str(error), True
-    store, me = dist.distributed_c10d._get_default_store(), f"rank {dist.get_rank()}: "
-    waited = error.code == 1 and ("gloo" in str(error) or "NCCL" in str(error))
+    store = dist.distributed_c10d._get_default_store()
+    speaker = f"rank {dist.get_rank()}: "
+    sum_failed = error.code == 1 and ("gloo" in str(error) or "NCCL" in str(error))
     try:
-        if waited and not store.check(["last words"]):
+        if sum_failed and not store.check(["last words"]):
             error = UserError(f"no answer from rank {absent(store)} ({one_line(error, 150)})", 4)
-        code, said = store.compare_set("last words", "", f"{error.code} {me}{error}").decode().split(" ", 1)
-    except RuntimeError:    # torchrun itself has ended
-        code, said = error.code, f"{me}{error}"
-    if waited or said == f"{me}{error}":
-        return int(code), said, True
-    return error.code, f"{me}{error}", not said.endswith(f": {error}")
+        # compare_set keeps the message of the first rank that ends, and returns it to all.
+        first_message = store.compare_set("last words", "", f"{error.code} {speaker}{error}").decode()
+        code, message = first_message.split(" ", 1)
+    except RuntimeError:    # the store is gone, because torchrun itself has ended
+        code, message = error.code, f"{speaker}{error}"
+    if sum_failed or message == f"{speaker}{error}":
+        return int(code), message, True
+    # This rank has an error of its own. It prints it unless the first rank already printed the same.
+    return error.code, f"{speaker}{error}", not message.endswith(f": {error}")
 
-def absent(store, seconds=2):
-    """The ranks that do not notice within some seconds that a sum has failed."""
+
+def absent(store: dist.Store, seconds: float = 2) -> str:
+    """Lists the ranks that do not notice within some seconds that a sum has failed.
+
+    Args:
+        store: torchrun's store, in which every rank that notices leaves a mark.
+        seconds: how long to wait for the marks of the others.
+    Returns: their numbers, joined by commas, or "any" if all ranks noticed.
+    """
     store.set(f"here {dist.get_rank()}", "")
-    others, end = set(range(dist.get_world_size())), time.monotonic() + seconds
-    while others and time.monotonic() < end:
-        others -= {rank for rank in others if store.check([f"here {rank}"])}
+    missing = set(range(dist.get_world_size()))
+    end = time.monotonic() + seconds
+    while missing and time.monotonic() < end:
+        missing -= {rank for rank in missing if store.check([f"here {rank}"])}
         time.sleep(0.1)
-    return ", ".join(map(str, sorted(others))) or "any"
+    return ", ".join(map(str, sorted(missing))) or "any"
 
-def keep_imports():
-    """For a script that has switched the garbage collector off while it imports: what is there by now stays,
-    so from here on neither the collector nor the exit look through it again."""
+
+def on_signals(handler) -> None:
+    """Lets a function of (number, frame) handle SIGTERM, SIGINT and SIGUSR1. signal.SIG_IGN ignores them."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        with contextlib.suppress(ValueError):    # only a main thread can do that
+            signal.signal(number, handler)
+
+
+def keep_imports() -> None:
+    """Ends the pause of the garbage collector in a script that disabled it for its imports. The objects that
+    exist by now stay, so neither the collector nor the exit needs to look through them again."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
 
-def leave(code):
-    """Ends the process. A rank leaves at once: DDP never lets go of its process group, and a thread of Gloo
-    that still holds a tensor aborts the interpreter's own way out."""
+
+def leave(code: int) -> None:
+    """Ends the process with an exit code.
+
+    A rank of torchrun skips the interpreter's own shutdown: DDP never releases its process group, and a
+    thread of Gloo that still holds a tensor would abort the process during that shutdown.
+    """
     if "RANK" in os.environ:
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
-    gc.freeze()    # without it, to leave takes a second
+    gc.freeze()    # the exit takes a second longer without this
     sys.exit(code)
 
-def compiler_works():
-    """Whether torch.compile works on this machine, which only a try can tell. The first try believes the
-    CPU's flags: to compile and run a test for each kind of vector would take 8 s where nothing is cached."""
-    import torch._inductor.config as inductor
-    for inductor.cpp.vec_isa_ok in (True, None):
-        try:
-            torch.compile(lambda x: x.sin() + 1, fullgraph=True)(torch.ones(8))
+
+def compiler_works(precision: str = "fp32") -> bool:
+    """Finds out by a try whether torch.compile works on this machine and gives the right numbers. If it does not,
+    prints a note.
+
+    The first try trusts the CPU's flags. By default torch compiles and runs a test program for each kind of vector
+    instruction, which takes 8 s if its cache is empty. The last try, for bf16, takes shorter vectors: on a virtual
+    machine whose CPU gcc 12 took for a cooperlake, code for 512 bits returned memory that was never written.
+    """
+    import torch._inductor.config as inductor    # here, because it is slow and not every run compiles
+
+    function, arguments = probe(precision)
+    for trusts_flags, vector_bits in ((True, None), (None, None), (None, 256)):
+        if vector_bits and precision != "bf16":
+            continue
+        inductor.cpp.vec_isa_ok, inductor.cpp.simdlen = trusts_flags, vector_bits    # None: torch's default
+        failure = compiler_failure(function, arguments)
+        if failure is None:
+            if vector_bits:
+                print("note: 512-bit bfloat16 code of this compiler is wrong, so vectors have 256 bits")
             return True
-        except Exception as error:    # it has many ways to fail: no C++ compiler, no headers, no space, ...
-            reason = one_line(error, 120)
-    print(f"note: no working compiler, so all runs eagerly and slower ({reason})")
+    print(f"note: no working compiler, so all runs eagerly and slower ({failure})")
     return False
 
-def versions():
-    """What a result depends on besides the options. commit: of this program, if it is a git checkout."""
-    here = Path(__file__).parent
+
+def probe(precision: str) -> tuple:
+    """Returns (function, arguments) to try the compiler with. The one for bf16 is the backward pass of rotary
+    positions behind a transposed product, as it occurs in the model."""
+    if precision != "bf16":
+        return torch.sin, (torch.linspace(0, 1, 64),)
+
+    def rotated(x, cos, sin):
+        a, b = x.transpose(-1, -2).float().chunk(2, dim=-1)
+        return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1).to(x.dtype)
+
+    x = torch.linspace(-1, 1, 64 * 64 * 128).reshape(64, 64, 128).to(torch.bfloat16)
+    return rotated, (x, torch.full((128, 32), 0.8), torch.full((128, 32), 0.6))
+
+
+def compiler_failure(function: Callable, arguments: tuple) -> str | None:
+    """Compiles and runs a function. Returns None if the result is right, or else the reason in one line."""
+    try:
+        result = torch.compile(function, fullgraph=True, dynamic=False)(*arguments)
+    except Exception as error:    # it can fail in many ways: no C++ compiler, no headers, no disk space, ...
+        return one_line(error, 120)
+    is_right = torch.allclose(result.float(), function(*arguments).float(), rtol=2e-2, atol=2e-2)
+    return None if is_right else "compiled code gives wrong numbers"
+
+
+def versions() -> dict[str, str | None]:
+    """Returns what a result depends on besides the options: the versions of Python, torch and numpy, and the
+    commit of this program (None if it is not a git checkout)."""
+    root = Path(__file__).parent.parent
     commit = None
-    if (here / ".git").exists() and shutil.which("git"):
-        commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)
-        commit = commit.stdout.strip() or None
+    if (root / ".git").exists() and shutil.which("git"):
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
     return dict(python=platform.python_version(), torch=str(torch.__version__), numpy=np.__version__,
                 commit=commit)

@@ -1,110 +1,167 @@
 """
-What a run will take, by arithmetic: weights, tokens, FLOPs, memory, disk, hours. It needs no data and no GPU.
+Estimates by arithmetic what a run will take: weights, tokens, FLOPs, memory, disk space and hours. This needs
+neither the data nor a GPU.
 
     python train.py --config=configs/150m.toml --optimizer=signum --plan
     ./sweep.sh grid configs/150m.toml optimizer=adamw,lion lr=1e-3,1e-4 --print      the hours of a grid
 """
+import dataclasses
+import math
 import shlex
 import sys
 
+import torch
+
+from model import Decoder
+from trainer.announce import print_optimizer
+from trainer.build import build_optimizer, decoder_shape, state_bytes
 from trainer.errors import UserError, one_line
+from trainer.settings import Settings, read, split_batch
 
-def kept(config, tokens):
-    """Bytes that autograd keeps for the backward pass of so many tokens; of eager code: compiled code
-    computes some of it again instead. a: bytes of a matrix product's in- and outputs."""
-    D, T, a = config.width, config.context, 2 if config.precision == "bf16" else 4
-    block = 2 * 4 * D                      # inputs of the two norms: the stream is fp32
-    block += 2 * 8                         # mean and 1 / deviation of each norm
-    block += a * (3 * D + 4 * D + 4 * D)   # inputs of qkv, attn_out, mlp_up; of GELU; of mlp_down
-    if config.qk_norm:
-        block += 2 * 8 + (2 * 4 * D if a == 2 else 0)    # in bf16, q and k are copied to fp32
-    if config.attention == "sdpa":
-        block += a * 6 * D + 4 * config.heads            # q, k after rotation, v inside qkv, y; log-sum-exp
+
+def activation_bytes(settings: Settings, tokens: int) -> int:
+    """Counts the bytes that autograd keeps for the backward pass, in eager code. Compiled code keeps less,
+    because it computes some values a second time instead.
+
+    Args:
+        settings: the options of the run; precision and attention must not be "auto".
+        tokens: how many tokens pass through the model together.
+    """
+    width, context = settings.width, settings.context
+    bf16, plain = settings.precision == "bf16", settings.attention == "plain"
+    element = 2 if bf16 else 4    # bytes of a number that enters or leaves a matrix product
+    # For each token, in each block. The residual stream is in fp32.
+    block = 2 * 4 * width                     # inputs of the two norms
+    block += 2 * 8                            # mean and 1 / deviation of each of these norms
+    block += element * 3 * width              # inputs of qkv, attn_out and mlp_up
+    block += element * (4 + 4) * width        # inputs of GELU and of mlp_down
+    if settings.qk_norm:
+        block += 2 * 8                        # mean and 1 / deviation for q and for k
+        block += 2 * 4 * width if bf16 else 0    # in bf16, copies of q and k in fp32
+    if plain:
+        block += element * 3 * width          # q, k, v
+        block += element * 3 * width if settings.qk_norm and not bf16 else 0    # qkv, as input of the norms
+        block += settings.heads * context * (6 if bf16 else 4)    # softmax; in bf16 also a copy of it
     else:
-        block += a * 3 * D + (a * 3 * D if config.qk_norm and a == 4 else 0)    # q, k, v; qkv for the norms
-        block += config.heads * T * (4 if a == 4 else 6)                        # softmax, and in bf16
-    ends = 4 * D + 8 + 4 * D + 8           # input of the final norm; gradient for it from the loss; ids
-    once = T * (D // config.heads) * 4     # angles
-    once += 4 * D * (config.padded_vocab or -(-config.vocab_size // 128) * 128)    # the head's gradient
-    once += T * T * config.layers if config.attention == "plain" else 0        # masks
-    return tokens * (config.layers * block + ends) + once
+        block += element * 6 * width          # q and k after the rotation, qkv because v is in it, the output
+        block += 4 * settings.heads           # logarithms of the sums of exponentials
+    # For each token, outside the blocks.
+    ends = 4 * width + 8                      # input of the final norm, with its mean and 1 / deviation
+    ends += 4 * width + 8                     # the loss's gradient for the normed stream; the token's id
+    # For all tokens together.
+    rows = settings.padded_vocab or math.ceil(settings.vocab_size / 128) * 128
+    once = 4 * context * (width // settings.heads)    # cos and sin of the rotary angles
+    once += 4 * width * rows                          # the head's gradient, which the loss has computed
+    once += context * context * settings.layers if plain else 0    # masks of the future, one byte an element
+    return tokens * (settings.layers * block + ends) + once
 
-def tokens_of(config):
-    """How many a run reads."""
-    return (config.steps + config.freeze_steps) * config.batch * config.context
 
-def estimate(config, model, optimizer, micro, accumulation):
-    """{quantity: number} of a run. model, optimizer: may be on the device meta, where they take no memory."""
+def tokens_of(settings: Settings) -> int:
+    """Returns how many tokens a run reads."""
+    return (settings.steps + settings.freeze_steps) * settings.batch * settings.context
+
+
+def estimate(settings: Settings, model: Decoder, optimizer: torch.optim.Optimizer, micro: int,
+             accumulation: int) -> dict:
+    """Estimates what a run needs.
+
+    Args:
+        settings: the options of the run; precision and attention must not be "auto", nor loss_chunk 0.
+        model, optimizer: of the run. They may be on the device meta, where they take no memory.
+        micro: sequences of a micro-batch.
+        accumulation: micro-batches of a step on each rank.
+    Returns: {quantity: number}.
+        count: {role: weights}; weights: all of them; hidden: all outside embedding and head.
+        tokens: that the run reads; flops: for all of them.
+        memory: {part: bytes}; peak: the largest number of bytes that exist at the same time.
+        data: bytes on disk if each token is read once; checkpoint: bytes of one checkpoint.
+    """
     count = {}
-    for name, p, role in model.roles():
+    for _, p, role in model.roles():
         count[role] = count.get(role, 0) + p.numel()
     weights, rows = sum(count.values()), model.head.weight.shape[0]
     hidden = weights - count["embed"] - count["head"]
-    tokens = tokens_of(config)
-    at_once = micro * config.context
-    # two FLOPs a weight and token forward, four backward; attention: two products of T x D over half the past
-    flops = tokens * 6 * (weights - count["embed"] + config.layers * config.width * config.context)
-    gradients = 4 * weights * (1 + optimizer.wants_sampled())    # Sophia has two sets at a time
+    tokens = tokens_of(settings)
+    at_once = micro * settings.context
+    # A weight costs two FLOPs for each token forward, and four backward. Attention has two products of T x D,
+    # over half of the T positions on average.
+    flops = tokens * 6 * (weights - count["embed"] + settings.layers * settings.width * settings.context)
+    gradients = 4 * weights * (1 + optimizer.wants_sampled())    # Sophia has two sets of them at a time
     memory = dict(weights=4 * weights, gradients=gradients,
-                  state=sum(optimizer.state_bytes(group) for group in optimizer.param_groups),
-                  activations=kept(config, at_once),
-                  # of a chunk of tokens, in fp32: the logits, their gradient and three parts of it
-                  logits=min(config.loss_chunk, at_once) * rows * 4 * 5,
-                  # of the largest tensor: the update, its parts, and the new weights
+                  state=sum(state_bytes(optimizer, group) for group in optimizer.param_groups),
+                  activations=activation_bytes(settings, at_once),
+                  # for a chunk of tokens, in fp32: logits, their gradient, and three parts of the gradient
+                  logits=min(settings.loss_chunk, at_once) * rows * 4 * 5,
+                  # for the largest tensor: the update, two of its parts, and the new weights
                   update=4 * 4 * max(p.numel() for p in model.parameters()))
-    if config.precision == "bf16":    # autocast's copies of the matrices; the loss makes that of the head
+    if settings.precision == "bf16":
+        # Autocast keeps bf16 copies of the matrices, and the loss makes the copy of the head.
         memory["activations"] += 2 * (weights - count["embed"] - count["norm"] - count["head"])
         memory["logits"] += 2 * count["head"]
-    # the update comes after the backward pass; gradients of a single micro-batch while its activations go
-    during = memory["activations"] + memory["logits"] + (memory["gradients"] if accumulation > 1 else 0)
-    peak = memory["weights"] + memory["state"] + max(during, memory["gradients"] + memory["update"])
-    id_bytes = 2 if config.vocab_size <= 2**16 else 4
+    # The update comes after the backward pass, when the activations are gone. With a single micro-batch, the
+    # gradients appear while the activations disappear, so they do not add up.
+    in_backward = memory["activations"] + memory["logits"]
+    if accumulation > 1:
+        in_backward += memory["gradients"]
+    in_update = memory["gradients"] + memory["update"]
+    peak = memory["weights"] + memory["state"] + max(in_backward, in_update)
+    id_bytes = 2 if settings.vocab_size <= 2**16 else 4
     return dict(count=count, weights=weights, hidden=hidden, tokens=tokens, flops=flops, memory=memory,
                 peak=peak, data=id_bytes * tokens, checkpoint=4 * weights + memory["state"])
 
-def hours(config):
-    """Hours at the stated throughput; None if nobody stated one."""
-    return tokens_of(config) / config.throughput / 3600 if config.throughput else None
 
-def show(config, model, optimizer, micro, accumulation):
-    """Prints the plan."""
-    for name, usual in (("precision", "bf16"), ("attention", "sdpa"), ("loss_chunk", 4096)):    # on a GPU
-        if getattr(config, name) in ("auto", 0):
-            setattr(config, name, usual)
-    e = estimate(config, model, optimizer, micro, accumulation)
-    step = config.batch * config.context
-    print(f"weights      {e['weights']:,}: " + ", ".join(f"{role} {n:,}" for role, n in e["count"].items()))
+def hours(settings: Settings) -> float | None:
+    """Returns the hours of a run at the stated throughput, or None if none is stated."""
+    return tokens_of(settings) / settings.throughput / 3600 if settings.throughput else None
+
+
+def show(settings: Settings, hyper: dict, tables: dict) -> None:
+    """Prints the plan of a run. Where the machine would choose, it takes what a GPU would choose."""
+    on_a_gpu = dict(precision="bf16", attention="sdpa", loss_chunk=4096)
+    open_choices = {name: usual for name, usual in on_a_gpu.items() if getattr(settings, name) in ("auto", 0)}
+    settings = dataclasses.replace(settings, **open_choices)
+    micro_batch, accumulation = split_batch(settings.batch, settings.micro_batch, 1, settings.context)
+    with torch.device("meta"):    # without memory
+        model = Decoder(**decoder_shape(settings))
+    optimizer = build_optimizer(model, settings, hyper)
+    e = estimate(settings, model, optimizer, micro_batch, accumulation)
+    tokens_of_step = settings.batch * settings.context
+    weights_by_role = ", ".join(f"{role} {count:,}" for role, count in e["count"].items())
+    print_optimizer(settings, hyper, tables, optimizer)
+    print(f"weights      {e['weights']:,}: {weights_by_role}")
     print(f"             {e['hidden']:,} outside embedding and head")
-    print(f"tokens       {e['tokens']:,} in {e['tokens'] // step:,} steps of {step:,}: "
+    print(f"tokens       {e['tokens']:,} in {e['tokens'] // tokens_of_step:,} steps of {tokens_of_step:,}: "
           f"{e['tokens'] / e['hidden']:.1f} per weight outside embedding and head")
     print(f"compute      {e['flops']:.3g} FLOP: 6 per token and weight but the embedding's, and "
           "6 x layers x width x context\n             per token for attention")
-    print(f"memory       bytes on each GPU: {config.optimizer}, {micro} x {config.context} tokens at a time, "
-          f"{config.precision}, {config.attention} attention")
+    print(f"memory       bytes on each GPU: {settings.optimizer}, {micro_batch} x {settings.context} tokens at a "
+          f"time, {settings.precision}, {settings.attention} attention")
     for name, size in e["memory"].items():
         print(f"  {name:11s}{size:18,d}")
     print(f"  {'together':11s}{e['peak']:18,d}  at once, in eager code (compiled: less), and 1 GB of CUDA")
     print(f"disk         data {e['data']:,} bytes if each token is read once; "
-          f"checkpoints {config.keep + 1} x {e['checkpoint']:,}")
-    if (time := hours(config)) is None:
+          f"checkpoints {settings.keep + 1} x {e['checkpoint']:,}")
+    if (time := hours(settings)) is None:
         print("time         unknown; give --throughput, tokens per second")
     else:
-        print(f"time         {time:.3g} hours at {config.throughput:,} tokens/s (--throughput), "
+        print(f"time         {time:.3g} hours at {settings.throughput:,} tokens/s (--throughput), "
               f"{time / 8:.3g} at eight times that")
 
-def main(lines):
-    """The hours of many commands, one a line, as sweep.sh --print writes them."""
-    import train
+
+def main(lines) -> int:
+    """Checks many commands, one a line, as sweep.sh --print writes them, and prints their hours together. Returns the
+    exit code."""
     try:
-        runs = [train.read_options(shlex.split(line)[2:])[0] for line in lines]
+        runs = [read(shlex.split(line)[2:])[0] for line in lines]
     except UserError as error:
         print(f"plan.py: error: {one_line(error)}", file=sys.stderr)
         return error.code
-    times = [hours(config) for config in runs]
+    times = [hours(settings) for settings in runs]
     total = ("hours unknown: give -- --throughput=N, tokens per second" if None in times else
              f"{sum(times):.4g} hours at the stated throughput")
     print(f"# {len(runs)} runs, {total}")
     return 0
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.stdin))

@@ -1,12 +1,15 @@
 """
-The folder of a run, and how nothing in it is lost: every file is written beside its place and moved
-there whole, every checkpoint carries its own sha256, and a lock keeps a second process out.
+The folder of a run. Nothing in it is lost when a run is killed or a disk is full: every file is written under
+another name and moved into its place when it is complete, every checkpoint carries its own sha256, and a lock
+keeps a second process out.
 
 runs/NAME/  config.json     the options in force
-            metrics.jsonl   a line per measurement: kind (config, train, val) and step, each pair once
+            metrics.jsonl   a line for each measurement: its kind (config, train or val), its step and its
+                            numbers; each pair of kind and step appears once
             status.json     running, done, diverged, interrupted or failed
-                            ("running" and no lock: it was killed)
-            step-00000500.pt, ...   checkpoints;  loss.png   the loss curve
+                            (a run that is "running" but has no lock was killed)
+            step-00000500.pt, ...   checkpoints
+            loss.png        the loss curve
 """
 import atexit
 import contextlib
@@ -19,48 +22,73 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from tqdm import tqdm
 
 from trainer.errors import UserError, one_line
 
+
 # ---------------------------------------------------------------------------------------------------------
-# Files that are whole or absent
+# Files that are complete or absent
 
-class Whole(io.BufferedWriter):
-    """A file that hashes and counts what is written. That the disk is full is told at the end, when it is
-    known how much was to be written (and torch.save would hide it)."""
-    def __init__(self, path):
+class HashingFile(io.BufferedWriter):
+    """A binary file that hashes and counts what is written to it.
+
+    If the disk is full, write() pretends to succeed and records the error. So the number of bytes that were
+    needed is known at the end, and torch.save cannot hide the error behind one of its own.
+
+    sha256: the hash of everything that was written.
+    bytes: the count of everything that was written.
+    disk_error: (errno, message) of the first write that failed, or None.
+    """
+    def __init__(self, path: Path):
         super().__init__(io.FileIO(path, "w"))
-        self.sha256, self.bytes, self.full = hashlib.sha256(), 0, None
+        self.sha256, self.bytes, self.disk_error = hashlib.sha256(), 0, None
 
-    def write(self, data):
+    def write(self, data: bytes) -> int:
         self.sha256.update(data)
         self.bytes += memoryview(data).nbytes
-        if not self.full:
+        if not self.disk_error:
             try:
                 return super().write(data)
             except OSError as error:
-                self.full = error.errno, error.strerror
+                self.disk_error = error.errno, error.strerror
         return memoryview(data).nbytes
 
-def not_written(path, error, needed):
+
+def not_written(path: Path, error: OSError, needed: int) -> UserError:
+    """Returns the error to raise for a file that could not be written.
+
+    Args:
+        path: the file.
+        error: why it could not be written.
+        needed: the size of the file in bytes.
+    """
     free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
     return UserError(f"{path}: could not be written: {error.strerror} "
                      f"({needed:,} bytes needed, {free:,} free)", 4)
 
+
 @contextlib.contextmanager
-def whole_file(path):
-    """A file to write to, which appears at path only when it is complete and on the disk."""
+def whole_file(path: str | Path) -> Iterator[HashingFile]:
+    """Opens a binary file for writing that appears at its path only when it is complete and on the disk.
+
+    Args:
+        path: where the file is to appear. A file that is there already is replaced.
+    Yields: the file to write to.
+    Raises: UserError if the file cannot be written; then nothing is left of it.
+    """
     path, file = Path(path), None
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with Whole(temporary) as file:
+        with HashingFile(temporary) as file:
             yield file
-            if file.full:
-                raise OSError(*file.full)
+            if file.disk_error:
+                raise OSError(*file.disk_error)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -72,30 +100,44 @@ def whole_file(path):
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)    # the new name must survive a power cut, too
+        os.fsync(folder)    # the new name must survive a power failure, too
     finally:
         os.close(folder)
 
-def write_json(path, content):
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Writes a JSON file that is complete or absent. Raises UserError if it cannot be written."""
     with whole_file(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
-def lock(path):
-    """Takes the lock file at path for as long as the returned object lives. Returns None if another
-    process has it."""
+
+def lock(path: str | Path) -> TextIO | Path | None:
+    """Takes a lock file.
+
+    Args:
+        path: the lock file, which is created if it does not exist.
+    Returns: an object that holds the lock for as long as it lives, or None if another process has the lock.
+    """
     file = open(path, "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return file
     except BlockingIOError:
-        return file.close()
+        file.close()
+        return None
     except OSError:
         file.close()
         return lock_by_name(Path(f"{path}.holder"))
 
-def lock_by_name(path):
-    """For file systems without flock: a file that only one process can create.
-    It outlives a killed process."""
+
+def lock_by_name(path: Path) -> Path | None:
+    """Takes a lock on a file system without flock, by creating a file that only one process can create.
+    The file stays behind if the process is killed.
+
+    Args:
+        path: the file, which holds the host and the process id of its owner.
+    Returns: the path, or None if another process has the lock.
+    """
     print(f"note: no file locks here, using {path}; if a run was killed on another machine, delete that file")
     me = f"{socket.gethostname()} {os.getpid()}"
     try:
@@ -105,9 +147,10 @@ def lock_by_name(path):
         host, _, pid = path.read_text().partition(" ")
         if host != socket.gethostname() or Path(f"/proc/{pid}").exists():
             return None
-        path.write_text(me)
+        path.write_text(me)    # its owner was killed on this machine
     atexit.register(path.unlink, missing_ok=True)
     return path
+
 
 # ---------------------------------------------------------------------------------------------------------
 # Checkpoints
@@ -115,16 +158,29 @@ def lock_by_name(path):
 TRAILER = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")
 TRAILER_BYTES = 73
 
-def save_checkpoint(path, content):
-    """torch.save, then a line with the sha256 of it: torch.load can still read the file,
-    and bit rot is noticed."""
+
+def save_checkpoint(path: str | Path, content: dict) -> None:
+    """Saves a checkpoint: what torch.save writes, then a line with the sha256 of it. torch.load can read such
+    a file as it is, and load_checkpoint notices every damage to it.
+
+    Args:
+        path: where the file is to appear.
+        content: tensors, numbers, strings, and lists and dicts of them.
+    Raises: UserError if the file cannot be written.
+    """
     with whole_file(path) as file:
         torch.save(content, file)
         file.write(b"\nsha256 " + file.sha256.hexdigest().encode() + b"\n")
 
-def load_checkpoint(path):
-    """The content of a checkpoint, as maps of the file: nothing is in memory twice. Raises UserError if it
-    is not, bit for bit, what was saved."""
+
+def load_checkpoint(path: str | Path) -> dict:
+    """Loads a checkpoint. Its tensors are maps of the file, so they take no memory before they are used.
+
+    Args:
+        path: the file.
+    Returns: the content, with tensors on the CPU.
+    Raises: UserError if the file is not bit for bit what was saved.
+    """
     sha256, path = hashlib.sha256(), Path(path)
     try:
         with open(path, "rb") as file:
@@ -140,58 +196,111 @@ def load_checkpoint(path):
         raise UserError(f"{path}: {error.strerror}") from None
     except UserError:
         raise
-    except Exception as error:    # whole, but foreign: torch.load has many ways to say so
+    except Exception as error:    # an undamaged file of another program, for which torch.load has many errors
         reason = one_line(str(error).splitlines()[0], 100)
         raise UserError(f"{path}: is no checkpoint of this program: {reason}") from None
+
 
 # ---------------------------------------------------------------------------------------------------------
 # The folder
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]{0,199}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:=+-]{0,199}")
+LOCK_FILES = ("lock", "lock.holder")
+
 
 class Run:
-    """A run's folder, locked. name "": a fresh number. Raises UserError if the name is in use,
-    unless told what to do."""
-    def __init__(self, runs, name, resume=False, overwrite=False):
+    """The folder of a run, locked for this process.
+
+    Args:
+        runs: the folder of all runs, which is created if it does not exist.
+        name: the name of the run; "" for the next free number.
+        resume: whether the run may exist already, to be continued.
+        overwrite: whether to delete what is in the folder.
+    Raises: UserError if the name is not allowed, or if the folder is in use and neither `resume` nor
+        `overwrite` is given, or if another process has the lock.
+
+    folder: the path of the folder.
+    metrics: the path of metrics.jsonl.
+    """
+    def __init__(self, runs: str | Path, name: str, resume: bool = False, overwrite: bool = False):
         runs = Path(runs)
         if name and not NAME.fullmatch(name):
-            raise UserError(f"--run={name!r}: use up to 200 letters, digits and _ . , = + -, "
-                            "beginning with no dot or sign")
-        self.saved = None
+            raise UserError(f"--name={name!r}: use up to 200 letters, digits and _ . , : = + -, "
+                            "and begin with a letter, a digit or _")
+        self.saved_step = None    # step of the newest checkpoint of this process
         runs.mkdir(parents=True, exist_ok=True)
-        numbers = (int(p.name) for p in runs.iterdir() if re.fullmatch("[0-9]{4,9}", p.name))
-        number = 1 + max(numbers, default=0)
-        while not name:
-            with contextlib.suppress(FileExistsError):
-                (runs / f"{number:04d}").mkdir()
-                name = f"{number:04d}"
-            number += 1
+        name = name or make_numbered_folder(runs)
         self.folder, self.metrics = runs / name, runs / name / "metrics.jsonl"
         if self.folder.is_symlink() or self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"--run={name}: {self.folder} is not a folder of its own; choose another name")
+            raise UserError(f"--name={name}: {self.folder} is not a folder of its own; choose another name")
         self.folder.mkdir(exist_ok=True)
-        used = any(p.name not in ("lock", "lock.holder") for p in self.folder.iterdir())
+        used = any(path.name not in LOCK_FILES for path in self.folder.iterdir())
         if used and not resume and not overwrite:
-            raise UserError(f"--run={name}: {self.folder} is in use; "
+            raise UserError(f"--name={name}: {self.folder} is in use; "
                             "give --resume to go on, --overwrite to start again")
-        self.held = lock(self.folder / "lock")
-        if self.held is None:
-            raise UserError(f"--run={name}: another process is at work in {self.folder}")
+        self.held_lock = lock(self.folder / "lock")
+        if self.held_lock is None:
+            raise UserError(f"--name={name}: another process is at work in {self.folder}")
         for path in list(self.folder.iterdir()):
-            if path.name.endswith(".tmp") or overwrite and path.name not in ("lock", "lock.holder"):
+            unfinished = path.name.endswith(".tmp")    # from a process that was killed
+            if unfinished or overwrite and path.name not in LOCK_FILES:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def status(self, status, **more):
+    def status(self, status: str, **more) -> None:
+        """Writes status.json.
+
+        Args:
+            status: running, done, diverged, interrupted or failed.
+            more: further entries, such as step.
+        Raises: UserError if the file cannot be written.
+        """
         write_json(self.folder / "status.json", dict(status=status, **more))
 
-    def read_status(self):
+    def record_end(self, code: int, message: str, by_signal: bool) -> None:
+        """Writes into status.json how an error has ended the run, unless the run has written its end itself.
+
+        Args:
+            code: the exit code. A run that diverged (3) or saved everything (75) has written its end.
+            message: the line that says what went wrong.
+            by_signal: whether a signal ended the run before its first step was done.
+        """
+        with contextlib.suppress(UserError, OSError):    # the disk may be full
+            before = self.read_status()
+            if by_signal and before.get("status") != "done":
+                self.status(**before | dict(status="interrupted"))
+            elif code not in (3, 75) and before.get("status") != "done":
+                self.status("failed", message=message)
+
+    def write_config(self, in_force: dict) -> None:
+        """Writes config.json. Raises UserError if it cannot be written."""
+        write_json(self.folder / "config.json", in_force)
+
+    def draw(self, draw_run: Callable, title: str) -> None:
+        """Draws loss.png. Raises UserError if it cannot be written.
+
+        Args:
+            draw_run: a function of (lines of metrics.jsonl, file, title) that draws.
+            title: what follows the name of the run in the title.
+        """
+        with whole_file(self.folder / "loss.png") as file:
+            draw_run(self.read_metrics(), file, f"{self.folder.name}{title}")
+
+    def read_status(self) -> dict:
+        """Returns the content of status.json, or {} if there is none that can be read."""
         with contextlib.suppress(OSError, ValueError):
             status = json.loads((self.folder / "status.json").read_text())
             return status if isinstance(status, dict) else {}
         return {}
 
-    def log(self, kind, step, **numbers):
-        """Appends a line to metrics.jsonl."""
+    def log(self, kind: str, step: int, **numbers) -> None:
+        """Appends a line to metrics.jsonl.
+
+        Args:
+            kind: config, train or val.
+            step: the step after which this was measured.
+            numbers: what was measured.
+        Raises: UserError if the line cannot be written.
+        """
         line = (json.dumps(dict(kind=kind, step=step, **numbers)) + "\n").encode()
         try:
             with open(self.metrics, "ab") as file:
@@ -199,8 +308,9 @@ class Run:
         except OSError as error:
             raise not_written(self.metrics, error, len(line)) from None
 
-    def read_metrics(self, up_to=math.inf):
-        """The lines of metrics.jsonl up to a step. A last line that a crash tore is left out."""
+    def read_metrics(self, up_to: float = math.inf) -> list[dict]:
+        """Returns the lines of metrics.jsonl up to and including a step. A last line that was not completely
+        written before a crash is left out."""
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         rows = []
         for line in lines:
@@ -208,26 +318,34 @@ class Run:
                 rows.append(json.loads(line))
         return [row for row in rows if row["step"] <= up_to]
 
-    def rewind(self, step):
-        """Forgets what was measured after a step, and its validation: both will be measured again."""
+    def rewind(self, step: int) -> None:
+        """Deletes from metrics.jsonl what was measured after a step, and the validation of that step. A run
+        that resumes from this step measures both again."""
         rows = [row for row in self.read_metrics(step) if row["step"] < step or row["kind"] == "train"]
         with whole_file(self.metrics) as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
-    def checkpoints(self):
-        """The checkpoints' paths, newest first."""
+    def checkpoints(self) -> list[Path]:
+        """Returns the paths of the checkpoints, newest first."""
         return sorted(self.folder.glob("step-????????.pt"), reverse=True)
 
-    def save(self, step, content, keep):
-        """Saves a checkpoint, says so, and only then deletes all but the newest `keep`."""
-        if step == self.saved:
+    def save(self, step: int, content: dict, keep: int) -> None:
+        """Saves a checkpoint and says so. Only then does it delete older checkpoints.
+
+        Args:
+            step: the number of steps that were trained. A step that is already saved is not saved again.
+            content: see save_checkpoint.
+            keep: how many checkpoints to keep, this one included.
+        Raises: UserError if the checkpoint cannot be written.
+        """
+        if step == self.saved_step:
             return
         path = self.folder / f"step-{step:08d}.pt"
         if self.metrics.exists():
             with open(self.metrics, "rb") as file:
-                os.fsync(file.fileno())    # a checkpoint must not outlive what led to it
+                os.fsync(file.fileno())    # a checkpoint must not survive the measurements that led to it
         save_checkpoint(path, content)
-        self.saved = step
+        self.saved_step = step
         tqdm.write(f"saved {path}")
         for old in self.checkpoints()[keep:]:
             try:
@@ -235,8 +353,12 @@ class Run:
             except OSError as error:
                 tqdm.write(f"note: {old} could not be deleted: {error.strerror}")
 
-    def newest(self):
-        """(step, content) of the newest checkpoint that is whole; (0, None) if there is none at all."""
+    def newest(self) -> tuple[int, dict | None]:
+        """Loads the newest checkpoint that is undamaged, and prints a note for each damaged one.
+
+        Returns: (its step, its content), or (0, None) if there is no checkpoint at all.
+        Raises: UserError if there are checkpoints and all are damaged.
+        """
         paths = self.checkpoints()
         for path in paths:
             try:
@@ -247,3 +369,56 @@ class Run:
             raise UserError(f"{self.folder}: none of its {len(paths)} checkpoints can be read; "
                             "--overwrite starts again")
         return 0, None
+
+
+class SilentRun:
+    """Takes the place of Run on all ranks but the first: its methods are the same, but they do nothing."""
+    def status(self, status: str, **more) -> None:
+        """Does nothing."""
+
+    def record_end(self, code: int, message: str, by_signal: bool) -> None:
+        """Does nothing."""
+
+    def write_config(self, in_force: dict) -> None:
+        """Does nothing."""
+
+    def draw(self, draw_run: Callable, title: str) -> None:
+        """Does nothing."""
+
+    def read_status(self) -> dict:
+        """Returns {}."""
+        return {}
+
+    def log(self, kind: str, step: int, **numbers) -> None:
+        """Does nothing."""
+
+    def read_metrics(self, up_to: float = math.inf) -> list[dict]:
+        """Returns []."""
+        return []
+
+    def rewind(self, step: int) -> None:
+        """Does nothing."""
+
+    def checkpoints(self) -> list[Path]:
+        """Returns []."""
+        return []
+
+    def save(self, step: int, content: dict, keep: int) -> None:
+        """Does nothing."""
+
+    def newest(self) -> tuple[int, None]:
+        """Returns (0, None)."""
+        return 0, None
+
+
+def make_numbered_folder(runs: Path) -> str:
+    """Creates the folder with the next free number in `runs`. Returns its name, such as "0001"."""
+    numbers = [int(path.name) for path in runs.iterdir() if re.fullmatch("[0-9]{4,9}", path.name)]
+    number = 1 + max(numbers, default=0)
+    while True:
+        name = f"{number:04d}"
+        try:
+            (runs / name).mkdir()
+            return name
+        except FileExistsError:    # another process has just taken this number
+            number += 1

@@ -8,6 +8,7 @@ import math
 import torch
 
 from optim import hat, power, scalar
+from zoo.rule import BELOW_ONE, ZooRule
 
 def ademamix(g, m, slow, v, t, *, beta1=0.9, beta2=0.999, beta3=0.9999, alpha=8.0, eps=1e-8, steps=0):
     """AdEMAMix: Adam that also follows a very slow mean of its gradients.
@@ -55,8 +56,6 @@ def adopt(g, m, s, t, *, beta1=0.9, beta2=0.9999, eps=1e-6):
     keep = beta2 * (t > 1).to(t)
     s.mul_(keep).add_((1 - keep) * g.square())
     return m
-
-adopt.measures = 1
 
 def laprop(g, m, v, rate: scalar, lr, t, *, beta1=0.9, beta2=0.95, eps=1e-15):
     """LaProp: Adam in the other order; normalise each gradient, then take the mean.
@@ -125,8 +124,6 @@ def adabelief(g, m, s, t, *, beta1=0.9, beta2=0.999, eps=1e-16):
     s.lerp_((g - m).square(), 1 - beta2).add_(eps)
     return hat(m, beta1, t) / (hat(s, beta2, t).sqrt() + eps)
 
-adabelief.lr_of_adamw = 1 / 3
-
 def mars(g, m, v, last, t, *, beta1=0.95, beta2=0.99, gamma=0.025, eps=1e-8):
     """MARS in its AdamW form: Adam on a gradient whose noise is reduced by the change since the last one.
 
@@ -150,4 +147,11 @@ def mars(g, m, v, last, t, *, beta1=0.95, beta2=0.99, gamma=0.025, eps=1e-8):
     v.lerp_(c.square(), 1 - beta2)
     return hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)
 
-mars.roles, mars.rest, mars.lr_of_adamw = "embed+qkv+matrix+head", "adamw", 2
+RULES = {
+    "ademamix":  ZooRule(ademamix, second_moment="v", from_run=("steps",), bounds=dict(beta3=BELOW_ONE)),
+    "adopt":     ZooRule(adopt, measures=1),
+    "laprop":    ZooRule(laprop, second_moment="v"),
+    "radam":     ZooRule(radam),
+    "adabelief": ZooRule(adabelief, lr=1 / 3),
+    "mars":      ZooRule(mars, lr=2, second_moment="v", roles="embed+qkv+matrix+head", rest="adamw"),
+}

@@ -2,6 +2,8 @@
 A second moment that is not the gradient's: an estimate of the curvature of the loss.
 """
 
+from zoo.rule import AT_LEAST_ONE, ZooRule
+
 def sophia(g, m, h, *, beta1=0.965, beta2=0.99, rho=0.04, eps=1e-15, refresh_steps=10, batch=256,
            context=512):
     """Sophia (Sophia-G): Signum where the curvature is small, a Newton step where it is large.
@@ -31,4 +33,7 @@ def curvature(h, gs, *, beta2):
     """The mean of squared gradients on labels of the model's own."""
     h.lerp_(gs.square(), 1 - beta2)
 
-sophia.refresh, sophia.lr_of_adamw = curvature, 0.2
+RULES = {
+    "sophia": ZooRule(sophia, lr=0.2, refresh=curvature, from_run=("batch", "context"),
+                      bounds=dict(refresh_steps=AT_LEAST_ONE)),
+}

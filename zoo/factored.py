@@ -6,6 +6,7 @@ Read adafactor and adalayer in optim.py first.
 import torch
 
 from optim import hat, mean_to, per_column, per_row
+from zoo.rule import BELOW_ONE, ZooRule
 
 def row_or_all(w, blocks):
     """One number for each row of a matrix, shape (rows, 1); a vector keeps one for each weight."""
@@ -42,8 +43,6 @@ def came(g, m, rows: row_or_all, columns: per_column, rows2: row_or_all, columns
     columns2.lerp_(mean_to(strayed, columns2), 1 - beta3)
     return m * inverse_root(rows2, columns2) if g.dim() > 1 else m
 
-came.lr_of_adamw = 0.7
-
 def inverse_root(rows, columns):
     """1 / sqrt((rows / mean(rows)) columns); of a vector, all of which is in rows, 1 / sqrt(rows)."""
     return (rows / rows.mean()).rsqrt() * columns.rsqrt() if rows.dim() > 1 else rows.rsqrt()
@@ -73,3 +72,8 @@ def adam_mini(g, m, v: per_row, t, role, *, beta1=0.9, beta2=0.95, eps=1e-15, he
     m.lerp_(g, 1 - beta1)
     v.lerp_(square, 1 - beta2)
     return hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)
+
+RULES = {
+    "came":      ZooRule(came, lr=0.7, bounds=dict(beta3=BELOW_ONE)),
+    "adam_mini": ZooRule(adam_mini, second_moment="v", from_run=("heads",)),
+}

@@ -6,6 +6,7 @@ import torch
 
 from optim import per_block, power
 from zoo.orthogonal import matrices
+from zoo.rule import AT_LEAST_ONE, ZooRule
 
 # Below, a matrix stands so that its longer side comes first, and q, k, v are three:
 # (blocks, long, short). rank is a fraction of the short side.
@@ -79,10 +80,6 @@ def draw(p, t, index, *, seed):
     normal = np.random.default_rng([seed, index, t]).standard_normal(p.shape)
     p.copy_(torch.from_numpy(normal / p.shape[2] ** 0.5))
 
-apollo.refresh, apollo.roles, apollo.rest, apollo.lr_of_adamw = draw, "qkv+matrix", "adamw", 3
-apollo_mini.refresh, apollo_mini.roles, apollo_mini.rest = draw, "qkv+matrix", "adamw"
-apollo_mini.lr_of_adamw = 3
-
 def long_first(x, blocks):
     x = matrices(x, blocks)
     return x if x.shape[1] >= x.shape[2] else x.mT
@@ -105,3 +102,10 @@ def limited(u, last, t):
     excess = 1 + (excess - 1) * (t > 1).to(u)
     last.copy_(norm / excess)
     return u / excess[:, None, None]
+
+RULES = {
+    "apollo":      ZooRule(apollo, lr=3, roles="qkv+matrix", rest="adamw", refresh=draw, from_run=("seed",),
+                           bounds=dict(refresh_steps=AT_LEAST_ONE)),
+    "apollo_mini": ZooRule(apollo_mini, lr=3, roles="qkv+matrix", rest="adamw", refresh=draw, from_run=("seed",),
+                           bounds=dict(refresh_steps=AT_LEAST_ONE)),
+}

@@ -5,6 +5,7 @@ what it is first given, the gradient g, the update u or the decay factor of the 
 import torch
 
 from optim import scalar
+from zoo.rule import AT_LEAST_ONE, BELOW_ONE, Modifier
 
 def cautious(u, g):
     """Cautious: leave out what the newest gradient disagrees with, and make the rest longer for it.
@@ -67,3 +68,11 @@ def trust_ratio(u, w, decay, lr):
     size, step = w.norm().to(u.dtype), (u + d).norm()
     ratio = torch.where((size > 0) & (step > 0), size / step, 1.0)
     return ratio * (u + d) - d
+
+MODIFIERS = {
+    "cautious":       Modifier(cautious, changes="u"),
+    "cautious_decay": Modifier(cautious_decay, changes="decay"),
+    "adagc":          Modifier(adagc, changes="g", bounds=dict(adagc_beta=BELOW_ONE,
+                                                               adagc_warmup_steps=AT_LEAST_ONE)),
+    "trust_ratio":    Modifier(trust_ratio, changes="u", last=True),
+}

@@ -5,6 +5,7 @@ Adam's in a basis of the matrix's own. The fused q, k, v are three matrices.
 import torch
 
 from optim import per_row
+from zoo.rule import AT_LEAST_ONE, ZooRule
 
 def matrices(x, blocks):
     """x as (blocks, rows, columns): q, k, v apart; the kernels of a convolution in one row;
@@ -43,8 +44,6 @@ def muon(g, m, blocks, *, beta1=0.95):
     o = orthogonal(matrices(g.lerp(m, beta1), blocks))
     return max(1, o.shape[1] / o.shape[2]) ** 0.5 * o.reshape(g.shape)
 
-muon.roles, muon.rest, muon.lr_of_adamw = "qkv+matrix", "adamw", 7
-
 def normuon(g, m, s: per_row, blocks, *, beta1=0.95, beta2=0.95, eps=1e-10):
     """NorMuon: Muon whose rows are then given the same size.
 
@@ -67,8 +66,6 @@ def normuon(g, m, s: per_row, blocks, *, beta1=0.95, beta2=0.95, eps=1e-10):
     n = o / (rows.sqrt() + eps)
     n = n * (o.norm(dim=(1, 2), keepdim=True) / (n.norm(dim=(1, 2), keepdim=True) + eps))
     return max(1, o.shape[1] / o.shape[2]) ** 0.5 * n.reshape(g.shape)
-
-normuon.roles, normuon.rest, normuon.lr_of_adamw = "qkv+matrix", "adamw", 7
 
 def scion(g, m, blocks, role, *, beta1=0.9, radius=50.0, radius_embed=4.0, radius_head=3000.0,
           radius_norm=4.0, eps=1e-8):
@@ -100,8 +97,6 @@ def scion(g, m, blocks, role, *, beta1=0.9, radius=50.0, radius_embed=4.0, radiu
         return radius_head * m.sign() / m.shape[1]
     o = orthogonal(matrices(m, blocks))
     return radius * (o.shape[1] / o.shape[2]) ** 0.5 * o.reshape(g.shape)
-
-scion.lr_of_adamw = 0.12
 
 # ---------------------------------------------------------------------------------------------------------
 # Adam in a basis of the matrix's own
@@ -168,4 +163,9 @@ def soap_bases(s, gl, gr, ql, qr, t, blocks):
             order = order[:, :, None] if side == 1 else order[:, None]
             squares.copy_(squares.gather(side, order.expand_as(squares)))
 
-soap.measures, soap.refresh = 1, soap_bases
+RULES = {
+    "muon":    ZooRule(muon, lr=7, roles="qkv+matrix", rest="adamw"),
+    "normuon": ZooRule(normuon, lr=7, roles="qkv+matrix", rest="adamw"),
+    "scion":   ZooRule(scion, lr=0.12),
+    "soap":    ZooRule(soap, measures=1, refresh=soap_bases, bounds=dict(refresh_steps=AT_LEAST_ONE)),
+}

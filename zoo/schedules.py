@@ -7,6 +7,8 @@ Linear to zero is --schedule=linear --floor=0: Bergsma et al. (2025), arXiv 2502
 """
 import math
 
+import optim
+
 def sqrt(p, floor):
     """1 - sqrt(p): most of the fall at once, the rest slowly. Hägele et al. (2024), arXiv 2405.18392."""
     return 1 - math.sqrt(p)
@@ -30,3 +32,12 @@ def exponential(p, floor):
 def rex(p, floor):
     """(1 - p) / (1 - p / 2): above the line. Chen, Wolfe, Kyrillidis (2021), arXiv 2107.04197."""
     return (1 - p) / (1 - p / 2)
+
+SHAPES = optim.SHAPES | {
+    "sqrt":        sqrt,
+    "square":      square,
+    "mirror":      mirror,
+    "lowered":     lowered,
+    "exponential": exponential,
+    "rex":         rex,
+}

@@ -1,5 +1,5 @@
 """
-All rules, modifiers and schedules in a table, from their docstrings and signatures: --optimizer=list.
+A table of all rules, modifiers and schedules, made from their docstrings and signatures: --optimizer=list.
 """
 import inspect
 import re
@@ -8,21 +8,26 @@ import textwrap
 import torch
 
 import optim
+import zoo
 
-def bytes_per_weight(rule):
+
+def bytes_per_weight(rule) -> float:
     """Bytes of state per weight of a hidden matrix of 1,024 x 1,024."""
-    optimizer = optim.Optimizer([torch.zeros(1024, 1024, device="meta")], rule, lr=1.0)
-    return optimizer.state_bytes(optimizer.param_groups[0]) / 1024**2
+    optimizer = zoo.Optimizer([torch.zeros(1024, 1024, device="meta")], rule, lr=1.0)
+    state = optimizer.start(optimizer.param_groups[0], 0)
+    return sum(x.numel() * x.element_size() for x in state.values() if torch.is_tensor(x)) / 1024**2
 
-def said(function):
-    """(idea, source, typical lr) as the docstring has them."""
+
+def read_docstring(function) -> tuple:
+    """(idea, source, typical lr) as the docstring of a rule, modifier or schedule states them."""
     doc = inspect.getdoc(function) or "(it has no docstring)"
-    idea = re.sub(r"\s+", " ", doc.split("\n\n")[0])
+    idea = re.split(r"\n\n|\n    ", doc)[0].replace("\n", " ")    # up to the formula
     source = re.search(r"Source +(.*?\))[^()]*?(arXiv [\d.]+\d|\"[^\"]*\"|[\w.]+\.io/[\w/]+)|$", doc, re.S)
-    lr = re.search(r"[Tt]ypical ([\d.e-]+\d)|$", doc)
-    return idea, re.sub(r"\s+", " ", ", ".join(filter(None, source.groups()))), lr[1] or ""
+    typical_lr = re.search(r"[Tt]ypical ([\d.e-]+\d)|$", doc)
+    return idea, re.sub(r"\s+", " ", ", ".join(filter(None, source.groups()))), typical_lr[1] or ""
 
-def table():
+
+def table() -> str:
     """The table, in lines of at most 110 columns."""
     lines = [f"{'--optimizer':15s}{'bytes':>6s}  {'lr':8s}idea, source"]
 
@@ -32,15 +37,17 @@ def table():
                 lines.append(f"{start:31s}{line}")
                 start = ""
 
-    for name in [*optim.names(), *optim.zoo()]:
-        rule = optim.find(name)
-        idea, source, lr = said(rule)
+    for name, rule in zoo.RULES.items():
+        idea, source, lr = read_docstring(rule.update)
         if name == "adalayer_star":
-            idea = "Adalayer*: Adalayer in whose output head each row is a block."
+            idea = "Adalayer* is Adalayer with one block for each row of the output head."
         add(f"{name:15s}{bytes_per_weight(rule):6.2f}  {lr:8s}", idea, source)
-    for option, functions in (("--modify", optim.modifiers()), ("--schedule", optim.shapes())):
+    modifiers = {name: modifier.update for name, modifier in zoo.MODIFIERS.items()}
+    schedules = {name: shape for name, shape in zoo.SHAPES.items() if name not in optim.SHAPES}
+    for option, functions in (("--modify", modifiers), ("--schedule", schedules)):
         lines += ["", option]
         for name, function in functions.items():
-            add(name, *said(function)[:2])
-    return "\n".join([*lines, "", "bytes: state per weight of a hidden matrix. lr: typical for a language "
-                                  "model. More: python optim.py NAME"])
+            idea, source, _ = read_docstring(function)
+            add(name, idea, source)
+    return "\n".join([*lines, "", "bytes: state per weight of a hidden matrix. lr: typical for a language model. "
+                                  "More: python -m zoo NAME"])

@@ -1,0 +1,343 @@
+"""The pages are true: commands parse, options have valid values, links lead somewhere, cheap commands run."""
+import ast
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+import bench
+import optim
+import prepare_c4
+import sample
+import study.__main__
+import zoo
+from conftest import ROOT
+from model import Decoder
+from trainer import options, settings
+from trainer.build import build_optimizer, decoder_shape
+from zoo.frozen import FROZEN
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "study/README.md",
+         ROOT / "study/results/speed.md", ROOT / "tests/golden/README.md", ROOT / "tests/golden/zoo/README.md"]
+TRAIN_COMMAND = ("python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
+                 ".venv/bin/torchrun train.py --optimizer=signum")
+TEST_COMMAND = ("python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
+                ".venv/bin/python -m pytest -q")
+SCRIPTS = {"prepare_c4.py": prepare_c4, "sample.py": sample, "bench.py": bench}
+TORCHRUN_OPTIONS = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port"}
+SBATCH_OPTIONS = {"array", "gres", "time", "signal"}
+# programs whose arguments are not checked
+OTHER_PROGRAMS = {"source", "pip", "tail", "sbatch", "exec", "ruff", "cp", "git", "diff", "head", "scontrol", "sed",
+                  "mktemp"}
+LANGUAGES = {"bash", "text", "python", "toml", "json", "bibtex"}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What a page holds
+
+def fenced_blocks(page: Path, language: str = "") -> list[str]:
+    """Returns the texts of all fenced blocks of a page, or only those of one language."""
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", page.read_text(), re.M | re.S)
+    return [textwrap.dedent(text) for _, name, text in found if language in ("", name)]
+
+
+def without_blocks(page: Path, languages: str = r"\w*") -> str:
+    """Returns the text of a page without its fenced blocks in these languages."""
+    return re.sub(rf"^( *)```(?:{languages})\n.*?^\1```$", "", page.read_text(), flags=re.M | re.S)
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """Returns the simple commands of a bash text as lists of words, without assignments and redirections. It knows
+    as much of bash as the pages need: comments, &&, ;, pipes, one-line for loops, and commands within commands."""
+    def written_out(loop):
+        return "\n".join(re.sub(rf"\${loop[1]}\b", value, loop[3]) for value in loop[2].split())
+    text = re.sub(r"\bfor (\w+) in (.*?); do (.*?); done", written_out, text.replace("\\\n", " "))
+    return [words for line in text.splitlines() for words in commands_in_line(line)]
+
+
+def commands_in_line(line: str) -> list[list[str]]:
+    inner = r"[<$]\((.*?)\)"    # <(command) and $(command)
+    found = [words for text in re.findall(inner, line) for words in commands_in_line(text)]
+    lexer = shlex.shlex(re.sub(inner, "RESULT", line), posix=True, punctuation_chars="|&;<>")
+    lexer.whitespace_split = True
+    words = []
+    for word in [*lexer, ";"]:
+        if set(word) <= set("|&;"):
+            found += with_inner_bash(words)
+            words = []
+        elif not (words and words[-1] == ">"):
+            words.append(word)
+        else:
+            words.pop()    # a redirection
+    return found
+
+
+def with_inner_bash(words: list[str]) -> list[list[str]]:
+    """The command without assignments before it. For `srun bash -c 'commands'`, the inner commands."""
+    while words and re.match(r"\w+=", words[0]):
+        words = words[1:]
+    if "-c" in words and "bash" in words[:words.index("-c")]:
+        return commands_in_line(words[words.index("-c") + 1])
+    return [words] if words else []
+
+
+@cache
+def all_commands() -> list[tuple[str, list[str]]]:
+    """(page, words) of every command of all pages."""
+    return [(page.name, words) for page in PAGES for text in fenced_blocks(page, "bash") for words in
+            commands_in(text)]
+
+
+def unique_commands(is_wanted) -> list:
+    """The different commands that are wanted, as parameters of a test."""
+    unique = {shlex.join(words): words for _, words in all_commands() if is_wanted(words)}
+    return [pytest.param(words, id=text[:90]) for text, words in unique.items()]
+
+
+def is_sweep(words: list[str]) -> bool:
+    return words[0] == "./sweep.sh"
+
+
+def is_cheap(words: list[str]) -> bool:
+    """Whether the command is over in seconds and writes nothing."""
+    return words[0] == "python" and (words[1] in ("optim.py", "--help") or words[1:3] == ["-m", "zoo"] or
+                                     not {"--plan", "--help", "--optimizer=list"}.isdisjoint(words))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# README's own rule, and the program with it, made as the pages say
+
+@pytest.fixture(scope="session")
+def stubborn(tmp_path_factory):
+    """The module zoo/stubborn.py as README has it."""
+    path = tmp_path_factory.mktemp("rule") / "stubborn.py"
+    path.write_text(fenced_blocks(ROOT / "README.md", "python")[0])
+    spec = importlib.util.spec_from_file_location("stubborn", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def extended_program(stubborn, tmp_path_factory):
+    """A copy of the program to which the rule is added, following docs/adding_a_rule.md."""
+    folder = tmp_path_factory.mktemp("program")
+    for path in [ROOT / "sweep.sh", *ROOT.glob("*.py")]:
+        shutil.copy(path, folder)
+    for name in ("configs", "trainer", "zoo"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(stubborn.__file__, folder / "zoo/stubborn.py")
+    listing = folder / "zoo/__init__.py"
+    text = listing.read_text()
+    for new_line in fenced_blocks(ROOT / "docs/adding_a_rule.md", "python")[1].split("\n\n"):
+        old_line = re.sub(r", stubborn(\.RULES)?", "", new_line.strip())
+        assert text.count(old_line) == 1, f"zoo/__init__.py has no longer: {old_line}"
+        text = text.replace(old_line, new_line.strip())
+    listing.write_text(text)
+    python = folder / "bin/python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    return folder
+
+
+def run_in(folder: Path, command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["bash", "-c", f"export PATH={shlex.quote(str(folder))}/bin:$PATH\n{command}"], cwd=folder,
+                          text=True, capture_output=True)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# README
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_readme_has_the_two_commands():
+    first, second = fenced_blocks(ROOT / "README.md", "bash")[:2]
+    assert (first.strip(), second.strip()) == (TRAIN_COMMAND, TEST_COMMAND)
+    marked = (ROOT / "README.md").read_text().split("<!-- test command -->\n")[1]
+    assert marked.startswith(f"```bash\n{TEST_COMMAND}\n```\n")    # where .ci/run looks for it
+
+
+def test_readmes_own_rule_works(stubborn, monkeypatch):
+    rule = stubborn.RULES["stubborn"]
+    w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    w.grad = torch.tensor([0.5, -3.0])
+    optim.Optimizer([w], rule.update, lr=1.0).step()
+    assert torch.allclose(w, torch.tensor([0.9, -1.9]))    # u = 0.1 sign(g)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(zoo.RULES, "stubborn", rule)
+    usual = settings.defaults("configs/nano.toml", "stubborn")
+    assert (usual["lr"], usual["beta1"]) == (pytest.approx(1e-3), 0.9)    # a tenth of AdamW's
+
+
+def test_pages_agree_on_the_own_rule():
+    def code(page):
+        return [line.split("#")[0].rstrip() for line in fenced_blocks(page, "python")[0].splitlines()]
+    assert code(ROOT / "README.md") == code(ROOT / "docs/adding_a_rule.md")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# All pages
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_are_valid(page):
+    """bash blocks are bash, python blocks are Python, and every block names its language."""
+    languages = re.findall(r"^ *```(.*)$", page.read_text(), re.M)[::2]
+    assert set(languages) <= LANGUAGES
+    for text in fenced_blocks(page, "bash"):
+        checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
+        assert checked.returncode == 0, checked.stderr
+    for text in fenced_blocks(page, "python"):
+        ast.parse(text)
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets on a page: lower case, no punctuation, hyphens for blanks."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """Every file and every heading that a page links to is there."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(page)):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", without_blocks(target), re.M)
+            assert anchor in [slug(heading) for heading in headings], link
+
+
+def test_options_in_prose_exist():
+    """Every --option that a page names is an option of some program of the pages."""
+    known = {"help", "print", "jobs", "options"} | TORCHRUN_OPTIONS | SBATCH_OPTIONS
+    known |= {name for name, _ in torture_options()} | settings.OPTIONS
+    for module in (*SCRIPTS.values(), study.__main__):
+        known |= set(module.Options.__dataclass_fields__)
+    for rule in (*zoo.RULES.values(), *zoo.MODIFIERS.values(), FROZEN):
+        known |= {prefix + name + suffix for name in rule.hyper for prefix in ("", "rest_") for suffix in ("", "_of")}
+    for page in PAGES:
+        named = set(re.findall(r"--([a-z][a-z_0-9]*)", without_blocks(page, "text")))
+        assert named <= known, page.name
+
+
+def torture_options() -> list[tuple[str, str]]:
+    """The options of tests/torture, as pairs because of the regular expression's groups."""
+    text = (ROOT / "tests/torture/__main__.py").read_text()
+    return re.findall(r"add_argument\(\"--(\w+)(\")", text)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# All commands
+
+@pytest.mark.parametrize("words", unique_commands(lambda words: not is_sweep(words)))
+def test_command_is_valid(words, stubborn, tmp_path, monkeypatch):
+    """The program is one that the pages may use, and its options exist and have valid values."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(zoo.RULES, "stubborn", stubborn.RULES["stubborn"])
+    words = [copies().get(word, word) for word in words]
+    program = words[0].removeprefix(".venv/bin/")
+    if program == "torchrun":
+        script = words.index("train.py")
+        named = {word.removeprefix("--").partition("=")[0] for word in words[1:script]}
+        assert named <= TORCHRUN_OPTIONS
+        check_train(words[script + 1:], tmp_path)
+    elif program in ("python", "python3"):
+        check_python(words[1:], tmp_path)
+    else:
+        assert program in OTHER_PROGRAMS, f"{program}: remarks in a bash block stand behind #"
+
+
+@cache
+def copies() -> dict[str, str]:
+    """{copy: original} of all files that a page tells its readers to copy."""
+    return {words[2]: words[1] for _, words in all_commands() if words[0] == "cp"}
+
+
+def check_python(argv: list[str], tmp_path: Path):
+    """Checks the arguments of python: a script, -m and a module, or -c and a program."""
+    script, rest = argv[0], argv[1:]
+    if script == "-c":
+        ast.parse(rest[0])
+    elif script == "-m" and rest[0] == "pytest":
+        check_pytest(rest[1:])
+    elif script == "-m" and rest[0] == "study":
+        options.load(study.__main__.Options, rest[1:])
+    elif script == "-m":
+        assert rest[0] in ("venv", "zoo") and (rest[0] == "venv" or rest[1:] in [[]] + [[name] for name in zoo.RULES])
+    elif script == "train.py":
+        check_train(rest, tmp_path)
+    elif script in SCRIPTS:
+        loaded = options.load(SCRIPTS[script].Options, rest)[0]
+        if script == "bench.py":
+            check_train(shlex.split(loaded.options), tmp_path)
+    elif script == "optim.py":
+        assert rest[0] in optim.RULES
+    else:
+        assert script in ("tests/torture", "tests/memory.py")
+        known = {f"--{name}" for name, _ in torture_options()}
+        assert {word.partition("=")[0] for word in rest} <= known
+
+
+def check_train(argv: list[str], tmp_path: Path):
+    """Reads a command line of train.py, and makes the optimizer of the model without memory."""
+    if "--help" in argv:
+        argv = [word for word in argv if word != "--help"]
+    if not any(word.startswith("--runs") for word in argv):
+        argv = [*argv, f"--runs={tmp_path}"]    # what this checkout's own runs hold does not matter
+    config, hyper, _ = settings.read(argv)
+    if config.optimizer != "list":
+        with torch.device("meta"):
+            model = Decoder(**decoder_shape(config))
+        build_optimizer(model, config, hyper)
+
+
+def check_pytest(argv: list[str]):
+    """The files exist, and the words behind -k occur in the tests."""
+    words = iter(argv)
+    tests = "".join(path.read_text() for path in [*ROOT.glob("tests/*.py"), ROOT / "tests/golden/zoo/README.md"])
+    for word in words:
+        if word == "-k":
+            assert all(name in tests for name in re.findall(r"\w+", next(words)) if name not in ("and", "or", "not"))
+        elif word == "-m":
+            assert "slow" in next(words)
+        elif not word.startswith("-"):
+            assert (ROOT / word).exists(), word
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", unique_commands(is_sweep))
+def test_sweep_is_valid(words, extended_program):
+    """sweep.sh reads the options of every run of the sweep, and prints the runs."""
+    end = words.index("--") if "--" in words else len(words)
+    words = words if "--print" in words else [*words[:end], "--print", *words[end:]]
+    done = run_in(extended_program, shlex.join(words))
+    assert done.returncode == 0 and re.search(r"^# [1-9]\d* runs?, ", done.stdout, re.M), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", unique_commands(is_cheap))
+def test_cheap_command_runs(words, extended_program):
+    done = run_in(extended_program, shlex.join(words))
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_diffs_show_a_difference(extended_program):
+    lines = [line for page in PAGES for text in fenced_blocks(page, "bash") for line in text.splitlines()
+             if line.startswith("diff ")]
+    for line in dict.fromkeys(lines):
+        done = run_in(extended_program, line)
+        assert done.returncode == 1 and done.stdout and not done.stderr, line

@@ -1,0 +1,163 @@
+"""
+Reliability checks: 30 promises of the program, put to the test with kills, full disks, broken files and lost
+ranks.
+
+    python tests/torture                                  all; about a quarter of an hour on two cores
+    python tests/torture --only=B1,E1 --seed=7 --out=reliability.json
+
+The checks print a table. The exit code is 1 if a critical check fails, else 0. A check that this machine
+cannot do, for want of root or tmpfs, is reported as skipped. The same seed gives the same random moments.
+Faults come from outside the program: signals, small file systems, and patches around its functions.
+"""
+import argparse
+import inspect
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tools    # first, since it puts the program on the path
+import torch
+
+import checkpoints
+import command_lines
+import divergence
+import exactness
+import full_disks
+import interruptions
+import ranks
+import security
+import shards
+from trainer.errors import one_line
+
+
+@dataclass
+class Check:
+    """One promise and how it is tested.
+
+    Attributes:
+        function: is called with an empty folder and returns a text about what it measured. It raises
+            AssertionError if the promise is broken and tools.Skip if this machine cannot do the check. The
+            first line of its docstring is shown in the table.
+        critical: whether a failure makes the whole command fail.
+        keep: whether a later check needs what this one leaves in its folder.
+    """
+    function: Callable[[Path], str]
+    critical: bool = True
+    keep: bool = False
+
+
+CHECKS = {
+    "A1": Check(exactness.looking_changes_nothing),
+    "A2": Check(exactness.resumes_are_exact),
+    "A3": Check(exactness.losses_are_noticed, critical=False),
+    "A4": Check(exactness.every_step_can_be_resumed),
+    "A5": Check(exactness.changed_settings_are_refused),
+    "B1": Check(checkpoints.kills_lose_nothing),
+    "B2": Check(checkpoints.writes_survive_a_power_cut),
+    "B3": Check(full_disks.full_disks_break_nothing),
+    "B4": Check(checkpoints.damaged_checkpoints_are_skipped),
+    "B5": Check(checkpoints.newest_checkpoints_are_kept, critical=False),
+    "B6": Check(checkpoints.one_process_per_folder),
+    "C1": Check(interruptions.signals_save_and_end),
+    "C2": Check(interruptions.two_ranks_stop_together),
+    "C3": Check(interruptions.killed_sweep_ends_the_same),
+    "C4": Check(interruptions.logs_stay_whole, critical=False),
+    "D1": Check(shards.broken_shards_are_refused),
+    "D2": Check(shards.wrong_ids_are_refused),
+    "D3": Check(shards.preparation_survives_faults, critical=False),
+    "E1": Check(divergence.nonfinite_steps_reach_no_weight),
+    "E2": Check(divergence.both_ranks_stop_at_nan),
+    "E3": Check(divergence.divergence_is_a_result, critical=False),
+    "F1": Check(ranks.ranks_change_no_bit, keep=True),
+    "F2": Check(ranks.ranks_hold_the_same_bits),
+    "F3": Check(ranks.number_of_ranks_may_change),
+    "F4": Check(ranks.lost_ranks_end_the_run),
+    "F5": Check(ranks.failed_saves_end_both_ranks),
+    "G1": Check(command_lines.command_lines_are_read_or_refused),
+    "G2": Check(security.nothing_is_executed),
+    "G3": Check(security.names_stay_inside),
+    "G4": Check(security.nothing_leaks, critical=False),
+}
+
+
+def parse(argv):
+    """Returns the options of this command."""
+    parser = argparse.ArgumentParser(prog="python tests/torture", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="checks, joined by commas; default: all")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6),
+                        help="the source of all random moments; default: a new one")
+    parser.add_argument("--out", default="", help="JSON file to write")
+    parser.add_argument("--no_compile", action="store_true", help="leave out the compiled resumes of A2")
+    given = parser.parse_args(argv)
+    given.only = [name for name in given.only.split(",") if name] or list(CHECKS)
+    if unknown := set(given.only) - CHECKS.keys():
+        parser.error(f"--only: there is no {', '.join(sorted(unknown))}")
+    return given
+
+
+def perform(name, seed):
+    """Runs one check and prints its line of the table. Returns a row for the JSON file."""
+    check, folder = CHECKS[name], tools.WORK / name
+    what = inspect.getdoc(check.function).splitlines()[0].removesuffix(".")
+    tools.DRAW.seed(f"{seed} {name}")    # a check draws the same alone and among others
+    folder.mkdir()
+    begun, passed, trace = time.monotonic(), True, ""
+    try:
+        measured = check.function(folder)
+    except tools.Skip as skip:
+        passed, measured = None, str(skip)
+    except Exception as error:
+        passed, measured, trace = False, f"{type(error).__name__}: {error}", traceback.format_exc()
+    seconds = round(time.monotonic() - begun, 1)
+
+    word = {True: "passed", False: "FAILED", None: "skipped"}[passed]
+    print(f"{name:4} {what:104} {word:8} {seconds:7.1f}  {one_line(measured, 300)}", flush=True)
+    if trace:
+        print(trace, file=sys.stderr, flush=True)
+    for process in tools.STARTED:
+        if process.process.poll() is None or not process.group_is_gone():
+            process.kill()
+    tools.STARTED.clear()
+    if passed and not check.keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    return dict(id=name, what=what, critical=check.critical, passed=passed, measured=measured,
+                seconds=seconds)
+
+
+def main(argv):
+    """Runs the chosen checks. Returns the exit code."""
+    given = parse(argv)
+    exactness.COMPILED = not given.no_compile
+    torch.set_num_threads(1)
+    rows = []
+    try:
+        tools.prepare_work()
+        print(f"seed {given.seed}\n{'id':4} {'what':104} result   seconds  measured", flush=True)
+        for name in CHECKS:
+            if name in given.only:
+                rows.append(perform(name, given.seed))
+    finally:
+        for process in tools.STARTED:
+            process.kill()
+        for folder in tools.MOUNTED:
+            subprocess.run(["umount", "-l", str(folder)], check=False)
+        shutil.rmtree(tools.WORK, ignore_errors=True)
+
+    count = {outcome: sum(row["passed"] is outcome for row in rows) for outcome in (True, False, None)}
+    print(f"{count[True]} passed, {count[False]} failed, {count[None]} skipped, of {len(rows)}, "
+          f"in {sum(row['seconds'] for row in rows) / 60:.1f} minutes")
+    if given.out:
+        Path(given.out).write_text(json.dumps(dict(seed=given.seed, checks=rows), indent=1) + "\n")
+    return int(any(row["passed"] is False and row["critical"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,68 @@
+"""
+What a run prints before its first step: every value in force, what it means, and how long the compiler takes.
+"""
+from dataclasses import fields
+from pathlib import Path
+
+from trainer.build import state_bytes
+from trainer.settings import Settings, is_tuned, settings_of_roles
+
+
+def print_values(title: str, values: dict) -> None:
+    """Prints a title and name=value pairs, in lines of at most 110 columns."""
+    line = f"{title:10s}"
+    for name, value in values.items():
+        item = f" {name}={str(value).lower() if isinstance(value, bool) else value}"
+        if len(line + item) > 110:
+            print(line)
+            line = " " * 10
+        line += item
+    print(line)
+
+
+def print_settings(settings: Settings, hyper: dict) -> None:
+    """Prints all options by table, and the hyperparameters."""
+    for table in (None, "model", "data", "train"):
+        names = [field.name for field in fields(Settings) if field.metadata["table"] == table]
+        print_values(table or "this run", {name: getattr(settings, name) for name in names})
+    print_values("hyper", {name: value for name, value in hyper.items() if value != ""})
+
+
+def print_run(training, why_precision: str, why_attention: str) -> None:
+    """Prints what the settings mean for this machine.
+
+    Args:
+        training: the Training of train.py.
+        why_precision, why_attention: the reasons of what the machine chose.
+    """
+    settings, machine, sizes = training.config, training.machine, training.sizes()
+    epochs = training.steps * settings.batch / len(training.train_set)
+    print(f"\ndevice     {machine.device}; {settings.precision}: {why_precision}\n"
+          f"           {settings.attention} attention: {why_attention}\n"
+          f"           {machine.world} x {machine.threads} threads\n"
+          f"model      {sizes['weights']:,} weights, {sizes['hidden']:,} of them outside embedding and head\n"
+          f"step       {settings.batch * settings.context:,} tokens: {machine.world} ranks x "
+          f"{training.accumulation} x {training.micro_batch} sequences of {settings.context}; "
+          f"all {training.steps} are {epochs:.2f} epochs")
+
+
+def print_optimizer(settings: Settings, hyper: dict, tables: dict, optimizer) -> None:
+    """Prints a line for each group of the optimizer: its rule, lr and roles, and what these roles have of their
+    own."""
+    by_role = settings_of_roles(settings, hyper)
+    note = "" if is_tuned(settings, tables) else " (not tuned at this size)"
+    for group in optimizer.param_groups:
+        roles = sorted(set(group["roles"]))
+        own = sorted({name for role in roles for name in by_role.get(role, {})} - {"lr"})
+        settings_of_group = "".join(f", {name} {group[name]:g}" for name in own)
+        print(f"optimizer  {group['rule'].replace('+', ' + ')}, lr {group['lr_peak']:g}{settings_of_group}{note}: "
+              f"{', '.join(roles)}; {state_bytes(optimizer, group):,} bytes of state")
+
+
+def compile_notice() -> str:
+    """What to say while the first step compiles. torch keeps compiled code on the disk, so later runs start sooner."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir    # here, because not every run compiles
+    cache = Path(cache_dir())
+    is_first = not cache.is_dir() or not any(cache.iterdir())
+    seconds = "20 to 40 seconds" if is_first else "about 5 seconds if this model ran here before, else 20 to 40"
+    return f"compiling the first step: {seconds}; --compile=false starts at once but runs slower"

@@ -1,0 +1,127 @@
+"""
+What is measured during a run, and the picture of its loss.
+"""
+import contextlib
+from collections.abc import Sized
+from dataclasses import asdict
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+import optim
+import zoo
+from trainer.settings import FREE, Settings, defaults
+
+QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+
+
+def evaluate(model: torch.nn.Module, tokens, count: int, machine, autocast, *, micro_batch: int, z_loss: float,
+             stop: Sized = ()) -> float | None:
+    """Returns the mean cross-entropy in nats per token over `count` windows that are spread over a split.
+
+    Args:
+        model: called with token ids of shape (B, T), the targets and z_loss, as in training, so that the compiled
+            code of training serves here too.
+        tokens: the split, a trainer.data.Tokens.
+        machine: the ranks share the windows.
+        stop: signals that have come. None is returned as soon as a signal has come to any rank.
+    """
+    windows = np.arange(count) * len(tokens) // count
+    windows = windows[machine.rank::machine.world]
+    total = 0.0
+    for i in range(0, len(windows), micro_batch):
+        if stop:
+            break
+        ids = torch.from_numpy(tokens[windows[i:i + micro_batch]]).to(machine.device)
+        is_whole = len(ids) == micro_batch    # another size would have to be compiled
+        eager = contextlib.nullcontext() if is_whole else torch.compiler.set_stance("force_eager")
+        with autocast, eager:
+            _, loss, _ = model(ids[:, :-1], ids[:, 1:], z_loss)
+        total += loss.item() * len(ids)
+    total, stopped = machine.sum(total, len(stop))
+    return None if stopped else total / count
+
+
+def look_into(optimizer: zoo.Optimizer, before: dict) -> dict:
+    """Returns what the last step did.
+
+    Args:
+        before: {parameter: the weights before that step}.
+    Returns: a dict for metrics.jsonl.
+        effective_lr: {role or set of roles: quantiles of the effective lr}.
+        largest_u: {role or set of roles: largest |u|}. A role is left out if a modifier decays each weight by itself.
+        blocks: {parameter: {update, weight, grad}}, root mean squares.
+    """
+    effective, largest, blocks = {}, {}, {}
+    for row in optim.effective_lr(optimizer):
+        for label in labels_of(row["role"]):
+            effective.setdefault(label, []).append(row["values"])
+    for label, values in effective.items():
+        values = torch.cat(values).sort().values    # torch.quantile takes at most 16 million
+        effective[label] = [values[round(q * (len(values) - 1))].item() for q in QUANTILES]
+    for group, i, p in optimizer.each_parameter():
+        weight, old = p.detach(), before[p]
+        tensors = dict(update=weight - old, weight=weight, grad=p.grad)
+        blocks[group["names"][i]] = {key: x.square().mean().sqrt().item() for key, x in tensors.items()}
+        if optimizer.rules[group["rule"]].changes_decay:
+            continue
+        decayed = optimizer.decay(group, optimizer.state[p]["t"]) * old
+        moved = (decayed - weight).abs().max().item()    # lr |u|
+        for label in labels_of(group["roles"][i]):
+            u = moved / group["lr"] if group["lr"] else 0.0
+            largest[label] = max(largest.get(label, 0.0), u)
+    return dict(effective_lr=effective, largest_u=largest, blocks=blocks)
+
+
+def labels_of(role: str) -> list:
+    """The role, and the sets of roles that it belongs to: ["mlp_up", "matrix"]."""
+    return [label for label, roles in zoo.ROLE_SETS.items() if role in roles]
+
+
+def first_not_finite(parameters: dict) -> str | None:
+    """The name of the first parameter whose gradient is not finite, or None."""
+    return next((name for name, p in parameters.items() if not p.grad.isfinite().all()), None)
+
+
+def checksum(model: torch.nn.Module, optimizer: zoo.Optimizer) -> int:
+    """A number that changes with any bit of weights and state, and that a float64 holds."""
+    state = [x for entry in optimizer.state.values() for x in entry.values() if torch.is_tensor(x)]
+    bytes_of_all = [x.detach().flatten().view(torch.uint8) for x in [*model.parameters(), *state]]
+    return sum(int(x.sum(dtype=torch.int64)) * (i + 1) for i, x in enumerate(bytes_of_all)) % 2**53
+
+
+def promise(settings: Settings, hyper: dict, tables: dict, loss: float) -> str:
+    """What the file's table [expect] promises for these settings, beside the loss that came out."""
+    entry = tables.get("expect", {}).get(settings.optimizer)
+    usual = defaults(settings.config, settings.optimizer)
+    tolerated = FREE | {"seed", "device", "precision", "attention", "loss_chunk", "compile"}
+    in_force = asdict(settings) | hyper
+    changed = [name for name in in_force if name not in tolerated and in_force[name] != usual.get(name)]
+    if not entry or changed:
+        return f"no loss is promised for these settings{' (' + ', '.join(changed) + ')' if entry else ''}"
+    verdict = "as promised" if abs(loss - entry["loss"]) <= entry["tolerance"] else "NOT AS PROMISED"
+    return f"promised for these settings: {entry['loss']} +- {entry['tolerance']} nats per token: {verdict}"
+
+
+def draw_run(rows: list, file: BinaryIO, title: str) -> None:
+    """Draws the loss curve of one run as a PNG.
+
+    Args:
+        rows: the lines of its metrics.jsonl.
+        file: where the picture is written to.
+    """
+    import matplotlib    # takes half a second, so not before the end of a run
+    matplotlib.use("Agg")    # draws into files, without a screen
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    styles = dict(train=dict(color="0.6", lw=1, label="training"),
+                  val=dict(color="#0072B2", marker="o", label="validation"))
+    for kind, style in styles.items():
+        points = [(row["step"], row["loss"]) for row in rows if row["kind"] == kind]
+        axes.plot([x for x, _ in points], [y for _, y in points], **style)
+    axes.set(xlabel="step", ylabel="loss, nats per token", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

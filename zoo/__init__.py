@@ -1,0 +1,244 @@
+"""
+The rules of other papers, in the form of optim.py, and what only they need.
+
+    RULES                 {name: ZooRule}: the rules of optim.py and of all files here
+    MODIFIERS, SHAPES     changes of a line or two that go with any rule; schedules
+    Optimizer             the class of optim.py, for rules that ask for more
+    make                  the optimizer of a model, with hybrids, frozen ratios and modifiers
+
+A new rule is a function and a line in the table of its file. A new file is a line in TABLES.
+"""
+import difflib
+import functools
+
+import torch
+
+import optim
+from optim import ROLES
+from zoo import adaptive, curvature, factored, lowrank, orthogonal
+from zoo.frozen import FROZEN
+from zoo.modifiers import MODIFIERS
+from zoo.rule import ModifiedRule, ZooRule, keyword_names, parameter_names
+from zoo.schedules import SHAPES
+
+TABLES = (adaptive.RULES, factored.RULES, lowrank.RULES, orthogonal.RULES, curvature.RULES)
+ROLE_SETS = {role: (role,) for role in ROLES} | {"matrix": ("attn_out", "mlp_up", "mlp_down")}
+
+# ---- All rules ------------------------------------------------------------------------------------------
+
+def joined(tables) -> dict:
+    """One table of many. Raises ValueError if two rules have the same name."""
+    rules = {}
+    for table in tables:
+        if twice := rules.keys() & table.keys():
+            raise ValueError(f"{min(twice)}: there is another rule of that name; rename one")
+        rules |= table
+    return rules
+
+def as_zoo_rule(rule: optim.Rule) -> ZooRule:
+    """A rule of optim.py with what a line of the zoo says besides."""
+    return ZooRule(rule.update, lr=rule.lr, rows=rule.rows, second_moment=" ".join(rule.second_moment),
+                   bounds={name: limits for name, limits in rule.bounds.items() if name in rule.hyper})
+
+RULES = joined([{name: as_zoo_rule(rule) for name, rule in optim.RULES.items()}, *TABLES])
+
+@functools.cache
+def rule_of(rule) -> ZooRule:
+    """The ZooRule of a function or of a rule of optim.py: that of the table, or a new one."""
+    if isinstance(rule, ZooRule):
+        return rule
+    update = rule.update if isinstance(rule, optim.Rule) else rule
+    known = [one for one in (*RULES.values(), FROZEN) if one.update is update]
+    return known[0] if known else ZooRule(update)
+
+def find(name: str) -> ZooRule:
+    """The rule of that name. Raises ValueError with the nearest name."""
+    if name not in RULES:
+        near = (difflib.get_close_matches(name.lower(), optim.RULES, 1) or
+                difflib.get_close_matches(name.lower(), RULES, 1, 0))
+        raise ValueError(f"{name!r} is no optimizer; did you mean {near[0]}? "
+                         f"There are {', '.join(optim.RULES)}, and those of zoo/")
+    return RULES[name]
+
+def find_modifiers(text: str) -> list:
+    """The modifiers of "cautious+cautious_decay", in order. Raises ValueError that names the option."""
+    names = text.split("+")
+    if not set(names) <= set(MODIFIERS):
+        raise ValueError(f"modify={text!r}: must be one or more of {', '.join(MODIFIERS)}, joined by +")
+    return [MODIFIERS[name] for name in names]
+
+@functools.cache
+def modified(name: str, modify: str = "") -> ZooRule:
+    """The rule of that name, changed by modifiers such as "cautious+cautious_decay" if there are any."""
+    return ModifiedRule(find(name), find_modifiers(modify)) if modify else find(name)
+
+# ---- The class ------------------------------------------------------------------------------------------
+
+class Optimizer(optim.Optimizer):
+    """The class of optim.py for rules that ask for more: see ZooRule. Its arguments are the same.
+
+    If wants_sampled() says so, the next step needs `sampled`, {tensor: gradient of the loss on labels that are
+    drawn from the model}. Set it before the step.
+    """
+    rule_of = staticmethod(rule_of)
+    sampled: dict | None = None
+    norm = None    # of the gradients of all groups in this step, if a rule asks for it
+
+    def constants(self, group, i):
+        known = dict(blocks=group["blocks"][i], role=group["roles"][i])
+        return {name: known[name] for name in self.rules[group["rule"]].inputs if name in known}
+
+    def start(self, group, i, device=None):
+        p, blocks = group["params"][i].detach().to(device), group["blocks"][i]
+        dtype, known = torch.promote_types(p.dtype, torch.float32), group | dict(role=group["roles"][i])
+        state = {"t": 0}
+        for name, make_state in self.rules[group["rule"]].state.items():
+            if make_state is None:
+                tensor = torch.zeros_like(p)
+            else:
+                tensor = make_state(p, blocks, **{key: known[key] for key in keyword_names(make_state)})
+            state[name] = tensor.to(dtype)
+        return state
+
+    def measuring_steps(self, group) -> int:
+        """How many first steps of a group only measure: they neither move nor decay a weight."""
+        measures = self.rules[group["rule"]].measures
+        return group[measures] if isinstance(measures, str) else measures
+
+    def decay(self, group, t):
+        return 1.0 if t <= self.measuring_steps(group) else super().decay(group, t)
+
+    def refresh_before(self, group, t):
+        """The function that refreshes the state of a group before step t, or None."""
+        refresh, moved = self.rules[group["rule"]].refresh, t - 1 - self.measuring_steps(group)
+        return refresh if refresh and moved >= 0 and moved % group["refresh_steps"] == 0 else None
+
+    def wants_sampled(self) -> bool:
+        """Whether the next step needs gradients of the loss on labels that are drawn from the model."""
+        for group, _, p in self.each_parameter():
+            refresh = self.refresh_before(group, self.state.get(p, {}).get("t", 0) + 1)
+            if refresh and "gs" in parameter_names(refresh):
+                return True
+        return False
+
+    def check_gradients(self):
+        super().check_gradients()
+        if not self.sampled and self.wants_sampled():
+            raise RuntimeError("this step needs gradients on sampled labels; see wants_sampled()")
+        if any("norm" in rule.inputs for rule in self.rules.values()):
+            gradients = [p.grad for _, _, p in self.each_parameter() if p.grad is not None]
+            self.norm = torch.nn.utils.get_total_norm(gradients)
+
+    def update(self, group, t, members):
+        if refresh := self.refresh_before(group, t):
+            self.refresh_state(refresh, group, t)
+        if "norm" in self.rules[group["rule"]].inputs:
+            members = [(*member, state | dict(norm=self.norm)) for *member, state in members]
+        super().update(group, t, members)
+
+    def refresh_state(self, refresh, group, t):
+        """Calls refresh for each parameter of a group that is at step t, with what its parameters name."""
+        numbers = {p: number for number, (_, _, p) in enumerate(self.each_parameter(), 1)}
+        names = parameter_names(refresh)
+        for i, p in enumerate(group["params"]):
+            if p.grad is None or self.state[p]["t"] != t:
+                continue
+            gradient = p.grad.to(torch.promote_types(p.dtype, torch.float32))
+            given = group | self.state[p] | dict(g=gradient, w=p, t=t, index=numbers[p], role=group["roles"][i],
+                                                 blocks=group["blocks"][i])
+            if "gs" in names:
+                given["gs"] = self.sampled.pop(p).to(gradient.dtype)
+            refresh(**{name: given[name] for name in names})
+
+# ---- The optimizer of a model ---------------------------------------------------------------------------
+
+def role_set(option: str, text: str) -> set:
+    """{"head", "norm"} for "head+norm". Raises ValueError that names the option."""
+    names = text.split("+")
+    if not set(names) <= set(ROLE_SETS):
+        raise ValueError(f"{option}={text!r}: must be one or more of {', '.join(ROLE_SETS)}, joined by +")
+    return {role for name in names for role in ROLE_SETS[name]}
+
+def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, untrained=None, freeze_steps=None,
+         updating=None, modify=None, of_role={}, weight_decay=0.0, weight_decay_kind="independent", compile=False,
+         **hyper) -> Optimizer:
+    """An Optimizer for a model. It treats each parameter by its role.
+
+    name       a name of RULES
+    roles      triples (name, parameter, role), as model.roles() gives them
+    lr         the peak learning rate, in the unit that the rule's docstring states
+    rows       roles in which each row is a block, such as "head+embed"; "head" makes Adalayer Adalayer*
+    adaptive, rest, rest_lr    a hybrid: the rule trains the roles `adaptive` at lr, and the rule named `rest` trains
+               all other roles at rest_lr. A rule that is for some roles only (Muon) is a hybrid by itself
+    untrained  roles that stay as they are. Their gradients still count in the norm that is clipped
+    freeze_steps, updating     frozen ratios, for adalayer and adalayer_star: so many first steps measure second
+               moments without moving. Later steps hold them, except in the roles `updating` ("none" holds all)
+    modify     modifiers for all trained roles, such as "cautious+cautious_decay"
+    of_role    {set of roles: settings of its own}, such as {"head": {"lr": 0.5, "beta1": 0.95}}. lr is a multiple of
+               the peak; weight_decay and hyperparameters are values
+    **hyper    hyperparameters of the rule and of modifiers, and with rest_ before the name of the rule `rest`
+    Raises ValueError that names the option for what does not fit together.
+    """
+    rule = modified(name, modify or "")
+    if rule.roles:
+        if rest_lr is None:
+            raise ValueError(f"rest_lr: {name} is for {rule.roles}; give the lr of {rest or rule.rest}, "
+                             "which trains the others")
+        adaptive, rest = adaptive or rule.roles, rest or rule.rest
+    given = [key for key, value in dict(adaptive=adaptive, rest=rest, rest_lr=rest_lr).items() if value is not None]
+    if len(given) not in (0, 3):
+        raise ValueError(f"{given[0]}: adaptive, rest and rest_lr make a hybrid; give all three or none")
+    if (freeze_steps is None) != (updating is None):
+        raise ValueError("freeze_steps, updating: give both (updating may be none) or neither")
+    if freeze_steps is not None and (rule.update is not optim.adalayer or given):
+        raise ValueError("freeze_steps: is for adalayer and adalayer_star, and not for hybrids")
+    by_rows = role_set("rows", rows) if rows is not None else set()
+    if rows is not None and not set(rule.rows) <= by_rows:
+        raise ValueError(f"rows={rows!r}: must include head for adalayer_star; for other rows take adalayer")
+    of_rest = {key.removeprefix("rest_"): value for key, value in hyper.items() if key.startswith("rest_")}
+    hyper = {key: value for key, value in hyper.items() if not key.startswith("rest_")}
+    hyper = dict(rule=rule, lr=lr) | rule.checked(hyper)
+    if given:
+        other = modified(rest, modify or "")
+        shared = {key: hyper[key] for part in (find_modifiers(modify) if modify else ()) for key in part.hyper}
+        of_rest = dict(rule=other, lr=rest_lr) | other.checked(of_rest | shared)
+    elif of_rest:
+        raise ValueError(f"rest_{next(iter(of_rest))}: there is no other rule; give adaptive, rest, rest_lr")
+    if freeze_steps is not None:
+        rows = rows or "+".join(rule.rows) or None
+        by_rows = role_set("rows", rows) if rows else set()
+        hyper |= dict(rule=FROZEN) | FROZEN.checked(dict(freeze_steps=freeze_steps))
+    by_main = role_set("adaptive", adaptive) if given else set(ROLES)
+    updated = role_set("updating", updating) if updating not in (None, "none") else set()
+    by_role = {}
+    for role in ROLES:
+        by_role[role] = dict(hyper if role in by_main else of_rest)
+        if freeze_steps is not None:
+            by_role[role]["updating"] = role in updated
+    for text, own in of_role.items():
+        for role in role_set("of_role", text):
+            set_role(role, by_role[role], own)
+    for role in role_set("untrained", untrained) if untrained is not None else ():
+        by_role[role] = None
+    roles = list(roles)
+    if all(by_role.get(role, hyper) is None for _, _, role in roles):
+        raise ValueError("untrained: leaves nothing to train")
+    return optim.make(rule, roles, lr=lr, rows=by_rows, by_role=by_role, weight_decay=weight_decay,
+                      weight_decay_kind=weight_decay_kind, compile=compile, optimizer=Optimizer)
+
+def set_role(role, settings, own):
+    """Gives a role settings of its own: lr as a multiple of the peak, all else as a value."""
+    rule = settings["rule"]
+    if "g2" in rule.inputs:
+        raise ValueError(f"{next(iter(own))}_of: {rule.name} has one second moment for all its weights, "
+                         "so no role can have settings of its own")
+    for name, value in own.items():
+        if name == "lr":
+            settings["lr"] *= value
+        elif name == "weight_decay":
+            settings["weight_decay"] = value
+        elif name in rule.hyper:
+            settings |= {name: rule.checked({name: value})[name]}
+        else:
+            raise ValueError(f"{name}_of: {rule.name}, the rule of {role}, has no {name}; "
+                             f"it takes lr, weight_decay, {', '.join(rule.hyper)}")

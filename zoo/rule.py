@@ -1,0 +1,106 @@
+"""
+What a line of the zoo's tables may say beyond what a line of the table in optim.py says.
+"""
+import functools
+import inspect
+import math
+
+from optim import Rule, per_block
+
+BELOW_ONE, AT_LEAST_ONE = (0, 1), (1, math.inf)    # bounds of hyperparameters: (at least, below)
+
+class ZooRule(Rule):
+    """A rule that may ask for more than the rules of optim.py: for the number of blocks of the tensor (the fused
+    q, k, v are three blocks), for its role (None where nobody said), and for norm, the norm of the gradient of all
+    groups.
+
+    A function that makes state may have keyword-only parameters. They get the hyperparameter of that name, or the
+    role of the tensor.
+
+    roles      roles that the rule is for, such as "qkv+matrix"; another rule trains all other roles
+    rest       the name of that other rule
+    measures   how many first steps only measure, or the name of the hyperparameter that says so. In these steps the
+               rule returns 0, and no weight decays
+    refresh    a function that updates state in place, outside the compiled code. It runs before the first step that
+               moves, and every refresh_steps (a hyperparameter of the rule) from there. It gets what its parameters
+               name: state, g, w, t, index (the number of the tensor in the optimizer), blocks, role,
+               hyperparameters, and gs, the gradient of the loss on labels that are drawn from the model
+    from_run   hyperparameters that have the value of the trainer's option of that name, such as steps and seed
+    """
+    given = (*Rule.given, "norm", "blocks", "role")
+    changes_decay = False
+
+    def __init__(self, update, *, roles="", rest="", measures=0, refresh=None, from_run=(), **line):
+        super().__init__(update, **line)
+        self.roles, self.rest, self.measures = roles, rest, measures
+        self.refresh, self.from_run = refresh, from_run
+        self.has_blocks = per_block in self.state.values() or "blocks" in self.inputs
+        if refresh and "refresh_steps" not in self.hyper:
+            raise ValueError(f"{self.name}: has a refresh, so it needs the hyperparameter refresh_steps")
+        if missing := [name for name in (*from_run, *line.get("bounds", ())) if name not in self.hyper]:
+            raise ValueError(f"{self.name}: has no hyperparameter {missing[0]}")
+
+class Modifier(ZooRule):
+    """A function that changes what goes into a rule or comes out of it.
+
+    changes   "g", "u" or "decay": what it returns anew. It changes the gradient before the rule, and the update or
+              the decay factor of the weights after the rule
+    last      whether it must come after all other modifiers
+    The names of its state and of its hyperparameters begin with its own name, so that they meet none of the rule's.
+    """
+    given = (*ZooRule.given, "u", "decay")
+
+    def __init__(self, update, *, changes, last=False, **line):
+        super().__init__(update, **line)
+        self.changes, self.last = changes, last
+
+class ModifiedRule(ZooRule):
+    """A rule together with its modifiers, which is again a rule: one function that returns u.
+
+    A modifier that changes the decay gives each weight a decay of its own, d. The class multiplies all weights by
+    decay, so the difference goes into u:   decay w - lr u' = d w - lr u   with   u' = u + (decay - d) w / lr.
+    """
+    given = Modifier.given
+
+    def __init__(self, rule, modifiers):
+        first = [part for part in modifiers if part.changes == "g"]
+        after = [part for part in modifiers if part.changes != "g" and not part.last]
+        last = [part for part in modifiers if part.changes != "g" and part.last]
+        self.__dict__ |= rule.__dict__
+        self.parts = [*((part, part.changes) for part in first), (rule, "u"),
+                      *((part, part.changes) for part in [*after, *last])]
+        self.name = "+".join(part.name for part in [rule, *modifiers])
+        self.changes_decay = any(part.changes == "decay" for part in modifiers)
+        self.state, self.hyper, self.bounds = {}, {}, {}
+        names = ["w", "lr", "decay"] if self.changes_decay else []
+        for part, _ in self.parts:
+            self.state |= part.state
+            self.hyper |= part.hyper
+            self.bounds |= part.bounds
+            names += part.inputs
+        self.inputs = tuple(dict.fromkeys(name for name in names if name != "u"))
+        self.has_blocks = any(part.has_blocks for part, _ in self.parts)
+        self.update = functools.partial(apply_parts, self.inputs, self.parts, self.changes_decay)
+
+def apply_parts(inputs, parts, changes_decay, *tensors, **hyper):
+    """The update of a rule and its modifiers. parts: pairs of a part and the name of what it makes anew."""
+    given = dict(zip(inputs, tensors))
+    decay = given.get("decay")
+    for part, made in parts:
+        own = {name: hyper[name] for name in part.hyper}
+        given[made] = part.update(*(given[name] for name in part.inputs), **own)
+    u = given["u"]
+    if changes_decay:
+        u = u + (decay - given["decay"]) / given["lr"].clamp_min(1e-30) * given["w"].to(u.dtype)
+    return u
+
+@functools.cache
+def parameter_names(function) -> tuple:
+    """The names of a function's parameters. A signature is read once."""
+    return tuple(inspect.signature(function).parameters)
+
+@functools.cache
+def keyword_names(function) -> tuple:
+    """The names of a function's keyword-only parameters."""
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
