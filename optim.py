@@ -7,7 +7,6 @@ The file needs only torch, so you can copy it into a project of your own.
     w <- decay * w - lr * u                          This is all that they share. It stands in apply().
 
 Read the rules from top to bottom. Each changes a line or two of one above it, and that diff is the lesson.
-
     python optim.py signum                           prints three steps on two weights, to check with a pencil
     Optimizer(model.parameters(), signum, lr=3e-4)   applies one rule in any training loop
     make("adalayer_star", model.roles(), lr=3e-3)    chooses rule, blocks and lr by the role of each parameter
@@ -170,19 +169,16 @@ def hat(x, beta, t):    # x / (1 - beta^t) corrects a running mean for its start
 def power(beta, t):    # beta^t: compiled code would compute beta**t anew for every 16 weights (Adam: 1.6 x)
     return torch.exp(t * (math.log(beta) if beta else -math.inf))
 
-def factored(r, c):
-    """(r / mean(r)) c. In this order nothing underflows. The guard prevents 0/0 if all gradients are 0."""
+def factored(r, c):    # (r / mean(r)) c: in this order nothing underflows; the guard prevents 0/0
     return r / r.mean().clamp_min(torch.finfo(r.dtype).tiny) * c
 
-def mean_to(x, s):
-    """The mean of x over the axes in which the state s keeps a single number. It has the shape of s."""
+def mean_to(x, s):    # the mean of x over the axes in which the state s keeps a single number
     if x.dim() > 1 and s.shape[:1] == (1,) and len(x) % 16 == 0:    # compiled means down long columns are
         x = x.unflatten(0, (-1, 16)).mean(1)                        # 2.3 times as fast in steps of 16 rows
     return x.sum_to_size(s.shape) / (x.numel() // s.numel())
 
 def mean_of_blocks(x, v):
-    """The mean of x over each block, shape (blocks,). Means of rows come first: in one long sum each addition
-    waits for the one before, and a step of Adalayer took 1.1 times as long."""
+    """The mean of x over each block, (blocks,). Row by row first: one long sum takes 1.1 times as long."""
     row = min([x.numel() // len(v), *x.shape[-1:]])
     return x.reshape(len(v), -1, row).mean(2).mean(1)
 
@@ -217,8 +213,7 @@ class Rule:
                 raise ValueError(f"{name}: is no hyperparameter of {self.name}, which takes {takes}")
             kind, (low, high) = type(self.hyper[name]), self.bounds.get(name, (0, math.inf))
             if type(value) is not kind and (kind, type(value)) != (float, int) or not low <= value < high:
-                limits = f"of type {kind.__name__}, at least {low} and below {high}"
-                raise ValueError(f"{name}={value!r}: must be {limits}")
+                raise ValueError(f"{name}={value!r}: must be of type {kind.__name__} and in [{low}, {high})")
         return self.hyper | hyper
 
 RULES = {
@@ -239,8 +234,6 @@ def rule_of(rule):
     if isinstance(rule, Rule):
         return rule
     return next((known for known in RULES.values() if known.update is rule), None) or Rule(rule)
-
-# ---- The class that applies a rule ----------------------------------------------------------------------
 
 def apply(update, inputs, hyper, weights, grads, states, shared):
     """One step of one rule on a list of weights. This is the only place that changes a weight.
@@ -270,7 +263,6 @@ def batches_of_one_kind(members, most=8):
 
 class Optimizer(torch.optim.Optimizer):
     """Applies an update rule. In all else it is a torch optimizer, with groups, closures and schedulers.
-
     params             tensors, (name, tensor) pairs, or groups, as torch takes them. A group may have its own
                        rule, lr, decay and hyperparameters, and blocks: how many blocks each tensor has
     rule, **hyper      a function, such as signum, or a Rule; and hyperparameters of it
@@ -292,8 +284,7 @@ class Optimizer(torch.optim.Optimizer):
                                       strict=strict))
 
     def __getstate__(self):    # for deepcopy; torch's own keeps only three attributes
-        own = {key: getattr(self, key) for key in ("rule", "hyper", "rules", "compile")}
-        return super().__getstate__() | own
+        return vars(self)
 
     def add_param_group(self, param_group):
         group = self.defaults | dict(rule=self.rule) | param_group
@@ -306,9 +297,8 @@ class Optimizer(torch.optim.Optimizer):
         group |= rule.checked(self.hyper | hyper if rule is self.rule else hyper)
         names = [p[0] if isinstance(p, tuple) else f"parameter {i} of shape {tuple(p.shape)}"
                  for i, p in enumerate(params)]
-        group = dict(blocks=[1] * len(params), roles=[None] * len(params)) | group
-        group |= dict(rule=rule.name, params=params, names=names)
-        group.setdefault("lr_peak", group["lr"])
+        usual = dict(blocks=[1] * len(params), roles=[None] * len(params), lr_peak=group["lr"])
+        group = usual | group | dict(rule=rule.name, params=params, names=names)
         for name in ("lr", "weight_decay"):
             if type(group[name]) not in (int, float) or not 0 <= group[name] < math.inf:
                 raise ValueError(f"{name}={group[name]!r}: must be a plain number, 0 or more")
@@ -382,8 +372,8 @@ class Optimizer(torch.optim.Optimizer):
         hyper = {name: group[name] for name in rule.hyper}
         numbers = torch.tensor([t, group["lr"], self.decay(group, t)], dtype=torch.float64)
         shared = dict(zip(("t", "lr", "decay"), numbers.unbind()))
-        whole = self.compile and len(members) == len(group["params"])
-        code = compiled if whole else lambda function, kind: function
+        is_whole = len(members) == len(group["params"])
+        code = compiled if self.compile and is_whole else lambda function, kind: function
         if "g2" in rule.inputs:
             squares = [code(sum_of_squares, kind)(grads) for kind, _, grads, _ in batches]
             shared["g2"] = sum(squares) / sum(g.numel() for _, _, g, _ in members)
@@ -397,16 +387,17 @@ class Optimizer(torch.optim.Optimizer):
         for group, saved in zip(self.param_groups, saved_groups):
             if group["rule"] != (theirs := saved.get("rule", "another optimizer")):
                 raise ValueError(f"the state is of {theirs}, not of {group['rule']}")
-        super().load_state_dict(state_dict)
-        numbers = [number for saved in saved_groups for number in saved["params"]]
+        states, numbers = {}, [number for saved in saved_groups for number in saved["params"]]
         for (group, i, p), number in zip(self.each_parameter(), numbers):
             if (saved := state_dict["state"].get(number)) is not None:
                 theirs, ours = ({name: getattr(x, "shape", None) for name, x in state.items()}
                                 for state in (saved, self.start(group, i)))
                 if theirs != ours:
                     raise ValueError(f"{group['names'][i]}: the state holds {theirs}, not {ours}")
-                self.state[p] = {name: x.to(p.device, copy=True) if torch.is_tensor(x) else x
-                                 for name, x in saved.items()}
+                states[p] = {name: x.to(p.device, copy=True) if torch.is_tensor(x) else x
+                             for name, x in saved.items()}
+        super().load_state_dict(state_dict)
+        self.state.update(states)
 
 ROLES = ("embed", "qkv", "attn_out", "mlp_up", "mlp_down", "norm", "head")
 
@@ -442,7 +433,6 @@ def make(rule, roles, *, lr, rows=(), by_role={}, weight_decay=0.0, weight_decay
 
 def effective_lr(optimizer):
     """The lr that each block really has, lr / (sqrt(v_hat) + eps): the paper's central figure (Fig. 7).
-
     Returns a list of {name, role, values}, one for each parameter that has moved and has a second moment.
     values: 1-D, fp32, in weight per gradient, one for each block (of adamw, adafactor: for each weight)."""
     rows = []
@@ -456,9 +446,8 @@ def effective_lr(optimizer):
     return rows
 
 SHAPES = {    # what is left of the fall from the peak to the floor when the part p of it is done
-    "cosine":   lambda p, floor: (1 + math.cos(math.pi * p)) / 2,
-    "linear":   lambda p, floor: 1 - p,
-    "constant": lambda p, floor: 1.0,
+    "cosine": lambda p, floor: (1 + math.cos(math.pi * p)) / 2,
+    "linear": lambda p, floor: 1 - p,
 }
 
 def schedule(t, steps, shape=SHAPES["cosine"], warmup=0.1, warmup_from=0.1, floor=0.1, cooldown=1.0):
@@ -472,16 +461,18 @@ def schedule(t, steps, shape=SHAPES["cosine"], warmup=0.1, warmup_from=0.1, floo
 
 def by_hand(rule, optimizer_class=Optimizer, **hyper):
     """Prints a rule's docstring and three of its steps on a row of two weights, to check with a pencil."""
+    def show(label, x):
+        print(f"{label:8s} " + " ".join(f"{number:10.6f}" for number in x.flatten().tolist()))
     w = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
     optimizer = optimizer_class([w], rule, lr=0.1, **hyper)
     print(f"{inspect.getdoc(rule.update)}\n\none row of two weights, lr 0.1, {optimizer.hyper}\n")
+    show("       w", w)
     for t, g in enumerate(([1.0, -0.5], [0.5, 0.5], [-1.0, 0.25]), 1):
         before, w.grad = w.clone(), torch.tensor([g], dtype=torch.float64)
         optimizer.step()
-        state = {name: x for name, x in optimizer.state[w].items() if name != "t"}
-        for name, x in dict(g=w.grad, **state, u=(before - w) / 0.1, w=w).items():
-            numbers = " ".join(f"{number:10.6f}" for number in x.flatten().tolist())
-            print(f"{f'step {t}' if name == 'g' else '':7s}{name:8s} {numbers}")
+        show(f"step {t} g", w.grad)
+        for name, x in (optimizer.state[w] | dict(u=(before - w) / 0.1, w=w)).items():
+            show(f"       {name}", torch.as_tensor(x))
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in RULES:

@@ -12,6 +12,9 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import prepare_c4    # noqa: E402
+from trainer import machine    # noqa: E402
+
 TINY = """
 [model]
 width = 16
@@ -48,7 +51,6 @@ def documents(count=60, words=120, seed=0):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """The path of a TOML file of a tiny model, whose data is prepared."""
-    import prepare_c4
     folder = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare_c4, "sotu", documents)
@@ -66,8 +68,7 @@ def wait_for(what, seconds):
 
 
 @functools.cache
-def compiler_works():
-    from trainer import machine
+def compiler_works() -> bool:
     return machine.compiler_works()
 
 

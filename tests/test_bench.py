@@ -1,19 +1,23 @@
 """The bench's arithmetic, and its parts on a tiny model."""
 import json
 
+import pytest
 import torch
 
 import bench
 import optim
+import zoo
 from model import Decoder
+from zoo.frozen import FROZEN
 
 
 def test_bytes_that_a_rule_must_move():
-    """Weight and momentum twice each, the gradient once; Adam's v twice; the gradient again where a mean of
-    it comes first."""
-    assert {name: bench.floor_bytes(rule) for name, rule in optim.rules().items()} == dict(
+    """A step reads and writes the weight and the momentum, and it reads the gradient. Adam's step also reads
+    and writes v. A step reads the gradient again if a mean of it comes first."""
+    rules = optim.RULES | {"adalayer_frozen": FROZEN}
+    assert {name: bench.floor_bytes(rule) for name, rule in rules.items()} == dict(
         sgd=20, sgd_ema=20, signum=20, lion=20, adamw=28, adafactor=24, adalayer=24, adasgd=24,
-        adalayer_frozen=24)
+        adalayer_star=24, adalayer_frozen=24)
 
 
 def test_flops_of_a_token():
@@ -27,6 +31,7 @@ def test_ratios_are_of_neighbours():
     assert middle == 2 and text == "2.00 (2.00-4.00)"
 
 
+@pytest.mark.slow
 def test_a_training_step_in_parts(tiny, tmp_path, capsys):
     out = tmp_path / "bench.json"
     assert bench.main(["--only=train", f"--options=--config={tiny} --compile=false", "--rounds=3",
@@ -52,17 +57,18 @@ def test_every_rule_has_its_turn(monkeypatch):
     weights = list(model.parameters())
     for w in weights:
         w.grad = torch.randn_like(w)
-    make = optim.make
+    make = zoo.make
     monkeypatch.setattr(bench, "with_gradients", lambda *_: (model, weights))
-    monkeypatch.setattr(optim, "make", lambda *a, **more: make(*a, **more | dict(compile=False)))
+    monkeypatch.setattr(zoo, "make", lambda *a, **more: make(*a, **more | dict(compile=False)))
     rows = {row["step of"]: row for row in bench.bench_rules(bench.Options(rounds=3), torch.device("cpu"))}
-    assert list(rows) == ["fused", *optim.names(), *optim.zoo(),
-                          *(f"adamw, {name}" for name in optim.modifiers())]
+    assert list(rows) == ["fused", *zoo.RULES, *(f"adamw, {name}" for name in zoo.MODIFIERS)]
+    assert list(zoo.RULES)[:len(optim.RULES)] == list(optim.RULES)
     assert all(row["ms"] > 0 and row["to fused AdamW"] for row in rows.values())
     state = "state, bytes per weight"
     assert rows["fused"][state] == rows["adamw"][state] == 8 and rows["ademamix"][state] == 12
 
 
+@pytest.mark.slow
 def test_a_profile_adds_up(tiny, tmp_path):
     out = tmp_path / "bench.json"
     assert bench.main(["--only=profile", f"--options=--config={tiny} --compile=false", "--rounds=3",
@@ -75,11 +81,14 @@ def test_a_profile_adds_up(tiny, tmp_path):
     assert rows[0]["of the matmul peak"].endswith("%")
 
 
+@pytest.mark.slow
 def test_scaling_changes_one_thing_at_a_time(monkeypatch, tmp_path):
     asked = []
+
     def again(*arguments):
         asked.append(dict(word.split("=") for word in arguments[1].removeprefix("--options=").split()))
         return [{"tokens/s": 1000, "quartiles": "900-1100", "peak memory, MB": 500}], 1.0
+
     monkeypatch.setattr(bench, "again", again)
     assert bench.main(["--scaling", "--threads=1", "--rounds=3", f"--out={tmp_path}/scaling.json"]) == 0
     rows = json.loads((tmp_path / "scaling.json").read_text())["scaling"]

@@ -1,6 +1,7 @@
 """The pages are true: commands parse, options have valid values, links lead somewhere, cheap commands run."""
 import ast
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -25,8 +26,10 @@ from trainer import options, settings
 from trainer.build import build_optimizer, decoder_shape
 from zoo.frozen import FROZEN
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "study/README.md",
-         ROOT / "study/results/speed.md", ROOT / "tests/golden/README.md", ROOT / "tests/golden/zoo/README.md"]
+README = ROOT / "README.md"
+ZOO_NUMBERS = ROOT / "tests/golden/zoo/README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "study/README.md",
+         ROOT / "study/results/speed.md", ROOT / "tests/golden/README.md", ZOO_NUMBERS]
 TRAIN_COMMAND = ("python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
                  ".venv/bin/torchrun train.py --optimizer=signum")
 TEST_COMMAND = ("python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
@@ -35,7 +38,7 @@ SCRIPTS = {"prepare_c4.py": prepare_c4, "sample.py": sample, "bench.py": bench}
 TORCHRUN_OPTIONS = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port"}
 SBATCH_OPTIONS = {"array", "gres", "time", "signal"}
 # programs whose arguments are not checked
-OTHER_PROGRAMS = {"source", "pip", "tail", "sbatch", "exec", "ruff", "cp", "git", "diff", "head", "scontrol", "sed",
+OTHER_PROGRAMS = {"source", "pip", "tail", "sbatch", "exec", "ruff", "cp", "diff", "head", "scontrol", "sed",
                   "mktemp"}
 LANGUAGES = {"bash", "text", "python", "toml", "json", "bibtex"}
 
@@ -55,8 +58,10 @@ def without_blocks(page: Path, languages: str = r"\w*") -> str:
 
 
 def commands_in(text: str) -> list[list[str]]:
-    """Returns the simple commands of a bash text as lists of words, without assignments and redirections. It knows
-    as much of bash as the pages need: comments, &&, ;, pipes, one-line for loops, and commands within commands."""
+    """Returns the simple commands of a bash text as lists of words, without assignments and redirections.
+
+    This knows as much of bash as the pages need: comments, &&, ;, pipes, one-line for loops, and commands
+    within commands."""
     def written_out(loop):
         return "\n".join(re.sub(rf"\${loop[1]}\b", value, loop[3]) for value in loop[2].split())
     text = re.sub(r"\bfor (\w+) in (.*?); do (.*?); done", written_out, text.replace("\\\n", " "))
@@ -119,7 +124,7 @@ def is_cheap(words: list[str]) -> bool:
 def stubborn(tmp_path_factory):
     """The module zoo/stubborn.py as README has it."""
     path = tmp_path_factory.mktemp("rule") / "stubborn.py"
-    path.write_text(fenced_blocks(ROOT / "README.md", "python")[0])
+    path.write_text(fenced_blocks(README, "python")[0])
     spec = importlib.util.spec_from_file_location("stubborn", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -142,29 +147,36 @@ def extended_program(stubborn, tmp_path_factory):
         assert text.count(old_line) == 1, f"zoo/__init__.py has no longer: {old_line}"
         text = text.replace(old_line, new_line.strip())
     listing.write_text(text)
-    python = folder / "bin/python"
-    python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-    python.chmod(0o755)
+    (folder / "bin").mkdir()
+    this_python = shlex.quote(sys.executable)
+    write_script(folder / "bin/python", f'exec {this_python} "$@"')
+    only_counts = 'case "$*" in "-m trainer.plan") echo "# $(wc -l) runs, hours unknown"; exit ;; esac'
+    write_script(folder / "bin/quick_python", f'{only_counts}\nexec {this_python} "$@"')
     return folder
 
 
+def write_script(path: Path, text: str):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
 def run_in(folder: Path, command: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["bash", "-c", f"export PATH={shlex.quote(str(folder))}/bin:$PATH\n{command}"], cwd=folder,
-                          text=True, capture_output=True)
+    """Runs a line of bash in a copy of the program."""
+    variables = os.environ | dict(PATH=f"{folder}/bin:{os.environ['PATH']}")
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=variables, text=True, capture_output=True)
 
 
 # ---------------------------------------------------------------------------------------------------------
 # README
 
 def test_readme_is_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    assert len(README.read_text().splitlines()) <= 150
 
 
 def test_readme_has_the_two_commands():
-    first, second = fenced_blocks(ROOT / "README.md", "bash")[:2]
+    first, second = fenced_blocks(README, "bash")[:2]
     assert (first.strip(), second.strip()) == (TRAIN_COMMAND, TEST_COMMAND)
-    marked = (ROOT / "README.md").read_text().split("<!-- test command -->\n")[1]
+    marked = README.read_text().split("<!-- test command -->\n")[1]
     assert marked.startswith(f"```bash\n{TEST_COMMAND}\n```\n")    # where .ci/run looks for it
 
 
@@ -183,7 +195,7 @@ def test_readmes_own_rule_works(stubborn, monkeypatch):
 def test_pages_agree_on_the_own_rule():
     def code(page):
         return [line.split("#")[0].rstrip() for line in fenced_blocks(page, "python")[0].splitlines()]
-    assert code(ROOT / "README.md") == code(ROOT / "docs/adding_a_rule.md")
+    assert code(README) == code(ROOT / "docs/adding_a_rule.md")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -193,7 +205,7 @@ def test_pages_agree_on_the_own_rule():
 def test_blocks_are_valid(page):
     """bash blocks are bash, python blocks are Python, and every block names its language."""
     languages = re.findall(r"^ *```(.*)$", page.read_text(), re.M)[::2]
-    assert set(languages) <= LANGUAGES
+    assert not set(languages) - LANGUAGES
     for text in fenced_blocks(page, "bash"):
         checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
         assert checked.returncode == 0, checked.stderr
@@ -227,10 +239,11 @@ def test_options_in_prose_exist():
     for module in (*SCRIPTS.values(), study.__main__):
         known |= set(module.Options.__dataclass_fields__)
     for rule in (*zoo.RULES.values(), *zoo.MODIFIERS.values(), FROZEN):
-        known |= {prefix + name + suffix for name in rule.hyper for prefix in ("", "rest_") for suffix in ("", "_of")}
+        for name in rule.hyper:
+            known |= {name, f"rest_{name}", f"{name}_of"}
     for page in PAGES:
         named = set(re.findall(r"--([a-z][a-z_0-9]*)", without_blocks(page, "text")))
-        assert named <= known, page.name
+        assert not named - known, page.name
 
 
 def torture_options() -> list[tuple[str, str]]:
@@ -252,7 +265,7 @@ def test_command_is_valid(words, stubborn, tmp_path, monkeypatch):
     if program == "torchrun":
         script = words.index("train.py")
         named = {word.removeprefix("--").partition("=")[0] for word in words[1:script]}
-        assert named <= TORCHRUN_OPTIONS
+        assert not named - TORCHRUN_OPTIONS
         check_train(words[script + 1:], tmp_path)
     elif program in ("python", "python3"):
         check_python(words[1:], tmp_path)
@@ -276,7 +289,8 @@ def check_python(argv: list[str], tmp_path: Path):
     elif script == "-m" and rest[0] == "study":
         options.load(study.__main__.Options, rest[1:])
     elif script == "-m":
-        assert rest[0] in ("venv", "zoo") and (rest[0] == "venv" or rest[1:] in [[]] + [[name] for name in zoo.RULES])
+        assert rest[0] in ("venv", "zoo")
+        assert rest[0] == "venv" or len(rest) <= 2 and set(rest[1:]) <= set(zoo.RULES)
     elif script == "train.py":
         check_train(rest, tmp_path)
     elif script in SCRIPTS:
@@ -288,7 +302,7 @@ def check_python(argv: list[str], tmp_path: Path):
     else:
         assert script in ("tests/torture", "tests/memory.py")
         known = {f"--{name}" for name, _ in torture_options()}
-        assert {word.partition("=")[0] for word in rest} <= known
+        assert not {word.partition("=")[0] for word in rest} - known
 
 
 def check_train(argv: list[str], tmp_path: Path):
@@ -307,10 +321,11 @@ def check_train(argv: list[str], tmp_path: Path):
 def check_pytest(argv: list[str]):
     """The files exist, and the words behind -k occur in the tests."""
     words = iter(argv)
-    tests = "".join(path.read_text() for path in [*ROOT.glob("tests/*.py"), ROOT / "tests/golden/zoo/README.md"])
+    tests = "".join(path.read_text() for path in [*ROOT.glob("tests/*.py"), ZOO_NUMBERS])
     for word in words:
         if word == "-k":
-            assert all(name in tests for name in re.findall(r"\w+", next(words)) if name not in ("and", "or", "not"))
+            names = set(re.findall(r"\w+", next(words))) - {"and", "or", "not"}
+            assert all(name in tests for name in names)
         elif word == "-m":
             assert "slow" in next(words)
         elif not word.startswith("-"):
@@ -319,18 +334,24 @@ def check_pytest(argv: list[str]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", unique_commands(is_sweep))
-def test_sweep_is_valid(words, extended_program):
-    """sweep.sh reads the options of every run of the sweep, and prints the runs."""
+def test_sweep_is_valid(words, stubborn, extended_program, tmp_path, monkeypatch):
+    """sweep.sh prints the runs of the sweep, and their options are valid. The interpreter that sweep.sh gets
+    does not read the options a second time, which would take seconds."""
     end = words.index("--") if "--" in words else len(words)
     words = words if "--print" in words else [*words[:end], "--print", *words[end:]]
-    done = run_in(extended_program, shlex.join(words))
-    assert done.returncode == 0 and re.search(r"^# [1-9]\d* runs?, ", done.stdout, re.M), done.stderr
+    done = run_in(extended_program, f"PYTHON=quick_python {shlex.join(words)}")
+    *runs, total = done.stdout.splitlines()
+    assert done.returncode == 0 and total == f"# {len(runs)} runs, hours unknown", done.stderr
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(zoo.RULES, "stubborn", stubborn.RULES["stubborn"])
+    for run in runs:
+        settings.read([*shlex.split(run)[2:], f"--runs={tmp_path}"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", unique_commands(is_cheap))
 def test_cheap_command_runs(words, extended_program):
-    done = run_in(extended_program, shlex.join(words))
+    done = run_in(extended_program, shlex.join(copies().get(word, word) for word in words))
     assert done.returncode == 0 and done.stdout, done.stderr
 
 

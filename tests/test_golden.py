@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-import optim
+import zoo
 from model import Decoder
 
 GOLDEN = Path(__file__).parent / "golden"
 PAPER = np.load(GOLDEN / "paper.npz")
 CASES = json.loads(bytes(PAPER["meta"]))
-ROLES = dict(embed="embed", qkv="qkv", attn_out="matrix", attn_norm="norm", q_norm="norm", mlp_up="matrix",
-             mlp_down="matrix", final_norm="norm", head="head")
+ROLES = dict(embed="embed", qkv="qkv", attn_out="attn_out", attn_norm="norm", q_norm="norm", mlp_up="mlp_up",
+             mlp_down="mlp_down", final_norm="norm", head="head")
 SETS = dict(last="head", norm="norm", last_norm="head+norm", all_frozen="none",
             last_norm_updating="head+norm", last_updating="head", norm_updating="norm")
 
@@ -37,11 +37,11 @@ def made(case, roles, compile):
         options |= dict(rows=rows)
     if hyper.pop("train_norms", True) is False:
         options |= dict(untrained="norm")
-    return optim.make(name, roles, lr=meta["adaptive_lr"] or meta["peak_lr"], compile=compile,
-                      **options, **hyper)
+    return zoo.make(name, roles, lr=meta["adaptive_lr"] or meta["peak_lr"], compile=compile, **options,
+                     **hyper)
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiled)])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[pytest.mark.compiled, pytest.mark.slow])])
 @pytest.mark.parametrize("case", CASES)
 def test_optimizer(case, compile):
     w = {name: torch.tensor(PAPER[f"w0/{name}"]).requires_grad_() for name in ROLES}

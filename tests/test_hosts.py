@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import ROOT, wait_for
-from test_train import final, run
+from tiny_runs import final, run
 from trainer import runs
 
 ADDRESSES = ("10.213.71.1", "10.213.71.2")

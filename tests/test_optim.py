@@ -1,190 +1,23 @@
-"""What every rule must do, how the rules relate to one another, and Optimizer in loops that are not ours."""
+"""How the rules relate to one another, Optimizer in loops that are not ours, and what wrong use says."""
 import copy
 import inspect
-import io
 import math
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import optim
-from optim import Optimizer, adafactor, adalayer, adamw, adasgd, lion, make, sgd, sgd_ema, signum
-
-SHAPES = dict(embed=(12, 4), qkv=(12, 4), matrix=(4, 6), norm=(4,), head=(12, 4))
-HYBRID = dict(rest="sgd_ema", rest_lr=0.5)
-CASES = {    # name of a case: (optimizer, options)
-    **{name: (name, {}) for name in optim.names()},
-    "rows_everywhere": ("adalayer", dict(rows="embed+qkv+matrix+norm+head")),
-    "rows_head_embed": ("adalayer", dict(rows="head+embed")),
-    "hybrid_head": ("adalayer_star", dict(adaptive="head", **HYBRID)),
-    "hybrid_head_norm": ("adalayer_star", dict(adaptive="norm+head", **HYBRID)),
-    "hybrid_adafactor": ("adafactor", dict(adaptive="head+norm", **HYBRID)),
-    "hybrid_reverse": ("adalayer_star", dict(adaptive="qkv+matrix", **HYBRID)),
-    "hybrid_adasgd": ("adalayer_star", dict(adaptive="head+norm", rest="adasgd", rest_lr=0.5)),
-    "hybrid_norms_untrained": ("adalayer_star", dict(adaptive="head", untrained="norm", **HYBRID)),
-    "norms_untrained": ("adamw", dict(untrained="norm")),
-    "frozen": ("adalayer_star", dict(freeze_steps=2, updating="head+norm")),
-    "frozen_all": ("adalayer", dict(freeze_steps=2, updating="none")),
-    "frozen_norms_untrained": ("adalayer_star", dict(freeze_steps=2, updating="head", untrained="norm")),
-}
-
-
-def weights(dtype=torch.float64, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    return {role: torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
-            for role, shape in SHAPES.items()}
-
-
-def gradients(steps=6, seed=1, dtype=torch.float64):
-    """Gradients of different size for each weight, so that every block has its own v."""
-    draw = torch.Generator().manual_seed(seed)
-    size = {role: torch.rand(shape, generator=draw, dtype=torch.float64) for role, shape in SHAPES.items()}
-    return [{role: (torch.randn(shape, generator=draw, dtype=torch.float64) * size[role]).to(dtype)
-             for role, shape in SHAPES.items()} for _ in range(steps)]
-
-
-def built(case, w, lr=0.1, **more):
-    name, options = CASES[case]
-    return make(name, [(role, w[role], role) for role in w], lr=lr, **options | more)
-
-
-def run(optimizer, w, grads):
-    for g in grads:
-        for role in w:
-            w[role].grad = g[role].to(w[role].dtype, copy=True)
-        optimizer.step()
-
-
-def groups_of(optimizer):
-    return {role: group for group in optimizer.param_groups for role in group["roles"]}
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Seven properties of every rule and option
-
-@pytest.mark.parametrize("case", CASES)
-def test_zero_gradient_moves_nothing(case):
-    w, start = weights(), weights()
-    run(built(case, w), w, [{role: torch.zeros(shape) for role, shape in SHAPES.items()}] * 4)
-    assert all(torch.equal(w[role], start[role]) for role in w)
-
-
-@pytest.mark.parametrize("kind", ["independent", "coupled"])
-@pytest.mark.parametrize("case", CASES)
-def test_zero_gradient_with_decay_multiplies(case, kind):
-    w, start = weights(), weights()
-    optimizer = built(case, w, weight_decay=0.3, weight_decay_kind=kind)
-    groups, expected = groups_of(optimizer), {role: 1.0 for role in w}
-    for t, scale in enumerate((1.0, 0.5, 0.25, 0.0), 1):
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr_peak"] * scale
-        run(optimizer, w, [{role: torch.zeros(shape) for role, shape in SHAPES.items()}])
-        for role, group in groups.items():
-            if t > group.get("freeze_steps", 0):
-                expected[role] *= 1 - 0.3 * (scale if kind == "independent" else group["lr"])
-    for role in w:
-        assert torch.allclose(w[role], start[role] * expected[role], rtol=1e-14, atol=0), role
-        assert (expected[role] == 1.0) == (role not in groups)    # only the untrained keep their size
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_doubling_the_lr_doubles_the_first_step(case):
-    moved = []
-    for factor in (1, 2):
-        w, start = weights(), weights()
-        optimizer = built(case, w, lr=0.1 * factor)
-        still = optimizer.param_groups[0].get("freeze_steps", 0)
-        run(optimizer, w, gradients()[:still + 1])
-        moved.append({role: w[role] - start[role] for role in w})
-    for role, group in groups_of(optimizer).items():
-        other = group["rule"] == CASES[case][1].get("rest") and "rest" in CASES[case][1]
-        factor = 1 if other else 2    # the other rule of a hybrid has its own lr, which stayed
-        assert torch.allclose(moved[1][role], factor * moved[0][role], rtol=1e-12, atol=1e-15), role
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_the_first_step_moves(case):
-    w, start = weights(), weights()
-    optimizer = built(case, w)
-    trained, still = groups_of(optimizer), optimizer.param_groups[0].get("freeze_steps", 0)
-    if still:    # frozen ratios: the opposite
-        run(optimizer, w, gradients()[:still])
-        assert all(torch.equal(w[role], start[role]) for role in w)
-    run(optimizer, w, gradients()[still:still + 1])
-    for role in w:
-        assert (w[role] != start[role]).all() if role in trained else torch.equal(w[role], start[role]), role
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_momentum_matters(case):
-    ends = []
-    for beta1 in (0.9, 0.0):
-        w = weights()
-        rest = dict(rest_beta1=beta1) if "rest" in CASES[case][1] else {}
-        optimizer = built(case, w, beta1=beta1, **rest)
-        run(optimizer, w, gradients())
-        ends.append(w)
-    for role in w:
-        assert torch.equal(ends[0][role], ends[1][role]) == (role not in groups_of(optimizer)), role
-
-
-@pytest.mark.parametrize("name, key", [(name, key) for name, rule in optim.rules().items()
-                                       for key in optim.hyper_of(rule)])
-def test_every_hyperparameter_matters(name, key):
-    rule = optim.rules()[name]
-    default = optim.hyper_of(rule)[key]
-    other = {bool: lambda: not default, int: lambda: 2, float: lambda: 0.5}[type(default)]()
-    base = dict(freeze_steps=1, updating=key == "beta2") if rule is optim.adalayer_frozen else {}
-    ends = []
-    for value in (base.get(key, default), other):
-        w = weights()
-        run(Optimizer(w.values(), rule, lr=0.1, **base | {key: value}), w, gradients())
-        ends.append(w["head"])
-    assert not torch.equal(*ends)
-
-
-def each_groups_lr_is_honoured(optimizer_of, run):
-    """optimizer_of: an optimizer of some weights; run: its steps with some gradients."""
-    for quiet in range(len(optimizer_of(weights()).param_groups)):
-        w, start = weights(), weights()
-        optimizer = optimizer_of(w)
-        optimizer.param_groups[quiet]["lr"] = 0.0
-        run(optimizer, w, gradients())
-        for role, group in groups_of(optimizer).items():
-            assert torch.equal(w[role], start[role]) == (group is optimizer.param_groups[quiet]), role
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_a_groups_own_lr_is_honoured(case):
-    each_groups_lr_is_honoured(lambda w: built(case, w), run)
-
-
-def saved_and_loaded_it_resumes_bit_for_bit(optimizer_of, run, dtype):
-    grads = gradients(dtype=dtype)
-    w = weights(dtype)
-    optimizer = optimizer_of(w)
-    run(optimizer, w, grads[:3])
-    file = io.BytesIO()
-    torch.save((optimizer.state_dict(), {role: p.detach() for role, p in w.items()}), file)
-    file.seek(0)
-    state, values = torch.load(file, weights_only=True)
-    again = {role: value.clone().requires_grad_() for role, value in values.items()}
-    resumed = optimizer_of(again)
-    resumed.load_state_dict(state)
-    run(optimizer, w, grads[3:])
-    run(resumed, again, grads[3:])
-    assert all(torch.equal(w[role], again[role]) for role in w)
-    for p, q in zip(w.values(), again.values()):
-        for key, value in optimizer.state[p].items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(resumed.state[q][key]))
-            if torch.is_tensor(value):    # fp32 beside bf16 weights: torch's own loader would cast
-                assert value.dtype == resumed.state[q][key].dtype == torch.float32
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", CASES)
-def test_save_and_load_resumes_bit_for_bit(case, dtype):
-    saved_and_loaded_it_resumes_bit_for_bit(lambda w: built(case, w, weight_decay=0.1), run, dtype)
+import zoo
+from conftest import ROOT
+from optim import Optimizer, adafactor, adalayer, adamw, adasgd, lion, sgd, sgd_ema, signum
+from rule_cases import PAPER_CASES as CASES
+from rule_cases import SHAPES, built, gradients, groups_of, run, weights
+from trainer.build import state_bytes
+from zoo import make
+from zoo.frozen import FROZEN
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -279,10 +112,12 @@ def restated(case, grads, lr=0.1):
     name, options = CASES[case]
     w, m, v = weights(), {}, {}
     roles = list(SHAPES)
-    rows = set(options.get("rows", "head" if name == "adalayer_star" else "").split("+"))
-    adaptive = set(options.get("adaptive", "+".join(roles)).split("+"))
-    untrained = set(options.get("untrained", "").split("+"))
-    frozen, updating = options.get("freeze_steps", 0), set(options.get("updating", "").split("+"))
+    def role_set(key, default=""):
+        text = options.get(key, default)
+        return zoo.role_set(key, text) if text not in ("", "none") else set()
+    rows = role_set("rows", "head" if name == "adalayer_star" else "")
+    adaptive, untrained = role_set("adaptive", "+".join(roles)), role_set("untrained")
+    frozen, updating = options.get("freeze_steps", 0), role_set("updating")
     plan = {role: (name.removesuffix("_star"), lr) if role in adaptive
             else (options["rest"], options["rest_lr"]) for role in roles if role not in untrained}
     b1, b2 = 0.9, 0.95
@@ -320,27 +155,6 @@ def test_restated(case):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Compiled
-
-@pytest.mark.compiled
-@pytest.mark.parametrize("case", ["lion", "frozen", "hybrid_adasgd", "norms_untrained"])
-def test_a_schedule_compiles_once(case):
-    """Also: compiled code agrees with eager code to rounding."""
-    a, b = weights(torch.float32), weights(torch.float32)
-    torch._dynamo.utils.counters.clear()
-    optimizer, eager = built(case, a, compile=True), built(case, b)
-    for t, g in enumerate(gradients(12, dtype=torch.float32), 1):
-        for o in (optimizer, eager):
-            for group in o.param_groups:
-                group["lr"] = group["lr_peak"] * optim.schedule(t, 12)
-        run(optimizer, a, [g])
-        run(eager, b, [g])
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(optimizer.graphs)
-    for role in a:
-        same(a[role].detach(), b[role].detach(), 1e-6)
-
-
-# ---------------------------------------------------------------------------------------------------------
 # In loops that are not ours
 
 def network():
@@ -355,12 +169,13 @@ def loss_of(net):
     return torch.nn.functional.cross_entropy(net(x).float(), (x.sum((1, 2, 3)) > 0).long())
 
 
-@pytest.mark.parametrize("name", optim.rules())
+@pytest.mark.parametrize("name", [*optim.RULES, "adalayer_frozen"])
 def test_a_model_it_has_never_seen(name):
     """Convolutions and biases; a closure gives the same bits as none, and step() returns its loss."""
     nets = [network(), network()]
     hyper = {"freeze_steps": 1} if name == "adalayer_frozen" else {}
-    closed, plain = (Optimizer(net.parameters(), optim.rules()[name], lr=0.003, **hyper) for net in nets)
+    rule = FROZEN if hyper else optim.RULES[name]
+    closed, plain = (zoo.Optimizer(net.parameters(), rule, lr=0.003, **hyper) for net in nets)
 
     def closure():
         closed.zero_grad()
@@ -475,13 +290,13 @@ def test_your_own_rule_in_five_lines():
 # Wrong use is one line that names what is wrong
 
 P = torch.ones(2)
-TRIPLES = [("a", torch.ones(4, 2), "matrix"), ("b", torch.ones(4, 2), "head"), ("c", torch.ones(2), "norm")]
+TRIPLES = [("a", torch.ones(4, 2), "mlp_up"), ("b", torch.ones(4, 2), "head"), ("c", torch.ones(2), "norm")]
 
 
 @pytest.mark.parametrize("call, words", [
     (lambda: Optimizer([P], signum, lr=1, beta2=0.9),
      "beta2: is no hyperparameter of signum, which takes beta1"),
-    (lambda: Optimizer([P], adamw, lr=1, beta1=1.0), r"beta1=1.0: must be in \[0, 1\)"),
+    (lambda: Optimizer([P], adamw, lr=1, beta1=1.0), "beta1=1.0: must be of type float and in "),
     (lambda: Optimizer([P], adamw, lr=1, beta2=-0.1), "beta2=-0.1: must be"),
     (lambda: Optimizer([P], adamw, lr=1, eps=math.nan), "eps=nan: must be"),
     (lambda: Optimizer([P], adamw, lr=1, beta1="0.9"), "beta1='0.9': must be of type float"),
@@ -497,9 +312,16 @@ TRIPLES = [("a", torch.ones(4, 2), "matrix"), ("b", torch.ones(4, 2), "head"), (
     (lambda: Optimizer([dict(params=[P], beta3=1)], signum, lr=1), "beta3: is no hyperparameter"),
     (lambda: make("adam", TRIPLES, lr=1), "'adam' is no optimizer; did you mean adamw"),
     (lambda: make("adamw", [("a", P, "bias")], lr=1), "a: has the unknown role 'bias'"),
-    (lambda: make("adamw", [("a", P, "norm"), ("b", P, "head")], lr=1), "b: is a, which has a role already"),
+    (lambda: make("adamw", [("a", P, "norm"), ("b", P, "norm")], lr=1), "given twice"),
+    (lambda: make("adamw", [("a", P, "norm"), ("b", P, "head")], lr=1, of_role={"head": dict(lr=2)}),
+     "more than one parameter group"),
+    (lambda: make("adamw", TRIPLES, lr=1, of_role={"hed": dict(lr=2)}), "of_role='hed': must be one or more of"),
+    (lambda: make("signum", TRIPLES, lr=1, of_role={"head": dict(beta2=0.5)}),
+     "beta2_of: signum, the rule of head, has no beta2; it takes lr, weight_decay, beta1"),
+    (lambda: make("signum", TRIPLES, lr=1, of_role={"head": dict(beta1=1.5)}), "beta1=1.5: must be of type float"),
+    (lambda: make("adasgd", TRIPLES, lr=1, of_role={"head": dict(lr=2)}), "lr_of: adasgd has one second moment"),
     (lambda: make("adamw", TRIPLES, lr=1, rows="head"),
-     "rows='head': adamw, the rule of head, has no blocks"),
+     "rows: adamw, the rule of head, has no blocks"),
     (lambda: make("adalayer", TRIPLES, lr=1, rows="foot"), "rows='foot': must be one or more of embed"),
     (lambda: make("adalayer", TRIPLES, lr=1, rows=""), "rows='': must be one or more of"),
     (lambda: make("adalayer_star", TRIPLES, lr=1, rows="embed"), "rows='embed': must include head"),
@@ -511,7 +333,7 @@ TRIPLES = [("a", torch.ones(4, 2), "matrix"), ("b", torch.ones(4, 2), "head"), (
     (lambda: make("adamw", TRIPLES, lr=1, freeze_steps=5, updating="none"), "freeze_steps: is for adalayer"),
     (lambda: make("adalayer", TRIPLES, lr=1, freeze_steps=5), "freeze_steps, updating: give both"),
     (lambda: make("adalayer", TRIPLES, lr=1, freeze_steps=0, updating="none"),
-     "freeze_steps=0: must be at least 1"),
+     "freeze_steps=0: must be of type int and in .1, inf."),
     (lambda: make("adamw", TRIPLES, lr=1, untrained="matrix+head+norm"),
      "untrained: leaves nothing to train"),
     (lambda: make("signum", TRIPLES, lr=1, beta2=1), "beta2: is no hyperparameter of signum"),
@@ -565,8 +387,8 @@ def test_effective_lr_is_the_one_in_the_step(case):
                                           ("adalayer", 4), ("adafactor", 4), ("adasgd", 4)])
 def test_state_per_weight(name, matrix):
     p = torch.zeros(64, 32)
-    optimizer = Optimizer([p], optim.rules()[name], lr=1.0)
-    promised = optimizer.state_bytes(optimizer.param_groups[0])
+    optimizer = Optimizer([p], optim.RULES[name], lr=1.0)
+    promised = state_bytes(optimizer, optimizer.param_groups[0])
     p.grad = torch.ones(64, 32)
     optimizer.step()
     held = sum(s.numel() * s.element_size() for s in optimizer.state[p].values() if torch.is_tensor(s))
@@ -580,8 +402,8 @@ def test_schedule():
         expected = 0.1 + 0.9 * t / 4 if t < 4 else 0.1 + 0.9 * (1 + math.cos(math.pi * (t - 4) / 36)) / 2
         assert math.isclose(optim.schedule(t, 40), expected, rel_tol=1e-15)
     assert optim.schedule(40, 40) == pytest.approx(0.1) and optim.schedule(4, 40) == 1
-    assert [optim.schedule(t, 10, "constant", 0.0) for t in (1, 5, 10)] == [1, 1, 1]
-    linear = [optim.schedule(t, 10, "linear", 0.0, floor=0.0) for t in (1, 5, 10)]
+    assert [optim.schedule(t, 10, zoo.SHAPES["constant"], 0.0) for t in (1, 5, 10)] == [1, 1, 1]
+    linear = [optim.schedule(t, 10, optim.SHAPES["linear"], 0.0, floor=0.0) for t in (1, 5, 10)]
     assert linear == pytest.approx([0.9, 0.5, 0])
     # No room: no division by 0.
     assert optim.schedule(10, 10, warmup=1.0) == 1 and optim.schedule(1, 1) == 0.1
@@ -589,20 +411,77 @@ def test_schedule():
 
 def test_by_hand(capsys):
     """g 1, 0.5, -1 with beta1 0.9: m 0.1, 0.14, 0.026; w 1 - 0.1, - 0.1, - 0.1."""
-    optim.by_hand("signum")
-    lines = capsys.readouterr().out.splitlines()
+    optim.by_hand(optim.RULES["signum"])
+    lines = capsys.readouterr().out.partition("one row of two weights")[2].splitlines()
     column = {key: [float(line.split()[-2]) for line in lines
                     if line[:8].split()[-1:] == [key] and len(line) > 25]
               for key in "gmuw"}
     assert column == dict(g=[1, 0.5, -1], m=[0.1, 0.14, 0.026], u=[1, 1, 1], w=[1, 0.9, 0.8, 0.7])
-    for name in [*optim.rules(), "adalayer_star"]:
-        optim.by_hand(name)
+    for rule in optim.RULES.values():
+        optim.by_hand(rule)
 
 
-@pytest.mark.parametrize("rule", optim.rules().values(), ids=optim.rules())
+@pytest.mark.parametrize("rule", [rule.update for rule in (*optim.RULES.values(), FROZEN)])
 def test_a_rule_is_short_and_explains_itself(rule):
     doc = inspect.getdoc(rule)
     for word in ("Remembers", "Moves", "lr ", "Defaults", "Source", "u  ="):
         assert word in doc, word
     code = inspect.getsource(rule).split('"""')[2]
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
+
+
+def test_a_role_may_have_settings_of_its_own():
+    """lr is a multiple of the peak, all else a value; a set of roles stands for each of them."""
+    w, plain, start = weights(), weights(), weights()
+    own = {"head": dict(lr=0.5), "matrix+norm": dict(lr=2.0, beta1=0.0), "embed": dict(weight_decay=0.5)}
+    optimizer = built("adamw", w, of_role=own)
+    found = {role: (group["lr"], group["lr_peak"], group["beta1"], group["weight_decay"])
+             for role, group in groups_of(optimizer).items()}
+    assert found == dict(embed=(0.1, 0.1, 0.9, 0.5), qkv=(0.1, 0.1, 0.9, 0.0), mlp_up=(0.2, 0.2, 0.0, 0.0),
+                         norm=(0.2, 0.2, 0.0, 0.0), head=(0.05, 0.05, 0.9, 0.0))
+    run(optimizer, w, gradients(1))
+    run(built("adamw", plain), plain, gradients(1))
+    same(w["head"] - start["head"], 0.5 * (plain["head"] - start["head"]))
+    same(w["mlp_up"] - start["mlp_up"], 2 * (plain["mlp_up"] - start["mlp_up"]))    # the first step: any beta1
+    same(w["embed"] + 0.5 * start["embed"], plain["embed"])
+    assert torch.equal(w["qkv"], plain["qkv"])
+
+
+def test_a_plain_copy_of_the_settings_changes_no_bit():
+    a, b = weights(), weights()
+    run(built("adalayer_star", a, of_role={"head": dict(lr=1.0), "qkv": dict(beta2=0.95)}), a, gradients())
+    run(built("adalayer_star", b), b, gradients())
+    assert all(torch.equal(a[role], b[role]) for role in a)
+
+
+ALONE = """
+import torch, optim
+torch.manual_seed(0)
+for compile in COMPILE:
+    for name, rule in optim.RULES.items():
+        net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+        optimizer = optim.Optimizer(net.parameters(), rule, lr=3e-3 * rule.lr / 10, compile=compile)
+        x = torch.randn(256, 8)
+        y = x[:, :1] * x[:, 1:2]
+        losses = []
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = (net(x) - y).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0], (name, losses)
+        assert all(state["t"] == 20 for state in optimizer.state.values())
+        print(name, compile)
+"""
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[pytest.mark.compiled, pytest.mark.slow])])
+def test_optim_works_alone(tmp_path, compile):
+    """optim.py in an empty folder trains a model that it has never seen, with each of the nine."""
+    shutil.copy(ROOT / "optim.py", tmp_path)
+    done = subprocess.run([sys.executable, "-c", ALONE.replace("COMPILE", f"({compile},)")], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{name} {compile}" for name in optim.RULES]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix) == ["optim.py"]

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import optim
-from trainer import plan
 import train
+import zoo
 from conftest import ROOT
 from model import Decoder
+from trainer import plan, settings
+from trainer.build import decoder_shape
 
 
 @pytest.mark.parametrize("qk_norm", [True, False])
@@ -21,21 +23,23 @@ from model import Decoder
 def test_activations_are_what_autograd_keeps(precision, attention, qk_norm):
     """Counted storage by storage, without the weights; to the byte."""
     B, T, V = 2, 24, 512
-    config = train.Config(width=64, layers=3, heads=4, context=T, precision=precision, attention=attention,
-                          qk_norm=qk_norm, vocab_size=V, batch=B, steps=7, loss_chunk=16)
-    model = Decoder(**train.shape_of(config))
+    config = settings.Settings(width=64, layers=3, heads=4, context=T, precision=precision,
+                               attention=attention, qk_norm=qk_norm, vocab_size=V, batch=B, steps=7,
+                               loss_chunk=16)
+    model = Decoder(**decoder_shape(config))
     storages = {}
 
     def keep(x):
         storages[x.untyped_storage().data_ptr()] = x.untyped_storage()
         return x
+
     tokens = torch.zeros(B, T, dtype=torch.int64), torch.zeros(B, T, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), \
             torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         model(*tokens, 1e-4)
     for p in model.parameters():
         storages.pop(p.untyped_storage().data_ptr(), None)
-    e = plan.estimate(config, model, optim.make("adamw", model.roles(), lr=1.0), B, 1)
+    e = plan.estimate(config, model, zoo.make("adamw", model.roles(), lr=1.0), B, 1)
     assert sum(s.nbytes() for s in storages.values()) == e["memory"]["activations"]
 
 
@@ -54,7 +58,8 @@ def test_the_plan_of_the_papers_smallest_model(plan_of):
     text, number = plan_of(f"--config={ROOT}/configs/150m.toml", "--optimizer=adamw")
     D, L, V, T = 1024, 12, 32128, 512
     assert "151,045,120 outside embedding and head" in text
-    sizes = dict(embed=V * D, qkv=3 * D * D * L, matrix=9 * D * D * L, norm=(4 * L + 1) * D, head=V * D)
+    sizes = dict(embed=V * D, qkv=3 * D * D * L, attn_out=D * D * L, mlp_up=4 * D * D * L,
+                 mlp_down=4 * D * D * L, norm=(4 * L + 1) * D, head=V * D)
     assert {role: number(role) for role in optim.ROLES} == sizes
     assert "tokens 3,276,800,000 in 25,000 steps of 131,072: 21.7 per weight" in text
     flops = 3_276_800_000 * (6 * (216_843_264 - V * D) + 6 * L * D * T)
@@ -83,11 +88,13 @@ def test_a_plan_knows_the_optimizer_and_touches_nothing(tiny, tmp_path, plan_of)
     assert one - two == 2 * (two - four) > 0
 
 
+@pytest.mark.slow
 def test_hours_of_a_grid():
     """--print: commands that run as they stand, and the hours of all of them."""
     def sweep(*arguments):
         return subprocess.run(["bash", "sweep.sh", "grid", "configs/150m.toml", *arguments], cwd=ROOT,
                               text=True, capture_output=True, env=os.environ | dict(PYTHON=sys.executable))
+
     done = sweep("optimizer=adamw,lion", "lr=1e-3,1e-4", "--print", "--", "--seed=1")
     assert done.returncode == 0, done.stderr
     *commands, last = done.stdout.splitlines()
@@ -96,9 +103,9 @@ def test_hours_of_a_grid():
     seen = set()
     for command in commands:
         python, script, *options = command.split()
-        config = train.read_options(options)[0]
+        config = settings.read(options)[0]
         assert (python, script) == (sys.executable, "train.py") and config.resume and config.seed == 1
-        seen.add((config.optimizer, config.lr, config.run))
+        seen.add((config.optimizer, config.lr, config.name))
     assert seen == {(o, float(lr), f"150m,optimizer={o},lr={lr}") for o in ("adamw", "lion")
                     for lr in ("1e-3", "1e-4")}
     assert not (ROOT / "runs/150m,optimizer=adamw,lr=1e-3").exists()

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import config
-from trainer import machine
-from trainer import runs
 import train
+import zoo
 from conftest import ROOT
-from test_train import assert_same_run, rewound, run
+from tiny_runs import assert_same_run, rewound, run
+from trainer import machine, runs
+from trainer.errors import UserError
 
 
 def error_line(capsys):
@@ -30,10 +30,11 @@ def error_line(capsys):
 # ---------------------------------------------------------------------------------------------------------
 # Files
 
+@pytest.mark.slow
 @pytest.mark.parametrize("owner, function, room, name", [
     (runs, "save_checkpoint", 50_000, "step-00000005.pt"), (runs.Run, "status", 5, "status.json"),
-    (train.study, "draw_run", 1000, "loss.png"), (runs.Run, "log", 20, "metrics.jsonl"),
-    (train, "write_json", 20, "config.json")])
+    (train, "draw_run", 1000, "loss.png"), (runs.Run, "log", 20, "metrics.jsonl"),
+    (runs.Run, "write_config", 20, "config.json")])
 def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, capsys, monkeypatch, owner, function,
                                                    room, name):
     """From some call on, no file may grow beyond some bytes."""
@@ -44,6 +45,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, capsys, monke
     def limited(*arguments, **named):
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
         return real(*arguments, **named)
+
     capsys.readouterr()
     try:
         with monkeypatch.context() as patch:
@@ -68,6 +70,7 @@ def test_the_order_survives_a_power_cut(tmp_path, monkeypatch):
     def spy(owner, name):
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *arguments: (calls.append(name), real(*arguments))[1])
+
     for owner, name in ((os, "fsync"), (os, "replace"), (runs.tqdm, "write"), (Path, "unlink")):
         spy(owner, name)
     folder = runs.Run(tmp_path, "a")
@@ -96,11 +99,12 @@ def test_a_pickle_that_does_something_is_refused(tmp_path):
     bomb = b"cbuiltins\nexec\n(S'open(\"" + str(tmp_path / "canary").encode() + b"\", \"w\")'\ntR."
     sha256 = runs.hashlib.sha256(bomb).hexdigest().encode()
     (tmp_path / "x.pt").write_bytes(bomb + b"\nsha256 " + sha256 + b"\n")
-    with pytest.raises(config.UserError, match="no checkpoint of this program"):
+    with pytest.raises(UserError, match="no checkpoint of this program"):
         runs.load_checkpoint(tmp_path / "x.pt")
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.slow
 def test_metrics_hold_each_measurement_once(tiny, tmp_path):
     """After a kill between a validation and the next checkpoint, and with a last line torn in two."""
     assert run(tiny, tmp_path, "a", "--keep=9") == 0
@@ -115,6 +119,7 @@ def test_metrics_hold_each_measurement_once(tiny, tmp_path):
 # ---------------------------------------------------------------------------------------------------------
 # Signals and divergence
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["step", "validation", "save", "final"])
 def test_a_signal_at_any_moment_is_exact(tiny, tmp_path, capsys, monkeypatch, moment):
     """Also in a validation, which the resumed run does again, and twice at once."""
@@ -136,11 +141,12 @@ def test_a_signal_at_any_moment_is_exact(tiny, tmp_path, capsys, monkeypatch, mo
             signals()
         save(self, step, *rest)
 
-    def evaluated(*arguments):
+    def evaluated(*arguments, **named):
         calls.append(1)
         if moment == "validation" and len(calls) == 2 or moment == "final" and len(calls) == 3:
             signals()
-        return evaluate(*arguments)
+        return evaluate(*arguments, **named)
+
     with monkeypatch.context() as patch:
         patch.setattr(runs.Run, "log", logged)
         patch.setattr(runs.Run, "save", saved)
@@ -156,13 +162,13 @@ def test_a_signal_at_any_moment_is_exact(tiny, tmp_path, capsys, monkeypatch, mo
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_first_step_leaves_at_once(tiny, tmp_path, capsys, monkeypatch):
     """It may compile for a minute, and a Ctrl-C reaches the compiler, too."""
     assert run(tiny, tmp_path, "a", "--keep=9") == 0
     rewound(tmp_path / "a", tmp_path / "b", 5)
     with monkeypatch.context() as patch:
-        patch.setattr(train.optim.Optimizer, "step",
-                      lambda self, sampled: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(zoo.Optimizer, "step", lambda self: os.kill(os.getpid(), signal.SIGTERM))
         capsys.readouterr()
         assert run(tiny, tmp_path, "b", "--keep=9", "--resume") == 75
     assert "interrupted" in error_line(capsys)
@@ -192,6 +198,7 @@ def test_a_refused_run_leaves_nothing(tiny, tmp_path, capsys):
         assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_refused_resume_changes_nothing(tiny, tmp_path, capsys):
     """The checkpoint itself remembers the settings, if config.json is lost; "auto" is what was chosen."""
     assert run(tiny, tmp_path, "a", "--keep=9") == 0
@@ -217,7 +224,8 @@ def test_a_refused_resume_changes_nothing(tiny, tmp_path, capsys):
 LOST = """
 import os, sys, time
 sys.path[:0] = sys.argv[1:3]
-from trainer import data, runs, train
+import train
+from trainer import data, runs
 rank, how, reads = int(os.environ["RANK"]), sys.argv[3], []
 read, save = data.Tokens.__getitem__, runs.save_checkpoint
 def broken(self, windows):
@@ -237,14 +245,15 @@ sys.exit(train.main(sys.argv[4:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how, words", [("killed", "no answer from rank 1"), ("full", "rank 0: "),
                                         ("raises", "rank 1: ValueError: boom")])
 def test_a_lost_rank_ends_all_with_its_cause(tiny, tmp_path, how, words):
     (tmp_path / "lost.py").write_text(LOST)
-    options = [f"--config={tiny}", f"--runs={tmp_path}", "--run=a", "--compile=false", "--threads=1",
+    options = [f"--config={tiny}", f"--runs={tmp_path}", "--name=a", "--compile=false", "--threads=1",
                "--micro_batch=4", "--save_every=5", "--eval_every=0", "--steps=1000", "--device=cpu"]
     begun = time.monotonic()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "--"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     done = subprocess.run([*torchrun, tmp_path / "lost.py", ROOT, ROOT / "tests", how, *options], text=True,
                           timeout=120, capture_output=True)
     lines = [line for line in done.stderr.splitlines() if "train.py: error: " in line]
@@ -255,11 +264,12 @@ def test_a_lost_rank_ends_all_with_its_cause(tiny, tmp_path, how, words):
     assert json.loads((tmp_path / "a/status.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank, text", [({}, "said and late"), ({"RANK": "0"}, "said")])
 def test_leaving(rank, text):
     """A rank has said all and leaves without the interpreter's own way out, in which Gloo's threads abort."""
-    code = ("import atexit, machine; atexit.register(print, ' and late', end=''); print('said', end='');"
-            "machine.leave(3)")
+    code = ("import atexit; from trainer import machine; atexit.register(print, ' and late', end='');"
+            "print('said', end=''); machine.leave(3)")
     environment = {key: value for key, value in os.environ.items() if key != "RANK"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                           env=environment | rank)
@@ -271,5 +281,5 @@ def test_reasons():
     assert machine.reason(PermissionError(13, "Permission denied", "/x")).code == 4
     assert str(machine.reason(PermissionError(13, "Permission denied", "/x"))) == "/x: Permission denied"
     assert machine.reason(MemoryError()).code == 4 and machine.reason(KeyError("x")).code == 1
-    error = config.UserError("x", 3)
+    error = UserError("x", 3)
     assert machine.reason(error) is error

@@ -11,7 +11,7 @@ import pytest
 
 from study import __main__ as command
 from study import claims, evidence, tables, thresholds
-from test_train import run
+from tiny_runs import run
 from trainer import settings
 
 PLAIN, LARGER, LONGER = "study qk_norm=false z_loss=0", "study width=128 heads=4", "study steps=4000"

@@ -1,70 +1,28 @@
 """The training script as a user meets it: through its command line and the files that it leaves."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from trainer import data
 import optim
-from trainer import runs
+import prepare_c4
 import sample
 import train
+import zoo
 from conftest import ROOT, documents
 from model import Decoder
-
-VARIANTS = {name: [f"--optimizer={name}"] for name in optim.names()} | {
-    "hybrid": ["--optimizer=adalayer_star", "--adaptive=head+norm", "--rest=sgd_ema", "--rest_lr=1"],
-    "hybrid_adasgd": ["--optimizer=adalayer_star", "--adaptive=head+norm", "--rest=adasgd", "--rest_lr=1e-2"],
-    "frozen": ["--optimizer=adalayer_star", "--freeze_steps=3", "--updating=head+norm"],
-    "untrained": ["--optimizer=adalayer", "--untrained=norm", "--rows=head+embed", "--weight_decay=0.1"],
-}
-ZOO = {name: [f"--optimizer={name}", "--weight_decay=0.01"] for name in optim.zoo()}
-for name in ("apollo", "apollo_mini", "soap", "sophia"):
-    ZOO[name] += ["--refresh_steps=2"]    # on either side of a resume
-ZOO |= {name: ["--optimizer=muon", f"--modify={name}", "--weight_decay=0.01"] for name in optim.modifiers()}
-ZOO["adagc"] += ["--adagc_warmup_steps=3"]
-
-
-def run(tiny, runs_folder, name, *more, compile=False):
-    """Exit code of a run of the tiny model. A later option takes the place of an earlier one."""
-    usual = [f"--config={tiny}", f"--runs={runs_folder}", f"--run={name}",
-             f"--compile={str(compile).lower()}", "--sample_tokens=0",
-             "--threads=1"]    # tiny products: a second thread only waits
-    return train.main(list({option.split("=")[0]: option for option in [*usual, *more]}.values()))
-
-
-def final(folder):
-    """(weights, optimizer state, metrics without times) of a finished run."""
-    checkpoint = runs.load_checkpoint(sorted(folder.glob("step-*.pt"))[-1])
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rows = [{k: v for k, v in row.items() if k not in ("tokens_per_second", "config")} for row in rows]
-    return checkpoint["model"], checkpoint["optimizer"]["state"], rows
-
-
-def assert_same_run(a, b):
-    (weights, state, rows), (weights2, state2, rows2) = final(a), final(b)
-    assert weights.keys() == weights2.keys() and all(torch.equal(weights[k], weights2[k]) for k in weights)
-    assert state.keys() == state2.keys()
-    for i in state:
-        assert state[i].keys() == state2[i].keys()
-        for key, value in state[i].items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(state2[i][key])), (i, key)
-    assert rows == rows2
-
-
-def rewound(folder, to, step):
-    """A copy of a run's folder as a kill just after the checkpoint of `step` would have left it."""
-    shutil.copytree(folder, to)
-    for path in to.glob("step-*.pt"):
-        if int(path.stem[5:]) > step:
-            path.unlink()
-    runs.write_json(to / "status.json", dict(status="running", step=0, steps=12))
-    return to
+from tiny_runs import VARIANTS, ZOO, assert_same_run, final, rewound, run
+from trainer import data, runs
+from trainer.errors import UserError
+from trainer.machine import Machine, compiler_works
+from trainer.settings import FOREIGN_NAMES, FOREIGN_OPTIMIZERS, Settings, defaults, read, split_batch
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -73,7 +31,7 @@ def rewound(folder, to, step):
 def test_a_run(tiny, tmp_path, capsys):
     assert run(tiny, tmp_path, "a", "--optimizer=signum", "--sample_tokens=8", "--threads=0") == 0
     out = capsys.readouterr().out
-    for field in train.Config.__dataclass_fields__:    # every value in force is shown
+    for field in Settings.__dataclass_fields__:    # every value in force is shown
         assert f" {field}=" in out
     assert " beta1=0.9" in out and "signum, lr 0.001" in out and f"everything is in {tmp_path / 'a'}" in out
     assert "--- 8 tokens from the model" in out and "no loss is promised for these settings" in out
@@ -130,7 +88,7 @@ def test_looking_changes_nothing(tiny, tmp_path):
 def test_log_blocks(tiny, tmp_path):
     assert run(tiny, tmp_path, "a", "--optimizer=adalayer_star", "--log_blocks", "--weight_decay=0.1") == 0
     row = json.loads((tmp_path / "a/metrics.jsonl").read_text().splitlines()[3])
-    assert set(row["effective_lr"]) == set(row["largest_u"]) == set(optim.ROLES)
+    assert set(row["effective_lr"]) == set(row["largest_u"]) == set(zoo.ROLE_SETS)
     assert all(len(q) == 7 and q == sorted(q) for q in row["effective_lr"].values())
     model = Decoder(width=16, layers=2, heads=2, context=16, vocab_size=300)
     assert set(row["blocks"]) == {name for name, _ in model.named_parameters()}
@@ -177,13 +135,13 @@ def test_the_promised_loss(tiny, tmp_path, capsys):
 def test_default_data_is_prepared_and_only_that(tiny, tmp_path, monkeypatch, capsys):
     """Missing data of the default folder is made; any other missing data is one line with the command."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train.prepare_c4, "sotu", documents)
+    monkeypatch.setattr(prepare_c4, "sotu", documents)
     config = tmp_path / "own.toml"
     config.write_text(tiny.read_text().replace(f'data = "{tiny.parent / "data"}"',
-                                               f'data = "{train.Config.data}"\nprepare = "--vocab=300"'))
+                                               f'data = "{Settings.data}"\nprepare = "--vocab=300"'))
     assert run(config, "runs", "a") == 0
     out = capsys.readouterr().out
-    assert f"{train.Config.data} is not there yet, so first: python prepare_c4.py --vocab=300" in out
+    assert f"{Settings.data} is not there yet, so first: python prepare_c4.py --vocab=300" in out
     assert run(config, "runs", "b") == 0
     assert "prepare_c4.py" not in capsys.readouterr().out
     assert run(config, "runs", "c", "--data=data/other") == 2
@@ -210,10 +168,10 @@ def test_resume_is_exact_in_a_new_process_and_compiled(tiny, tmp_path):
     def shell(*more):
         return subprocess.run([sys.executable, "train.py", f"--runs={tmp_path}", *more], cwd=ROOT, text=True,
                               capture_output=True)
-    first = shell(f"--config={tiny}", "--run=a", "--optimizer=adamw", "--keep=9", "--threads=1")
+    first = shell(f"--config={tiny}", "--name=a", "--optimizer=adamw", "--keep=9", "--threads=1")
     assert first.returncode == 0
     rewound(tmp_path / "a", tmp_path / "b", 10)
-    assert shell("--run=b", "--resume").returncode == 0
+    assert shell("--name=b", "--resume").returncode == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
@@ -238,8 +196,8 @@ def test_resume_at_every_step_and_after_the_end(tiny, tmp_path, capsys):
 def test_resume_refuses_what_changed(tiny, tmp_path, capsys, monkeypatch, change, words):
     assert run(tiny, tmp_path, "a") == 0
     rewound(tmp_path / "a", tmp_path / "b", 10)
-    monkeypatch.setattr(train.prepare_c4, "sotu", lambda: documents(seed=1))
-    assert train.prepare_c4.main(["--vocab=300", f"--out={tmp_path / 'other'}"]) == 0
+    monkeypatch.setattr(prepare_c4, "sotu", lambda: documents(seed=1))
+    assert prepare_c4.main(["--vocab=300", f"--out={tmp_path / 'other'}"]) == 0
     capsys.readouterr()
     assert run(tiny, tmp_path, "b", "--resume", change.format(other=tmp_path / "other")) == 2
     err = capsys.readouterr().err
@@ -355,10 +313,10 @@ def test_two_ranks_are_one_process_with_two_micro_batches(tiny, tmp_path):
     (8, 3, 1, "--micro_batch=3: must divide the 8 sequences of a rank; try 2 or 4"), (8, 9, 1, "try 8")])
 def test_split_batch(batch, micro, world, expected):
     if isinstance(expected, tuple):
-        assert train.split_batch(batch, micro, world, 128) == expected
+        assert split_batch(batch, micro, world, 128) == expected
     else:
-        with pytest.raises(train.UserError, match=expected):
-            train.split_batch(batch, micro, world, 128)
+        with pytest.raises(UserError, match=expected):
+            split_batch(batch, micro, world, 128)
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny, tmp_path):
@@ -385,8 +343,8 @@ BAD = [(["--optimzer=adamw"], "--optimzer: no such option; did you mean optimize
        (["--steps=" + "9" * 400], "--steps="), (["--steps=5", "--steps=6"], "--steps: given 2 times"),
        (["--qk_norm=yes"], "--qk_norm='yes': must be true or false"),
        (["--precision=fp16"], "--precision='fp16'"),
-       (["--beta1=1.0"], "beta1=1.0: must be in [0, 1)"), (["--beta1=x"], "--beta1='x': must be a number"),
-       (["--rows=head"], "rows='head': adamw"),
+       (["--beta1=1.0"], "beta1=1.0: must be of type float and in [0, 1)"), (["--beta1=x"], "--beta1='x': must be a number"),
+       (["--rows=head"], "rows: adamw, the rule of head, has no blocks"),
        (["--untrained=feet"], "untrained='feet': must be one or more of"),
        (["--adaptive=head"], "adaptive, rest and rest_lr"),
        (["--heads=3"], "--heads=3"), (["--heads=16"], "--heads=16"),
@@ -394,8 +352,8 @@ BAD = [(["--optimzer=adamw"], "--optimzer: no such option; did you mean optimize
        (["--context=99999"], "context"), (["--micro_batch=3"], "try 2 or 4"),
        (["stray"], "'stray': options are --key=value"), (["--resume", "--overwrite"], "--resume"),
        (["--config=nowhere.toml"], "nowhere.toml"), (["--data=\x1b[31m"], "cannot be printed"),
-       (["--run=../x"], "--run='../x'"), (["--run=a/b"], "--run="), (["--run=-x"], "--run="),
-       (["--keep=1"], "at least 2"), (["--run=" + "x" * 300], "--run="), (["--run=.hidden"], "--run=")]
+       (["--name=../x"], "--name='../x'"), (["--name=a/b"], "--name="), (["--name=-x"], "--name="),
+       (["--keep=1"], "at least 2"), (["--name=" + "x" * 300], "--name="), (["--name=.hidden"], "--name=")]
 
 
 @pytest.mark.parametrize("arguments, words", BAD)
@@ -414,7 +372,10 @@ def test_bad_options_are_one_line(tiny, tmp_path, capsys, arguments, words):
     ("[model]\nsteps = 5", "steps: no such key in [model]; it belongs into [train]"),
     ("[trian]", "did you mean train?"), ("[train]\nsteps = '5'", "steps='5': must be of type int"),
     ("[train]\nqk_norm = true", "it belongs into [model]"),
-    ("[train]\nrun = 'x'", "run: no such key in [train]; it is for the command line"),
+    ("[train]\nname = 'x'", "name: no such key in [train]; it is for the command line"),
+    ("[train]\nbatch_size = 4", "batch_size: no such key in [train]; write --batch"),
+    ("[train]\nlr_of = 'hed:1'", "lr_of='hed:1': give role:value"),
+    ("[hyper.adamw]\nbeta1_of = 3", "beta1_of"),
     ("[lr]\nadam = 1", "adam = 1"), ("[lr]\nadamw = 'x'", "adamw = 'x'"),
     ("[hyper.adamw]\nbeta3 = 1", "beta3"), ("[train]\nlr = nan", "lr=nan"),
     ("[train", "is not TOML"), ("[train]\nsteps = 1\nsteps = 2", "is not TOML"), ("\x00", "is not TOML"),
@@ -427,21 +388,26 @@ def test_bad_files_are_one_line(tmp_path, capsys, content, words):
     assert words in err and err.count("\n") == 1 and not (tmp_path / "runs").exists()
 
 
+def numbers(hyper):
+    """The hyperparameters without NAME_of, their values by role."""
+    return {name: value for name, value in hyper.items() if not name.endswith("_of")}
+
+
 def test_values_come_from_the_command_line_then_the_file_then_the_default(tmp_path):
     (tmp_path / "own.toml").write_text("[train]\nsteps = 7\nclip = 2\noptimizer = 'lion'\n"
                                        "[lr]\nadamw = 1e-2\nlion = 1e-4\n"
                                        "[hyper.lion]\nbeta2 = 0.99\n[hyper.adamw]\nbeta2 = 0.9\n"
                                        "[rest_lr]\nsgd_ema = 3\n")
     file = f"--config={tmp_path / 'own.toml'}"
-    config, hyper, _ = train.read_options([file, "--steps", "9", "--qk_norm", "false"])
+    config, hyper, _ = read([file, "--steps", "9", "--qk_norm", "false"])
     assert (config.steps, config.clip, config.qk_norm, config.optimizer, config.lr) == \
         (9, 2.0, False, "lion", 1e-4)
-    assert hyper == dict(beta1=0.9, beta2=0.99)
-    config, hyper, _ = train.read_options([file, "--optimizer=signum"])    # not tuned: a tenth of AdamW's
-    assert config.lr == pytest.approx(1e-3) and hyper == dict(beta1=0.9)
-    config, hyper, _ = train.read_options([file, "--adaptive=head", "--rest=sgd_ema", "--rest_beta1=0.5",
+    assert numbers(hyper) == dict(beta1=0.9, beta2=0.99)
+    config, hyper, _ = read([file, "--optimizer=signum"])    # not tuned: a tenth of AdamW's
+    assert config.lr == pytest.approx(1e-3) and numbers(hyper) == dict(beta1=0.9)
+    config, hyper, _ = read([file, "--adaptive=head", "--rest=sgd_ema", "--rest_beta1=0.5",
                                            "--beta2=0.5"])
-    assert config.rest_lr == 3.0 and hyper == dict(beta1=0.9, beta2=0.5, rest_beta1=0.5)
+    assert config.rest_lr == 3.0 and numbers(hyper) == dict(beta1=0.9, beta2=0.5, rest_beta1=0.5)
 
 
 def test_help_explains_every_option(capsys):
@@ -449,7 +415,7 @@ def test_help_explains_every_option(capsys):
         train.main(["--help", "--optimizer=lion"])
     text = capsys.readouterr().out
     assert left.value.code == 0 and "--beta2" in text
-    for name, field in train.Config.__dataclass_fields__.items():
+    for name, field in Settings.__dataclass_fields__.items():
         assert f"--{name} " in text and len(field.metadata["help"]) > 5
 
 
@@ -485,14 +451,102 @@ def test_without_a_compiler_one_line_and_eager(tiny, tmp_path, capsys, monkeypat
     assert "compile=false" in out
 
 
+def test_wrong_compiled_code_is_noticed_and_avoided(tiny, tmp_path, capsys, monkeypatch):
+    """Code that gives wrong numbers is compiled again without vectors of straight code; if that does not help, the run
+    is eager."""
+    import torch._inductor.config as inductor
+    for march, words in (("native -fno-tree-slp-vectorize", "note: this compiler's vectors of straight code are wrong"),
+                         ("never", "note: no working compiler, so all runs eagerly and slower (compiled code gives")):
+        def broken_compiler(function, march=march, **options):
+            return lambda *arguments: function(*arguments) * (1 if inductor.cpp.march == march else float("nan"))
+        with monkeypatch.context() as patch, inductor.patch({"cpp.march": None, "cpp.vec_isa_ok": None}):
+            patch.setattr(torch, "compile", broken_compiler)
+            assert compiler_works("bf16") == (march != "never")
+            assert words in capsys.readouterr().out and (march == "never" or inductor.cpp.march == march)
+
+
+def test_a_foreign_name_is_answered_with_ours():
+    """Every name of another trainer gets one line that names an option of ours, or says that there is none."""
+    for name, advice in FOREIGN_NAMES.items():
+        with pytest.raises(UserError, match=f"--{name}: no such option; ") as caught:
+            read([f"--{name}=1"])
+        ours = set(re.findall(r"--([a-z_0-9]+)", advice))
+        assert ours <= {*Settings.__dataclass_fields__, "beta1", "beta2"} and (ours or "leave it out" in advice or
+                                                                               "always falls" in advice), name
+        assert name not in Settings.__dataclass_fields__ and "\n" not in str(caught.value)
+    for name, ours in FOREIGN_OPTIMIZERS.items():
+        with pytest.raises(UserError, match=f"did you mean {ours}"):
+            read([f"--optimizer={name.upper()}"])
+
+
+def test_the_command_line_may_be_written_in_several_ways(tmp_path):
+    (tmp_path / "own.toml").write_text("[train]\nsteps = 7\n")
+    file = str(tmp_path / "own.toml")
+    usual = read([f"--config={file}", "--weight_decay=0.1", "--lr=1e-3", "--compile=false"])
+    for words in ([file, "--weight-decay=0.1", "--lr", "1e-3", "--compile", "false"],
+                  [file, "--weight_decay", "0.1", "--lr=1e-3", "--compile=false"]):
+        assert read(words) == usual
+    with pytest.raises(UserError, match="--config: given 2 times"):
+        read([file, f"--config={file}"])
+    with pytest.raises(UserError, match="--config='nowhere'"):
+        read(["nowhere"])
+
+
+def test_torchrun_takes_none_of_our_options_for_its_own():
+    """torchrun reads an abbreviation of one of its options as that option, wherever it stands."""
+    from torch.distributed.run import get_args_parser
+    theirs = get_args_parser()
+    for name in Settings.__dataclass_fields__:
+        assert not theirs._get_option_tuples(f"--{name}"), name
+
+
+def test_defaults_are_what_a_run_with_nothing_typed_has(tmp_path):
+    config = ROOT / "configs/nano.toml"
+    for name in ("signum", "muon", "adalayer_star"):
+        settings, hyper, _ = read([f"--config={config}", f"--optimizer={name}"])
+        assert defaults(config, name) == asdict(settings) | hyper
+    assert defaults(config, "adalayer", rest="sgd_ema", adaptive="head")["rest_lr"] == 10.0
+    with pytest.raises(FrozenInstanceError):
+        settings.lr = 1.0
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--lr_of=head"], "--lr_of='head': give role:value,role:value; the roles are embed, qkv"),
+    (["--lr_of=head:x"], "--lr_of='x': must be a number"), (["--lr_of=head:-1"], "--lr_of: head=-1.0: must be at least"),
+    (["--lr_of=matrix:1,mlp_up:2"], "names mlp_up twice"),
+    (["--beta2_of=head:0.5", "--optimizer=signum"], "--beta2_of: no such option"),
+    (["--beta1_of=head:1.5"], "beta1=1.5: must be of type float and in [0, 1)"),
+    (["--lr_of=head:2", "--optimizer=adasgd"], "lr_of: adasgd has one second moment"),
+    (["--lr_of=head:2", "--untrained=head"], "lr_of: head is untrained")])
+def test_bad_settings_by_role(tiny, tmp_path, capsys, arguments, words):
+    test_bad_options_are_one_line(tiny, tmp_path, capsys, arguments, words)
+
+
+def test_settings_by_role_are_shown_and_kept(tiny, tmp_path, capsys):
+    """At the start, in config.json, in the plan; and a resume refuses others."""
+    own = ["--lr_of=head:0.5+embed:2", "--beta1_of=matrix:0.8", "--weight_decay_of=norm:0", "--weight_decay=0.1"]
+    assert run(tiny, tmp_path, "a", *own) == 0
+    out = capsys.readouterr().out
+    for line in ("adamw, lr 0.005: head;", "adamw, lr 0.02: embed;", "weight_decay 0: norm;",
+                 "adamw, lr 0.01, beta1 0.8: attn_out, mlp_down, mlp_up;"):
+        assert line in out, line
+    config = json.loads((tmp_path / "a/config.json").read_text())
+    assert (config["lr_of"], config["beta1_of"]) == ("head:0.5+embed:2", "matrix:0.8")
+    assert train.main([str(tiny), "--plan", *own]) == 0
+    assert "adamw, lr 0.005: head;" in capsys.readouterr().out
+    rewound(tmp_path / "a", tmp_path / "b", 5)
+    assert run(tiny, tmp_path, "b", "--resume", "--beta1_of=matrix:0.7") == 2
+    assert "--beta1_of=matrix:0.7: this run was started with matrix:0.8" in capsys.readouterr().err
+
+
 def test_threads(tiny, tmp_path, monkeypatch, capsys):
     """All cores shared by the ranks of this machine, whatever OMP_NUM_THREADS says; --threads wins."""
     cores = len(os.sched_getaffinity(0))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert train.Machine(train.Config(device="cpu")).threads == torch.get_num_threads() == cores
+    assert Machine(Settings(device="cpu")).threads == torch.get_num_threads() == cores
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * cores))
-    assert train.Machine(train.Config(device="cpu")).threads == 1
-    assert train.Machine(train.Config(device="cpu", threads=3)).threads == torch.get_num_threads() == 3
+    assert Machine(Settings(device="cpu")).threads == 1
+    assert Machine(Settings(device="cpu", threads=3)).threads == torch.get_num_threads() == 3
 
 
 def test_a_device_that_is_not_there(tiny, tmp_path, capsys):
@@ -508,14 +562,14 @@ def test_a_device_that_is_not_there(tiny, tmp_path, capsys):
 def test_sample(tiny, tmp_path, capsys):
     assert run(tiny, tmp_path, "a") == 0
     capsys.readouterr()
-    usual = [f"--runs={tmp_path}", "--run=a", "--tokens=12", "--prompt=the"]
+    usual = [f"--runs={tmp_path}", "--name=a", "--tokens=12", "--prompt=the"]
     texts = []
     for more in (["--temperature=0"], ["--temperature=0", "--seed=5"], ["--temperature=1"],
                  ["--temperature=1", "--seed=5"], ["--top_k=1"]):
         assert sample.main([*usual, *more]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] == texts[4] != texts[2] != texts[3] and texts[0].startswith("the")
-    assert sample.main(["--run=nothing", f"--runs={tmp_path}"]) == 2
+    assert sample.main(["--name=nothing", f"--runs={tmp_path}"]) == 2
     assert sample.main([]) == 2
 
 

@@ -1,4 +1,4 @@
-"""torchrun starts this file with two ranks. It trains every variant of test_train.py with one micro-batch on
+"""torchrun starts this file with two ranks. It trains every variant of tiny_runs.py with one micro-batch on
 each rank, then AdamW with two micro-batches on each rank: once with gradients that are views into DDP's
 buckets, and once with gradients that are copies."""
 import sys
@@ -11,19 +11,19 @@ import torch    # noqa: E402
 import torch.distributed as dist    # noqa: E402
 
 from trainer import machine    # noqa: E402
-import test_train    # noqa: E402
+import tiny_runs    # noqa: E402
 
 config, folder = sys.argv[1:]
 dist.init_process_group("gloo")    # one group for all runs: torchrun's store cannot make a second
 dist.init_process_group = dist.destroy_process_group = lambda *arguments, **options: None
-for name, more in (test_train.VARIANTS | test_train.ZOO).items():
-    code = test_train.run(config, folder, f"two-{name}", *more)
+for name, more in (tiny_runs.VARIANTS | tiny_runs.ZOO).items():
+    code = tiny_runs.run(config, folder, f"two-{name}", *more)
     if code:
         sys.exit(f"{name}: exit code {code}")
 ddp = torch.nn.parallel.DistributedDataParallel
 for name, class_ in dict(views=ddp, copies=lambda model, **more: ddp(model, broadcast_buffers=False)).items():
     torch.nn.parallel.DistributedDataParallel = class_
-    code = test_train.run(config, folder, f"two-{name}", "--optimizer=adamw", "--micro_batch=2")
+    code = tiny_runs.run(config, folder, f"two-{name}", "--optimizer=adamw", "--micro_batch=2")
     if code:
         sys.exit(f"{name}: exit code {code}")
 dist.barrier()    # a rank that leaves while the other still talks to it takes that one down

@@ -1,5 +1,6 @@
 """
-What a run prints before its first step: every value in force, what it means, and how long the compiler takes.
+Prints what a run says before its first step: all settings, their meaning on this machine, the optimizer's
+groups, and how long compilation takes.
 """
 from dataclasses import fields
 from pathlib import Path
@@ -29,12 +30,11 @@ def print_settings(settings: Settings, hyper: dict) -> None:
 
 
 def print_run(training, why_precision: str, why_attention: str) -> None:
-    """Prints what the settings mean for this machine.
+    """Prints what the settings mean on this machine.
 
     Args:
         training: the Training of train.py.
-        why_precision, why_attention: the reasons of what the machine chose.
-    """
+        why_precision, why_attention: the reasons for the machine's choices."""
     settings, machine, sizes = training.config, training.machine, training.sizes()
     epochs = training.steps * settings.batch / len(training.train_set)
     print(f"\ndevice     {machine.device}; {settings.precision}: {why_precision}\n"
@@ -47,22 +47,26 @@ def print_run(training, why_precision: str, why_attention: str) -> None:
 
 
 def print_optimizer(settings: Settings, hyper: dict, tables: dict, optimizer) -> None:
-    """Prints a line for each group of the optimizer: its rule, lr and roles, and what these roles have of their
-    own."""
+    """Prints a line for each group of the optimizer. It shows the rule, the lr, the settings that only these
+    roles have, the roles, and the bytes of state."""
     by_role = settings_of_roles(settings, hyper)
     note = "" if is_tuned(settings, tables) else " (not tuned at this size)"
     for group in optimizer.param_groups:
         roles = sorted(set(group["roles"]))
         own = sorted({name for role in roles for name in by_role.get(role, {})} - {"lr"})
         settings_of_group = "".join(f", {name} {group[name]:g}" for name in own)
-        print(f"optimizer  {group['rule'].replace('+', ' + ')}, lr {group['lr_peak']:g}{settings_of_group}{note}: "
-              f"{', '.join(roles)}; {state_bytes(optimizer, group):,} bytes of state")
+        print(f"optimizer  {group['rule'].replace('+', ' + ')}, lr {group['lr_peak']:g}{settings_of_group}"
+              f"{note}: {', '.join(roles)}; {state_bytes(optimizer, group):,} bytes of state")
 
 
 def compile_notice() -> str:
-    """What to say while the first step compiles. torch keeps compiled code on the disk, so later runs start sooner."""
+    """Returns the line that a run prints while its first step compiles.
+
+    torch keeps compiled code on the disk, so later runs start sooner."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir    # here, because not every run compiles
     cache = Path(cache_dir())
     is_first = not cache.is_dir() or not any(cache.iterdir())
-    seconds = "20 to 40 seconds" if is_first else "about 5 seconds if this model ran here before, else 20 to 40"
+    seconds = "20 to 40 seconds"
+    if not is_first:
+        seconds = "about 5 seconds if this model ran here before, else 20 to 40"
     return f"compiling the first step: {seconds}; --compile=false starts at once but runs slower"

@@ -1,5 +1,5 @@
 """
-From settings to a model and its optimizer.
+Builds a model's shape and its optimizer from the settings.
 """
 import torch
 
@@ -8,22 +8,24 @@ from model import Decoder
 from trainer.errors import UserError
 from trainer.settings import Settings, settings_of_roles
 
-SHAPE = ("width", "layers", "heads", "context", "vocab_size", "padded_vocab", "qk_norm", "attention", "loss_chunk")
+SHAPE = ("width", "layers", "heads", "context", "vocab_size", "padded_vocab", "qk_norm", "attention",
+         "loss_chunk")
 CHOICES = ("rows", "adaptive", "rest", "rest_lr", "untrained", "freeze_steps", "updating", "modify")
 
 
 def decoder_shape(settings: Settings) -> dict:
-    """The settings that a Decoder takes, but for the seed."""
+    """Returns the settings that a Decoder takes, except for the seed."""
     return {name: getattr(settings, name) for name in SHAPE}
 
 
 def build_optimizer(model: Decoder, settings: Settings, hyper: dict) -> zoo.Optimizer:
-    """The optimizer of a model. Raises UserError that names the option that does not fit."""
-    chosen = {name: getattr(settings, name) for name in CHOICES if getattr(settings, name) not in ("", 0, None)}
+    """Returns the optimizer of a model. Raises UserError that names the option that does not fit."""
+    choices = {name: getattr(settings, name) for name in CHOICES}
+    chosen = {name: value for name, value in choices.items() if value not in ("", 0, None)}
     for prefix, name in (("", settings.optimizer), ("rest_", settings.rest)):
         for key in zoo.find(name).from_run if name else ():
             chosen[prefix + key] = getattr(settings, key)    # such as steps, heads, seed
-    values = {name: value for name, value in hyper.items() if type(value) is not str}    # not NAME_of
+    values = {name: value for name, value in hyper.items() if type(value) is not str}    # leaves out NAME_of
     try:
         return zoo.make(settings.optimizer, model.roles(), lr=settings.lr, weight_decay=settings.weight_decay,
                         weight_decay_kind=settings.weight_decay_kind, compile=settings.compile,
@@ -33,6 +35,6 @@ def build_optimizer(model: Decoder, settings: Settings, hyper: dict) -> zoo.Opti
 
 
 def state_bytes(optimizer: zoo.Optimizer, group: dict) -> int:
-    """Bytes of state that the parameters of a group have after their first step."""
+    """Returns the bytes of state that the parameters of a group have after their first step."""
     states = [optimizer.start(group, i, "meta") for i in range(len(group["params"]))]
     return sum(x.numel() * x.element_size() for state in states for x in state.values() if torch.is_tensor(x))

@@ -251,25 +251,31 @@ def leave(code: int) -> None:
     sys.exit(code)
 
 
+WRONG_NUMBERS = "compiled code gives wrong numbers"
+
+
 def compiler_works(precision: str = "fp32") -> bool:
     """Finds out by a try whether torch.compile works on this machine and gives the right numbers. If it does not,
     prints a note.
 
     The first try trusts the CPU's flags. By default torch compiles and runs a test program for each kind of vector
-    instruction, which takes 8 s if its cache is empty. The last try, for bf16, takes shorter vectors: on a virtual
-    machine whose CPU gcc 12 took for a cooperlake, code for 512 bits returned memory that was never written.
+    instruction, which takes 8 s if its cache is empty. The last try, for bf16, is for gcc 12 on a virtual machine
+    with AVX-512 that it takes for a cooperlake: there the vectors that gcc makes of straight code held memory that
+    was never written, and gradients were not finite.
     """
     import torch._inductor.config as inductor    # here, because it is slow and not every run compiles
 
     function, arguments = probe(precision)
-    for trusts_flags, vector_bits in ((True, None), (None, None), (None, 256)):
-        if vector_bits and precision != "bf16":
+    failure = None
+    for trusts_flags, march in ((True, None), (None, None), (None, "native -fno-tree-slp-vectorize")):
+        if march and failure != WRONG_NUMBERS:
             continue
-        inductor.cpp.vec_isa_ok, inductor.cpp.simdlen = trusts_flags, vector_bits    # None: torch's default
+        inductor.cpp.vec_isa_ok, inductor.cpp.march = trusts_flags, march    # None: torch's default
         failure = compiler_failure(function, arguments)
         if failure is None:
-            if vector_bits:
-                print("note: 512-bit bfloat16 code of this compiler is wrong, so vectors have 256 bits")
+            if march:
+                print("note: this compiler's vectors of straight code are wrong, so it makes none "
+                      "(-fno-tree-slp-vectorize)")
             return True
     print(f"note: no working compiler, so all runs eagerly and slower ({failure})")
     return False
@@ -291,12 +297,13 @@ def probe(precision: str) -> tuple:
 
 def compiler_failure(function: Callable, arguments: tuple) -> str | None:
     """Compiles and runs a function. Returns None if the result is right, or else the reason in one line."""
+    torch.compiler.reset()    # else the code of the try before would serve again
     try:
         result = torch.compile(function, fullgraph=True, dynamic=False)(*arguments)
     except Exception as error:    # it can fail in many ways: no C++ compiler, no headers, no disk space, ...
         return one_line(error, 120)
     is_right = torch.allclose(result.float(), function(*arguments).float(), rtol=2e-2, atol=2e-2)
-    return None if is_right else "compiled code gives wrong numbers"
+    return None if is_right else WRONG_NUMBERS
 
 
 def versions() -> dict[str, str | None]:

@@ -1,5 +1,5 @@
 """
-What is measured during a run, and the picture of its loss.
+Measurements during a run, and the picture of its loss.
 """
 import contextlib
 from collections.abc import Sized
@@ -16,17 +16,19 @@ from trainer.settings import FREE, Settings, defaults
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 
 
-def evaluate(model: torch.nn.Module, tokens, count: int, machine, autocast, *, micro_batch: int, z_loss: float,
-             stop: Sized = ()) -> float | None:
+def evaluate(model: torch.nn.Module, tokens, count: int, machine, autocast, *, micro_batch: int,
+             z_loss: float, stop: Sized = ()) -> float | None:
     """Returns the mean cross-entropy in nats per token over `count` windows that are spread over a split.
 
     Args:
-        model: called with token ids of shape (B, T), the targets and z_loss, as in training, so that the compiled
-            code of training serves here too.
+        model: it is called with token ids of shape (B, T), the targets and z_loss, as in training. So the
+            code that training has compiled serves here too.
         tokens: the split, a trainer.data.Tokens.
-        machine: the ranks share the windows.
-        stop: signals that have come. None is returned as soon as a signal has come to any rank.
-    """
+        count: the number of windows.
+        machine: the ranks of this trainer.machine.Machine share the windows.
+        autocast: the context in which the model computes.
+        micro_batch: windows at a time on each rank.
+        stop: the signals that have arrived. After a signal on any rank, all ranks return None."""
     windows = np.arange(count) * len(tokens) // count
     windows = windows[machine.rank::machine.world]
     total = 0.0
@@ -34,7 +36,7 @@ def evaluate(model: torch.nn.Module, tokens, count: int, machine, autocast, *, m
         if stop:
             break
         ids = torch.from_numpy(tokens[windows[i:i + micro_batch]]).to(machine.device)
-        is_whole = len(ids) == micro_batch    # another size would have to be compiled
+        is_whole = len(ids) == micro_batch    # torch would have to compile anew for another size
         eager = contextlib.nullcontext() if is_whole else torch.compiler.set_stance("force_eager")
         with autocast, eager:
             _, loss, _ = model(ids[:, :-1], ids[:, 1:], z_loss)
@@ -50,15 +52,15 @@ def look_into(optimizer: zoo.Optimizer, before: dict) -> dict:
         before: {parameter: the weights before that step}.
     Returns: a dict for metrics.jsonl.
         effective_lr: {role or set of roles: quantiles of the effective lr}.
-        largest_u: {role or set of roles: largest |u|}. A role is left out if a modifier decays each weight by itself.
-        blocks: {parameter: {update, weight, grad}}, root mean squares.
-    """
+        largest_u: {role or set of roles: largest |u|}. It leaves out a role if a modifier gives each weight
+            its own decay.
+        blocks: {parameter: {update, weight, grad}}, root mean squares."""
     effective, largest, blocks = {}, {}, {}
     for row in optim.effective_lr(optimizer):
         for label in labels_of(row["role"]):
             effective.setdefault(label, []).append(row["values"])
     for label, values in effective.items():
-        values = torch.cat(values).sort().values    # torch.quantile takes at most 16 million
+        values = torch.cat(values).sort().values    # torch.quantile accepts at most 16 million values
         effective[label] = [values[round(q * (len(values) - 1))].item() for q in QUANTILES]
     for group, i, p in optimizer.each_parameter():
         weight, old = p.detach(), before[p]
@@ -75,24 +77,26 @@ def look_into(optimizer: zoo.Optimizer, before: dict) -> dict:
 
 
 def labels_of(role: str) -> list:
-    """The role, and the sets of roles that it belongs to: ["mlp_up", "matrix"]."""
+    """Returns the role and the sets of roles that it belongs to, such as ["mlp_up", "matrix"]."""
     return [label for label, roles in zoo.ROLE_SETS.items() if role in roles]
 
 
 def first_not_finite(parameters: dict) -> str | None:
-    """The name of the first parameter whose gradient is not finite, or None."""
+    """Returns the name of the first parameter whose gradient is not finite, or None."""
     return next((name for name, p in parameters.items() if not p.grad.isfinite().all()), None)
 
 
 def checksum(model: torch.nn.Module, optimizer: zoo.Optimizer) -> int:
-    """A number that changes with any bit of weights and state, and that a float64 holds."""
+    """Returns a number that depends on every bit of weights and state. A float64 holds it exactly."""
     state = [x for entry in optimizer.state.values() for x in entry.values() if torch.is_tensor(x)]
     bytes_of_all = [x.detach().flatten().view(torch.uint8) for x in [*model.parameters(), *state]]
     return sum(int(x.sum(dtype=torch.int64)) * (i + 1) for i, x in enumerate(bytes_of_all)) % 2**53
 
 
 def promise(settings: Settings, hyper: dict, tables: dict, loss: float) -> str:
-    """What the file's table [expect] promises for these settings, beside the loss that came out."""
+    """Returns a line that compares the loss with the loss that the file's table [expect] promises.
+
+    The file promises a loss only for its own settings. If others are in force, the line names them."""
     entry = tables.get("expect", {}).get(settings.optimizer)
     usual = defaults(settings.config, settings.optimizer)
     tolerated = FREE | {"seed", "device", "precision", "attention", "loss_chunk", "compile"}
@@ -109,10 +113,10 @@ def draw_run(rows: list, file: BinaryIO, title: str) -> None:
 
     Args:
         rows: the lines of its metrics.jsonl.
-        file: where the picture is written to.
-    """
-    import matplotlib    # takes half a second, so not before the end of a run
-    matplotlib.use("Agg")    # draws into files, without a screen
+        file: the file that receives the picture.
+        title: the title of the picture."""
+    import matplotlib    # here, because it takes half a second, and only the end of a run needs it
+    matplotlib.use("Agg")    # this draws into files and needs no screen
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     styles = dict(train=dict(color="0.6", lw=1, label="training"),

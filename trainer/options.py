@@ -1,14 +1,15 @@
 """
-Options: one dataclass, filled from a TOML file and the command line. Both are data. Nothing in them is ever run.
+Reads options. A dataclass describes them, and their values come from a TOML file and the command line. Both
+are data: nothing in them is ever run as code.
 
     @dataclass(frozen=True)
     class Settings:
         config: str = option("configs/nano.toml", None, "TOML file")
         steps: int = option(500, "train", "optimizer steps", low=1)
 
-A value comes from the command line, else from the table [train] of the file, else from the default. On the command
-line --steps=300 and --steps 300 are the same, a dash equals an underscore, and the file may stand first without
---config=. Every mistake is told in one line that names the key.
+A value on the command line comes first, then the value in the table [train] of the file, then the default.
+On the command line, --steps=300 and --steps 300 are the same, and a dash in a name equals an underscore. The
+file may stand first without --config=. Every mistake leads to one line that names the option.
 """
 import argparse
 import dataclasses
@@ -23,13 +24,12 @@ def option(default, table, help, choices=None, low=None, high=None, free=False):
     """Makes a field of a dataclass of options. The field's type is bool, int, float or str.
 
     Args:
-        default: its value if nobody gives one. None means unset.
-        table: the table of the TOML file that may hold it. None: only the command line may.
-        help: what --help says.
-        choices: the values that are allowed.
-        low, high: bounds, inclusive.
-        free: whether it may differ between a run and its resume, since the result does not depend on it.
-    """
+        default: the value if nobody gives one. None means unset.
+        table: the table of the TOML file that may hold the value. None: only the command line may give it.
+        help: the text in --help.
+        choices: the allowed values.
+        low, high: the bounds, both inclusive.
+        free: whether the value may change when a run is resumed, because the result does not depend on it."""
     return dataclasses.field(default=default, metadata=dict(table=table, help=help, choices=choices, low=low,
                                                             high=high, free=free))
 
@@ -38,8 +38,8 @@ def option(default, table, help, choices=None, low=None, high=None, free=False):
 # One value
 
 def parse(key: str, text: str, kind: type):
-    """Returns the value of a command line's text as bool, int, float or str. Raises UserError."""
-    # int() and float() alone would also take "1_000", digits of other scripts, and endless ones
+    """Returns the value of a text from the command line as bool, int, float or str. Raises UserError."""
+    # int() and float() also accept "1_000", digits of other scripts, and digits without end
     plain = text.isascii() and "_" not in text and len(text) < 40
     try:
         if kind is bool:
@@ -51,8 +51,9 @@ def parse(key: str, text: str, kind: type):
 
 
 def check(key: str, value, kind: type, choices=None, low=None, high=None, **_):
-    """Returns the value as kind. An int will do for a float. Raises UserError for another type and for a value
-    out of range."""
+    """Returns the value as kind. An int is also a valid float.
+
+    Raises: UserError for a value of another type or out of range."""
     if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not kind:
@@ -85,7 +86,12 @@ def read_toml(path: str) -> dict:
 
 
 def from_tables(tables: dict, cls: type, extra_tables=(), foreign_names={}) -> dict:
-    """Returns {field: value} of a file's tables. The caller itself reads the tables named in extra_tables."""
+    """Returns {field: value} from the tables of a file. Raises UserError.
+
+    Args:
+        cls: the dataclass of options.
+        extra_tables: names of tables that the caller reads itself.
+        foreign_names: {name of an option in other programs: advice}."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     own_tables = {field.metadata["table"] for field in fields.values()} - {None}
     known_tables = own_tables | set(extra_tables)
@@ -104,7 +110,7 @@ def from_tables(tables: dict, cls: type, extra_tables=(), foreign_names={}) -> d
 
 
 def misplaced_key(key: str, table: str, fields: dict, foreign_names: dict) -> str:
-    """What to say of a key that the table of a file cannot hold."""
+    """Returns the error message for a key in a table that cannot hold this key."""
     if key in foreign_names:
         return f"{key}: no such key in [{table}]; {foreign_names[key]}"
     if key not in fields:
@@ -124,23 +130,25 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flag(group, name: str, kind: type, default, help: str, choices=None):
-    """Adds --name to an argparse group. A bool may stand alone for true. Values stay text, and all are kept, so
-    that an option that is given twice is noticed."""
+    """Adds --name to an argparse group.
+
+    A bool may stand without a value, which means true. Values stay texts, and all of them are kept, so that
+    typed_value() notices an option that is given twice."""
     shown = "" if default in (None, "") else f" [{str(default).lower() if kind is bool else default}]"
-    alone = dict(nargs="?", const="true") if kind is bool else {}
+    bare_bool = dict(nargs="?", const="true") if kind is bool else {}
     group.add_argument(f"--{name}", action="append", metavar="|".join(choices or ()) or kind.__name__,
-                       help=(help + shown).replace("%", "%%"), **alone)
+                       help=(help + shown).replace("%", "%%"), **bare_bool)
 
 
 def typed_value(key: str, kind: type, texts: list, limits: dict):
-    """The value that the command line gives to --key. Raises UserError."""
+    """Returns the value that the command line gives to --key. Raises UserError."""
     if len(texts) > 1:
         raise UserError(f"--{key}: given {len(texts)} times")
     return check(f"--{key}", parse(key, texts[0], kind), kind, **limits)
 
 
-def in_our_spelling(argv: list, has_config: bool) -> list:
-    """The command line with --config= before a file that stands first, and _ for - in the names of options."""
+def normalized(argv: list, has_config: bool) -> list:
+    """Returns the command line with --config= before a file that stands first, and with _ for - in names."""
     words = list(argv)
     if words and has_config and not words[0].startswith("-"):
         words[0] = f"--config={words[0]}"
@@ -152,12 +160,11 @@ def in_our_spelling(argv: list, has_config: bool) -> list:
 
 
 def fill_in(cls: type, typed: dict, extra_tables=(), base=None, foreign_names={}) -> tuple:
-    """Returns (an instance of cls, the tables of its file) from values that are given by name.
+    """Returns (an instance of cls, the tables of its file) from values by name. Raises UserError.
 
     Args:
-        typed: {field: value}. They come first.
-        base: {field: value} of an earlier run. They come before the file's, unless typed names a file.
-    """
+        typed: {field: value} from the command line. These values come before all others.
+        base: {field: value} of an earlier run. They come before the file's, unless `typed` names a file."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     earlier = {key: check(key, value, fields[key].type, **fields[key].metadata)
                for key, value in (base or {}).items() if key in fields and value is not None}
@@ -169,30 +176,29 @@ def fill_in(cls: type, typed: dict, extra_tables=(), base=None, foreign_names={}
     return cls(**(lowest | higher | typed)), tables
 
 
-def no_further_flags(values, tables) -> tuple:
-    """The usual `complete` of load: nothing is filled in, and there are no further flags."""
+def no_extra_flags(values, tables) -> tuple:
+    """The default `complete` of load(). It fills in nothing and adds no flags."""
     return values, {}
 
 
-def load(cls: type, argv: list, about: str = "", *, complete: Callable = no_further_flags, extra_tables=(),
+def load(cls: type, argv: list, about: str = "", *, complete: Callable = no_extra_flags, extra_tables=(),
          base: dict | None = None, foreign_names: dict = {}) -> tuple:
     """Reads the command line and the file that its --config names.
 
     Args:
         cls: the dataclass of options. If it has a field `config`, that field holds the path of the file.
         argv: the words of the command line.
-        about: what --help says first.
-        complete: a function of (instance, tables) that returns the instance with everything filled in that follows
-            from other options, and {name: default} of further flags.
-        extra_tables: names of tables of the file that the caller reads.
+        about: the text at the beginning of --help.
+        complete: a function of (instance, tables). It fills in the options that follow from others. It
+            returns the new instance and {name: default} of additional flags.
+        extra_tables: names of tables of the file that the caller reads itself.
         base: {name: value} of an earlier run, see fill_in.
         foreign_names: {name of an option in other programs: advice}.
-    Returns: (instance, {further flag: value}, tables of the file). On --help it prints the help and leaves.
-    Raises: UserError.
-    """
+    Returns: (instance, {additional flag: value}, tables of the file). On --help it prints the help and exits.
+    Raises: UserError."""
     parser = Parser(description=about, allow_abbrev=False, add_help=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-h", "--help", action="store_true", help="show this and leave")
+    parser.add_argument("-h", "--help", action="store_true", help="show this help and exit")
     fields, groups = {field.name: field for field in dataclasses.fields(cls)}, {}
     for name, field in fields.items():
         table = field.metadata["table"]
@@ -200,19 +206,19 @@ def load(cls: type, argv: list, about: str = "", *, complete: Callable = no_furt
             groups[table] = parser.add_argument_group(f"[{table}]" if table else "this run")
         add_flag(groups[table], name, field.type, field.default, field.metadata["help"],
                  field.metadata["choices"])
-    if stray := [text for text in argv if text == "--" or text.endswith("=--")]:    # argparse drops these
+    if stray := [text for text in argv if text == "--" or text.endswith("=--")]:    # argparse drops them
         raise UserError(f"{stray[0]}: options are --key=value")
-    given, left = parser.parse_known_args(in_our_spelling(argv, "config" in fields))
+    given, left = parser.parse_known_args(normalized(argv, "config" in fields))
     typed = {name: typed_value(name, field.type, getattr(given, name), field.metadata)
              for name, field in fields.items() if getattr(given, name) is not None}
     values, tables = fill_in(cls, typed, extra_tables, base, foreign_names)
-    values, further = complete(values, tables)
+    values, extra = complete(values, tables)
     if base and "config" not in typed:
-        further = {name: base.get(name, default) for name, default in further.items()}
+        extra = {name: base.get(name, default) for name, default in extra.items()}
 
     second = Parser(allow_abbrev=False, add_help=False)
-    group = parser.add_argument_group("hyperparameters of the chosen optimizer") if further else None
-    for name, default in further.items():
+    group = parser.add_argument_group("hyperparameters of the chosen optimizer") if extra else None
+    for name, default in extra.items():
         add_flag(second, name, type(default), None, "")
         add_flag(group, name, type(default), default, "")
     if given.help:
@@ -220,19 +226,19 @@ def load(cls: type, argv: list, about: str = "", *, complete: Callable = no_furt
         raise SystemExit(0)
     given, left = second.parse_known_args(left)
     if left:
-        raise UserError(unknown_option(left[0], [*fields, *further], further, foreign_names))
-    for name, default in further.items():
+        raise UserError(unknown_option(left[0], [*fields, *extra], extra, foreign_names))
+    for name, default in extra.items():
         if getattr(given, name) is not None:
-            further = further | {name: typed_value(name, type(default), getattr(given, name), {})}
-    return values, further, tables
+            extra = extra | {name: typed_value(name, type(default), getattr(given, name), {})}
+    return values, extra, tables
 
 
-def unknown_option(word: str, known: list, further: dict, foreign_names: dict) -> str:
-    """What to say of a word of the command line that no option takes."""
+def unknown_option(word: str, known: list, extra: dict, foreign_names: dict) -> str:
+    """Returns the error message for a word of the command line that no option takes."""
     key = word.lstrip("-").partition("=")[0]
     if word.startswith("--") and key in foreign_names:
         return f"--{key}: no such option; {foreign_names[key]}"
     what = f"--{key}: no such option" if word.startswith("--") else f"{word!r}: options are --key=value"
-    hyperparameters = [name for name, default in further.items() if type(default) is not str]
-    takes = f"; the chosen optimizer takes {', '.join(hyperparameters)}" if further else ""
+    hyperparameters = [name for name, default in extra.items() if type(default) is not str]
+    takes = f"; the chosen optimizer takes {', '.join(hyperparameters)}" if extra else ""
     return what + nearest(key, known) + takes

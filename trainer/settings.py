@@ -1,5 +1,5 @@
 """
-The settings of one run: all options of train.py, and the one place that knows the default of each of them.
+The settings of one run. This file defines all options of train.py, and it alone knows their defaults.
 """
 import json
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,28 +13,30 @@ from trainer.options import option
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The options. free: it may differ between a run and its resume, since the result does not depend on it.
+# The options. A free one may change when a run is resumed, because the result does not depend on it.
 
 @dataclass(frozen=True)
 class Settings:
-    config: str = option("configs/nano.toml", None, "TOML file of sizes and tuned values", free=True)
+    config: str = option("configs/nano.toml", None, "TOML file with sizes and tuned values", free=True)
     name: str = option("", None, "name of the run's folder; default: the next number", free=True)
     runs: str = option("runs", None, "folder of all runs", free=True)
-    resume: bool = option(False, None, "go on from the run's newest checkpoint", free=True)
-    overwrite: bool = option(False, None, "delete what is in the run's folder and start again", free=True)
-    plan: bool = option(False, None, "only print what the run will take: weights, FLOPs, memory, disk, hours",
+    resume: bool = option(False, None, "continue from the run's newest checkpoint", free=True)
+    overwrite: bool = option(False, None, "empty the run's folder and start again", free=True)
+    plan: bool = option(False, None, "only print what the run will need: weights, FLOPs, memory, disk, hours",
                         free=True)
-    init_from: str = option("", None, "a checkpoint to start from: its weights, and its state if the optimizer is "
-                                      "the same")
-    device: str = option("auto", None, "where to compute (mps is untested)", ("auto", "cpu", "cuda", "mps"))
+    init_from: str = option("", None, "checkpoint to start from: its weights, and its state if the "
+                                      "optimizer is the same")
+    device: str = option("auto", None, "device that computes; mps is untested",
+                         ("auto", "cpu", "cuda", "mps"))
     attention: str = option("auto", None, "sdpa: torch's fused kernels; plain: matmul, softmax, matmul",
                             ("auto", "sdpa", "plain"))
-    loss_chunk: int = option(0, None, "tokens whose logits exist at a time; 0: 512 on CPU, 4,096 elsewhere",
-                             low=0)
-    compile: bool = option(True, None, "compile model and optimizer: a slow first step, then fast ones")
-    threads: int = option(0, None, "CPU threads of a process; 0: the processes share all cores of the machine",
+    loss_chunk: int = option(0, None, "tokens whose logits exist at the same time; 0: 512 on CPU, 4,096 "
+                                      "elsewhere", low=0)
+    compile: bool = option(True, None, "compile model and optimizer: the first step becomes slow, the others "
+                                    "fast")
+    threads: int = option(0, None, "CPU threads of each process; 0: the processes share all cores",
                           low=0, high=1024, free=True)
-    timeout: int = option(600, None, "seconds after which a rank that does not answer ends the run",
+    timeout: int = option(600, None, "seconds to wait for a rank that does not answer before the run ends",
                           low=1, high=10**6, free=True)
     # the model
     width: int = option(128, "model", "size of the vector at each position", low=2, high=2**16)
@@ -49,45 +51,48 @@ class Settings:
     # the data
     data: str = option("data/sotu_bpe4096", "data", "folder of token shards", free=True)
     prepare: str = option("", "data", "options with which prepare_c4.py makes that folder", free=True)
-    verify_data: bool = option(False, "data", "first read all ids and compare their sha256", free=True)
+    verify_data: bool = option(False, "data", "before training, read all token ids and compare their sha256",
+                               free=True)
     # training
-    optimizer: str = option("adamw", "train", f"update rule: {', '.join(optim.RULES)}, or one of zoo/; list: print "
-                                              "all of them")
-    modify: str = option("", "train", f"changes of the rule: any of {', '.join(zoo.MODIFIERS)}, joined by +")
-    lr: float = option(None, "train", "peak learning rate, in the rule's unit; default: the file's value for this "
-                                      "optimizer", low=0)
+    optimizer: str = option("adamw", "train", f"update rule: {', '.join(optim.RULES)}, or one of zoo/; "
+                                              "list: print all rules")
+    modify: str = option("", "train", f"changes to the rule: any of {', '.join(zoo.MODIFIERS)}, joined by +")
+    lr: float = option(None, "train", "peak learning rate, in the rule's unit; default: the file's value for "
+                                      "this optimizer", low=0)
     lr_of: str = option("", "train", "multiples of the peak learning rate by role, such as head:0.5,embed:2")
     steps: int = option(500, "train", "optimizer steps", low=1, high=10**9)
     batch: int = option(32, "train", "sequences per step, over all ranks", low=1, high=2**24)
     micro_batch: int = option(0, "train", "sequences at a time on each rank; 0: up to 16,384 tokens",
                               low=0, free=True)
     schedule: str = option("cosine", "train", "how the lr falls after the warmup", tuple(zoo.SHAPES))
-    cooldown: float = option(1.0, "train", "fraction of the steps, at the end, in which the lr falls; 1: all steps "
-                                           "after the warmup; 0.2: WSD", low=0, high=1)
-    warmup: float = option(0.1, "train", "fraction of the steps in which the lr rises", low=0, high=1)
-    warmup_from: float = option(0.1, "train", "where the lr begins, as a fraction of the peak", low=0, high=1)
-    floor: float = option(0.1, "train", "where the lr ends, as a fraction of the peak", low=0, high=1)
-    clip: float = option(1.0, "train", "largest norm of the whole gradient; 0: no clipping", low=0)
-    stop_loss: float = option(0.0, "train", "a training loss above it ends the run as diverged; 0: none",
-                              low=0)
-    weight_decay: float = option(0.0, "train", "strength of the decay, on every weight", low=0)
+    cooldown: float = option(1.0, "train", "fraction of the steps, at the end, in which the lr falls; "
+                                           "1: all steps after the warmup; 0.2: WSD", low=0, high=1)
+    warmup: float = option(0.1, "train", "fraction of the steps, at the start, in which the lr rises",
+                           low=0, high=1)
+    warmup_from: float = option(0.1, "train", "first lr, as a fraction of the peak lr", low=0, high=1)
+    floor: float = option(0.1, "train", "last lr, as a fraction of the peak lr", low=0, high=1)
+    clip: float = option(1.0, "train", "largest allowed norm of the whole gradient; 0: no clipping", low=0)
+    stop_loss: float = option(0.0, "train", "end the run as diverged if the training loss exceeds this; "
+                                            "0: never", low=0)
+    weight_decay: float = option(0.0, "train", "strength of the decay of every weight", low=0)
     weight_decay_of: str = option("", "train", "weight decay by role, such as norm:0,embed:0")
     weight_decay_kind: str = option("independent", "train",
                                     "weights are multiplied by 1 - weight_decay * lr / peak lr "
                                     "(coupled: by 1 - weight_decay * lr)", ("independent", "coupled"))
-    rows: str = option("", "train", f"roles in which each row is a block: any of {', '.join(zoo.ROLE_SETS)}, joined "
-                                    "by +")
+    rows: str = option("", "train", f"roles in which each row is a block: any of {', '.join(zoo.ROLE_SETS)}, "
+                                    "joined by +")
     adaptive: str = option("", "train", "hybrid: roles that the optimizer trains; --rest trains all others")
     rest: str = option("", "train", "hybrid: update rule of the other roles")
     rest_lr: float = option(None, "train", "hybrid: peak learning rate of the other roles", low=0)
     untrained: str = option("", "train", "roles that are never changed")
-    freeze_steps: int = option(0, "train", "frozen ratios: this many extra steps only measure", low=0, high=10**9)
-    updating: str = option("", "train", "frozen ratios: roles that go on measuring, or none")
-    precision: str = option("auto", "train", "bf16: matrix products in bfloat16, and everything that is kept in "
-                                             "float32; auto: where the hardware is fast at it",
+    freeze_steps: int = option(0, "train", "frozen ratios: number of extra steps that only measure",
+                               low=0, high=10**9)
+    updating: str = option("", "train", "frozen ratios: roles that continue to measure, or none")
+    precision: str = option("auto", "train", "bf16: matrix products in bfloat16, weights and state in "
+                                             "float32; auto: bf16 where the hardware is fast at it",
                             ("auto", "bf16", "fp32"))
     seed: int = option(0, "train", "seed of the initial weights and of the order of the data", low=0)
-    # what is written down
+    # outputs
     log_every: int = option(10, "train", "steps between lines of metrics.jsonl", low=1, free=True)
     log_blocks: bool = option(False, "train", "log what each step does to each role and parameter", free=True)
     eval_every: int = option(100, "train", "steps between validations; 0: only at the end", low=0, free=True)
@@ -97,7 +102,7 @@ class Settings:
                                 low=0, free=True)
     save_every: int = option(250, "train", "steps between checkpoints; 0: only at the end", low=0, free=True)
     keep: int = option(2, "train", "checkpoints to keep", low=2, free=True)
-    sample_tokens: int = option(100, "train", "tokens of text to show at the end; 0: none",
+    sample_tokens: int = option(100, "train", "tokens of sample text to print at the end; 0: none",
                                 low=0, high=10**6, free=True)
     throughput: int = option(0, "train", "tokens per second, for --plan; 0: unknown",
                              low=0, free=True)
@@ -105,9 +110,9 @@ class Settings:
 
 OPTIONS = {field.name for field in fields(Settings)}
 FREE = {field.name for field in fields(Settings) if field.metadata["free"]}
-TABLES = ("lr", "rest_lr", "hyper", "expect")    # tuned values by optimizer; the loss that the pages promise
+TABLES = ("lr", "rest_lr", "hyper", "expect")    # tuned values by optimizer, and promised losses
 
-# What other trainers call an option, and what to write here.
+# The names of options in other trainers, and what to write here instead.
 FOREIGN_NAMES = {
     "batch_size": "write --batch, in sequences per step over all ranks and accumulation steps",
     "train_batch_size": "write --batch, in sequences per step over all ranks and accumulation steps",
@@ -127,16 +132,19 @@ FOREIGN_NAMES = {
     "lr_scheduler_type": "write --schedule", "lr_schedule": "write --schedule",
     "n_layer": "write --layers", "n_layers": "write --layers", "num_layers": "write --layers",
     "depth": "write --layers",
-    "n_embd": "write --width", "d_model": "write --width", "hidden_size": "write --width", "dim": "write --width",
+    "n_embd": "write --width", "d_model": "write --width", "hidden_size": "write --width",
+    "dim": "write --width",
     "n_head": "write --heads", "n_heads": "write --heads", "num_heads": "write --heads",
     "block_size": "write --context, in tokens", "seq_len": "write --context, in tokens",
     "sequence_length": "write --context, in tokens", "max_seq_len": "write --context, in tokens",
     "grad_clip": "write --clip", "max_grad_norm": "write --clip", "max_norm": "write --clip",
     "wd": "write --weight_decay", "beta_1": "write --beta1", "beta_2": "write --beta2",
     "betas": "write --beta1 and --beta2", "momentum": "write --beta1", "dtype": "write --precision",
-    "dataset": "write --data, a folder that prepare_c4.py has made", "out_dir": "write --name, and --runs for the "
-    "folder of all runs", "output_dir": "write --name, and --runs for the folder of all runs",
-    "run": "write --name", "run_name": "write --name", "opt": "write --optimizer", "optim": "write --optimizer",
+    "dataset": "write --data, a folder that prepare_c4.py has made",
+    "out_dir": "write --name, and --runs for the folder of all runs",
+    "output_dir": "write --name, and --runs for the folder of all runs",
+    "run": "write --name", "run_name": "write --name",
+    "opt": "write --optimizer", "optim": "write --optimizer",
     "eval_interval": "write --eval_every, in steps", "log_interval": "write --log_every, in steps",
     "save_interval": "write --save_every, in steps", "save_steps": "write --save_every, in steps",
     "eval_iters": "write --eval_windows, in sequences: eval_iters * batch size",
@@ -153,15 +161,16 @@ FOREIGN_OPTIMIZERS = {"adam": "adamw", "adamw_torch": "adamw", "adamw_fused": "a
 def read(argv: list, about: str = "", stored: dict | None = None) -> tuple:
     """Reads a command line of train.py.
 
+    A resumed run takes the options that the command line does not give from its own config.json. The command
+    line must not contradict that file, except in options that are free.
+
     Args:
         argv: the words after train.py.
-        about: what --help says first.
-        stored: the settings of the run that is resumed. Without them they are read from its config.json.
-    Returns: (settings, {hyperparameter: value}, tables of the file). The settings are complete, except for what
-        depends on the machine; Machine.complete() fills that in.
-    Raises: UserError. A resumed run takes what the command line leaves open from its own config.json, and
-        the command line must not contradict that.
-    """
+        about: the text at the beginning of --help.
+        stored: the settings of the run that is resumed. If None, they are read from the run's config.json.
+    Returns: (settings, {hyperparameter: value}, tables of the file). The settings are complete, except for
+        those that depend on the machine. Machine.complete() fills them in.
+    Raises: UserError."""
     settings, hyper, tables = options.load(Settings, argv, about, complete=complete, extra_tables=TABLES,
                                            base=stored, foreign_names=FOREIGN_NAMES)
     if settings.resume and (settings.overwrite or not settings.name):
@@ -170,14 +179,14 @@ def read(argv: list, about: str = "", stored: dict | None = None) -> tuple:
     if settings.resume and stored is None and path.exists():
         return read(argv, about, read_stored(path))
     chosen = {name: stored.get(name, "auto") for name in ("device", "precision", "attention")
-              if stored and getattr(settings, name) == "auto"}    # what the machine chose at the start
+              if stored and getattr(settings, name) == "auto"}    # the machine chose them at the start
     settings = replace(settings, **chosen)
     refuse_changes(stored or {}, asdict(settings) | hyper)
     return settings, hyper, tables
 
 
 def read_stored(path: Path) -> dict:
-    """The settings in a run's config.json. Raises UserError."""
+    """Returns the settings in a run's config.json. Raises UserError."""
     try:
         stored = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -194,8 +203,8 @@ def read_stored(path: Path) -> dict:
 
 
 def defaults(config_file: str, optimizer: str, **chosen) -> dict:
-    """What every option and hyperparameter is if only the config file, the optimizer and the chosen options are
-    given. Raises UserError."""
+    """Returns {name: value} of all options and hyperparameters for a config file, an optimizer and the chosen
+    options. All others have their defaults. Raises UserError."""
     typed = dict(config=str(config_file), optimizer=optimizer, **chosen)
     settings, tables = options.fill_in(Settings, typed, TABLES, foreign_names=FOREIGN_NAMES)
     settings, hyper = complete(settings, tables)
@@ -203,8 +212,10 @@ def defaults(config_file: str, optimizer: str, **chosen) -> dict:
 
 
 def complete(settings: Settings, tables: dict) -> tuple:
-    """Fills in the options that follow from others: the learning rates, and what a rule for some roles brings along.
-    Returns (settings, {hyperparameter: default}). Raises UserError for what does not fit together."""
+    """Fills in the options that follow from others: the learning rates, and a hybrid's roles and rest.
+
+    Returns: (settings, {hyperparameter: default}).
+    Raises: UserError if options do not fit together."""
     check_tables(tables)
     if settings.optimizer == "list":
         return settings, {}
@@ -216,16 +227,18 @@ def complete(settings: Settings, tables: dict) -> tuple:
     if settings.adaptive and settings.rest and settings.rest_lr is None:
         settings = replace(settings, rest_lr=learning_rate(tables, settings.rest, "rest_lr"))
     if settings.width % settings.heads or settings.width // settings.heads % 2:
-        raise UserError(f"--heads={settings.heads}: must divide width {settings.width} into heads of even size")
+        raise UserError(f"--heads={settings.heads}: must divide width {settings.width} into heads of even "
+                        "size")
     if settings.padded_vocab and settings.padded_vocab < settings.vocab_size:
-        raise UserError(f"--padded_vocab={settings.padded_vocab}: must be 0 or at least {settings.vocab_size}")
+        raise UserError(f"--padded_vocab={settings.padded_vocab}: must be 0 or at least "
+                        f"{settings.vocab_size}")
     if settings.schedule == "exponential" and not 0 < settings.floor < 1:
         raise UserError(f"--floor={settings.floor:g}: must be above 0 and below 1 for --schedule=exponential")
     return settings, hyper
 
 
 def find_rule(option_name: str, name: str) -> zoo.ZooRule:
-    """The rule of that name. Raises UserError that names the option."""
+    """Returns the rule of that name. Raises UserError that names the option."""
     if name.lower() in FOREIGN_OPTIMIZERS:
         near = FOREIGN_OPTIMIZERS[name.lower()]
         raise UserError(f"--{option_name}: {name!r} is no optimizer; did you mean {near}?")
@@ -236,12 +249,13 @@ def find_rule(option_name: str, name: str) -> zoo.ZooRule:
 
 
 def check_tables(tables: dict) -> None:
-    """Checks the tables by optimizer, whether this run reads them or not. Raises UserError."""
+    """Checks the file's tables of tuned values, even those that this run does not read. Raises UserError."""
     def is_number(value):
         return type(value) in (int, float)
 
     def is_promise(value):
-        return isinstance(value, dict) and value.keys() == {"loss", "tolerance"} and all(map(is_number, value.values()))
+        has_its_keys = isinstance(value, dict) and value.keys() == {"loss", "tolerance"}
+        return has_its_keys and all(map(is_number, value.values()))
 
     for table, wanted, is_right in (("lr", "numbers", is_number), ("rest_lr", "numbers", is_number),
                                     ("hyper", "tables", lambda value: isinstance(value, dict)),
@@ -252,9 +266,12 @@ def check_tables(tables: dict) -> None:
 
 
 def hyperparameters(settings: Settings, tables: dict) -> dict:
-    """{flag: default} of the hyperparameters of the chosen rules and modifiers: the rule's own defaults, under the
-    file's [hyper.NAME]. Each hyperparameter has a second flag, NAME_of, for values by role. A rule's line in its
-    table says which hyperparameters have the value of an option of the run; those are no flags."""
+    """Returns {flag: default} of the hyperparameters of the chosen rules and modifiers.
+
+    The defaults are the rule's own, unless the table [hyper.NAME] of the file has others. Each hyperparameter
+    has a second flag, NAME_of, for values by role. Hyperparameters that the rule's line names in from_run
+    take the value of an option of the run, and have no flags.
+    Raises: UserError."""
     flags, names = {}, {}
     for option_name, prefix in (("optimizer", ""), ("rest", "rest_")):
         if not (name := getattr(settings, option_name)):
@@ -263,11 +280,12 @@ def hyperparameters(settings: Settings, tables: dict) -> dict:
         if clash := OPTIONS & set(tuned):
             raise UserError(f"--{option_name}: {min(clash)}: is an option of the run, not of [hyper.{name}]")
         if clash := OPTIONS & set(rule.hyper) - set(rule.from_run):
-            raise UserError(f"--{option_name}: {min(clash)}: is an option of the run; the line of {name} must name it "
-                            "in from_run")
+            raise UserError(f"--{option_name}: {min(clash)}: is an option of the run; the line of {name} "
+                            "must name it in from_run")
         own = {key: "" for key in rule.hyper if key not in rule.from_run}
         names |= {f"{key}_of": tuned.pop(f"{key}_of", "") for key in own}
-        flags |= {prefix + key: value for key, value in checked(option_name, rule, tuned).items() if key in own}
+        values = checked(option_name, rule, tuned)
+        flags |= {prefix + key: value for key, value in values.items() if key in own}
     try:
         modifiers = zoo.find_modifiers(settings.modify) if settings.modify else []
     except ValueError as error:
@@ -278,7 +296,7 @@ def hyperparameters(settings: Settings, tables: dict) -> dict:
 
 
 def checked(option_name: str, rule: zoo.ZooRule, hyper: dict) -> dict:
-    """All hyperparameters of a rule. Raises UserError that names the option."""
+    """Returns all hyperparameters of a rule. Raises UserError that names the option."""
     try:
         return rule.checked(hyper)
     except ValueError as error:
@@ -286,34 +304,34 @@ def checked(option_name: str, rule: zoo.ZooRule, hyper: dict) -> dict:
 
 
 def learning_rate(tables: dict, name: str, table: str = "lr") -> float:
-    """The peak lr that the file gives an optimizer. If it gives none: AdamW's, times what is usual for the rule."""
+    """Returns the peak lr that the file gives an optimizer, or else the usual multiple of AdamW's."""
     usual = tables.get("lr", {}).get("adamw", 3e-3) * zoo.RULES[name].lr
     return float(tables.get(table, {}).get(name, usual))
 
 
 def is_tuned(settings: Settings, tables: dict) -> bool:
-    """Whether somebody chose the lr for this size: the file's author, or the user."""
-    return settings.optimizer in tables.get("lr", {}) or settings.lr != learning_rate(tables, settings.optimizer)
+    """Returns whether the file's author or the user chose the lr for this size."""
+    usual = learning_rate(tables, settings.optimizer)
+    return settings.optimizer in tables.get("lr", {}) or settings.lr != usual
 
 
 def refuse_changes(stored: dict, now: dict) -> None:
-    """Raises UserError if a resumed run has other settings than the run was started with."""
+    """Raises UserError if a resumed run has other settings than it had at its start."""
     for name, value in stored.items():
         if name not in FREE and name != "run" and now.get(name) != value:
             raise UserError(f"--{name}={now.get(name)}: this run was started with {value}, and keeps it")
 
 
 def split_batch(batch: int, micro_batch: int, world: int, context: int) -> tuple[int, int]:
-    """Splits the sequences of a step among ranks and in time.
+    """Splits the sequences of a step among the ranks, and further into micro-batches.
 
     Args:
         batch: sequences of a step, over all ranks.
-        micro_batch: sequences at a time on each rank; 0 chooses up to 16,384 tokens.
+        micro_batch: sequences at a time on each rank. 0 chooses as many as have at most 16,384 tokens.
         world: number of ranks.
         context: tokens of a sequence.
-    Returns: (micro-batch, accumulation): sequences at a time on each rank, and how many times per step.
-    Raises: UserError with the nearest numbers that divide.
-    """
+    Returns: (micro-batch, accumulation): sequences at a time on each rank, and micro-batches per step.
+    Raises: UserError with the nearest numbers that divide."""
     if batch % world:
         near = [n for n in (batch // world * world, (batch // world + 1) * world) if n]
         raise UserError(f"--batch={batch}: must divide among {world} ranks; "
@@ -332,8 +350,10 @@ def split_batch(batch: int, micro_batch: int, world: int, context: int) -> tuple
 # Settings by role
 
 def by_role(option_name: str, text: str) -> dict:
-    """{role: number or bool} of "head:0.5,embed:2". A + may stand for the comma, which separates the values of a
-    sweep. A role may be a set such as matrix. Raises UserError that names the option."""
+    """Returns {role: number or bool} from a text such as "head:0.5,embed:2".
+
+    A role may be a set such as matrix. In a sweep the comma separates values, so a + may stand in its place.
+    Raises: UserError that names the option."""
     found = {}
     for part in text.replace("+", ",").split(",") if text else ():
         roles, colon, value = part.partition(":")
@@ -351,7 +371,9 @@ def by_role(option_name: str, text: str) -> dict:
 
 
 def settings_of_roles(settings: Settings, hyper: dict) -> dict:
-    """{role: {name: value}} of lr_of, weight_decay_of, and NAME_of for every hyperparameter. Raises UserError."""
+    """Returns {role: {name: value}} of lr_of, weight_decay_of, and NAME_of for every hyperparameter.
+
+    Raises: UserError."""
     texts = dict(lr=settings.lr_of, weight_decay=settings.weight_decay_of)
     texts |= {name.removesuffix("_of"): value for name, value in hyper.items() if type(value) is str}
     found = {}

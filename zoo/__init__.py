@@ -72,6 +72,11 @@ def modified(name: str, modify: str = "") -> ZooRule:
     """The rule of that name, changed by modifiers such as "cautious+cautious_decay" if there are any."""
     return ModifiedRule(find(name), find_modifiers(modify)) if modify else find(name)
 
+@functools.cache
+def frozen(modify: str = "") -> ZooRule:
+    """The rule of frozen ratios, changed by modifiers if there are any."""
+    return ModifiedRule(FROZEN, find_modifiers(modify)) if modify else FROZEN
+
 # ---- The class ------------------------------------------------------------------------------------------
 
 class Optimizer(optim.Optimizer):
@@ -190,7 +195,7 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
         raise ValueError(f"{given[0]}: adaptive, rest and rest_lr make a hybrid; give all three or none")
     if (freeze_steps is None) != (updating is None):
         raise ValueError("freeze_steps, updating: give both (updating may be none) or neither")
-    if freeze_steps is not None and (rule.update is not optim.adalayer or given):
+    if freeze_steps is not None and (find(name).update is not optim.adalayer or given):
         raise ValueError("freeze_steps: is for adalayer and adalayer_star, and not for hybrids")
     by_rows = role_set("rows", rows) if rows is not None else set()
     if rows is not None and not set(rule.rows) <= by_rows:
@@ -205,9 +210,9 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
     elif of_rest:
         raise ValueError(f"rest_{next(iter(of_rest))}: there is no other rule; give adaptive, rest, rest_lr")
     if freeze_steps is not None:
-        rows = rows or "+".join(rule.rows) or None
-        by_rows = role_set("rows", rows) if rows else set()
-        hyper |= dict(rule=FROZEN) | FROZEN.checked(dict(freeze_steps=freeze_steps))
+        by_rows = by_rows or set(rule.rows)
+        hyper = hyper | dict(rule=frozen(modify or ""), freeze_steps=freeze_steps)
+        frozen(modify or "").checked({key: value for key, value in hyper.items() if key not in ("rule", "lr")})
     by_main = role_set("adaptive", adaptive) if given else set(ROLES)
     updated = role_set("updating", updating) if updating not in (None, "none") else set()
     by_role = {}
@@ -215,11 +220,11 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
         by_role[role] = dict(hyper if role in by_main else of_rest)
         if freeze_steps is not None:
             by_role[role]["updating"] = role in updated
+    for role in role_set("untrained", untrained) if untrained is not None else ():
+        by_role[role] = None
     for text, own in of_role.items():
         for role in role_set("of_role", text):
             set_role(role, by_role[role], own)
-    for role in role_set("untrained", untrained) if untrained is not None else ():
-        by_role[role] = None
     roles = list(roles)
     if all(by_role.get(role, hyper) is None for _, _, role in roles):
         raise ValueError("untrained: leaves nothing to train")
@@ -228,6 +233,8 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
 
 def set_role(role, settings, own):
     """Gives a role settings of its own: lr as a multiple of the peak, all else as a value."""
+    if settings is None:
+        raise ValueError(f"{next(iter(own))}_of: {role} is untrained, so it has no settings of its own")
     rule = settings["rule"]
     if "g2" in rule.inputs:
         raise ValueError(f"{next(iter(own))}_of: {rule.name} has one second moment for all its weights, "

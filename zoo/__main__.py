@@ -11,7 +11,7 @@ from zoo.table import table
 
 
 class SampledByHand(zoo.Optimizer):
-    """Takes the gradient itself for that on sampled labels, as if the labels drawn were those of the data."""
+    """Uses the gradient itself as the gradient on sampled labels, as if the data's labels were drawn."""
     def check_gradients(self):
         self.sampled = {p: p.grad for _, _, p in self.each_parameter()}
         super().check_gradients()
@@ -23,7 +23,7 @@ def main(argv: list) -> int:
         return 0
     rules = zoo.RULES | {"adalayer_frozen": FROZEN}
     if len(argv) > 1 or argv[0] not in rules:
-        print(f"{__doc__.strip()}\n\nThe names are {', '.join(rules)}.", file=sys.stderr)
+        print(f"{__doc__.strip()}\n\nNAME is one of {', '.join(rules)}.", file=sys.stderr)
         return 2
     hyper = dict(freeze_steps=1) if argv[0] == "adalayer_frozen" else {}
     by_hand(rules[argv[0]], SampledByHand, **hyper)

@@ -1,36 +1,36 @@
 """
-A second moment that is not the gradient's: an estimate of the curvature of the loss.
+A rule whose second moment does not come from the gradient. It estimates the curvature of the loss.
 """
 
 from zoo.rule import AT_LEAST_ONE, ZooRule
 
 def sophia(g, m, h, *, beta1=0.965, beta2=0.99, rho=0.04, eps=1e-15, refresh_steps=10, batch=256,
            context=512):
-    """Sophia (Sophia-G): Signum where the curvature is small, a Newton step where it is large.
-
+    """Sophia (here Sophia-G) is Signum where the curvature is small, and a Newton step where it is large.
         m <- b1 m + (1 - b1) g
-        h <- b2 h + (1 - b2) gs^2             every refresh_steps, from the first step on
-        u  = m / (rho B h + eps), cut at +- 1
+        h <- b2 h + (1 - b2) gs^2             before the first step, and then every refresh_steps
+        u  = m / (rho B h + eps), clipped to +- 1
 
-        gs: the gradient of the cross-entropy of the same tokens, with labels drawn from the model's own
-        prediction; B gs^2 estimates the diagonal of the Gauss-Newton matrix. B = batch * context, the
-        tokens of a step.
+    gs is the gradient of the cross-entropy of the same tokens, with labels that are drawn from the model's
+    own prediction. B gs^2 estimates the diagonal of the Gauss-Newton matrix. B = batch * context is the
+    number of tokens of a step.
 
     Remembers  m and h: 8 bytes per weight.
-    Moves      each weight by lr at most; by exactly lr (Signum) where rho B h < |m|. rho 0 is Signum.
-    lr         in weight: the distance of a step. Typical 6e-4, a fifth of Adam's here (the authors' file for
-               GPT-2 at 125m: 3e-4, half of Adam's there).
-    Defaults   as the study has them: rho 0.04, b1 0.965, b2 0.99 (the authors: rho 0.03 ... 0.05). The
-               trainer passes --batch and --context. Before the first step, as in the paper; the authors'
-               script: after every tenth.
+    Moves      each weight by at most lr. Where rho B h < |m|, it moves a weight by exactly lr, as Signum
+               does. With rho 0 the rule is Signum.
+    lr         is the distance of a step, in weight. Typical 6e-4, a fifth of Adam's here. The authors' file
+               for GPT-2 at 125m has 3e-4, half of Adam's there.
+    Defaults   are those of Zhao et al.: rho 0.04, b1 0.965, b2 0.99. The authors use rho 0.03 ... 0.05. The
+               trainer passes --batch and --context. The authors' paper also refreshes h before the first
+               step; their script does so after every tenth step.
     For        every tensor. Each refresh costs another forward and backward pass.
-    Source     Liu et al. (2023), arXiv 2305.14342; in the study Zhao et al. (2024), arXiv 2407.07972, app. G.
-    """
+    Source     Liu et al. (2023), arXiv 2305.14342. Zhao et al. (2024), arXiv 2407.07972, compare it in app.
+               G."""
     m.lerp_(g, 1 - beta1)
     return (m / (rho * batch * context * h + eps)).clamp(-1, 1)
 
 def curvature(h, gs, *, beta2):
-    """The mean of squared gradients on labels of the model's own."""
+    """Updates h, the running mean of squared gradients on labels that are drawn from the model."""
     h.lerp_(gs.square(), 1 - beta2)
 
 RULES = {

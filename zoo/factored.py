@@ -1,5 +1,5 @@
 """
-Less state than Adam: second moments that many weights share.
+Rules with less state than Adam's. Many weights share a second moment.
 
 Read adafactor and adalayer in optim.py first.
 """
@@ -9,29 +9,28 @@ from optim import hat, mean_to, per_column, per_row
 from zoo.rule import BELOW_ONE, ZooRule
 
 def row_or_all(w, blocks):
-    """One number for each row of a matrix, shape (rows, 1); a vector keeps one for each weight."""
+    """Makes one number for each row of a matrix, (rows, 1), and one number for each weight of a vector."""
     return per_row(w, blocks) if w.dim() > 1 else w.new_zeros(w.shape)
 
 def came(g, m, rows: row_or_all, columns: per_column, rows2: row_or_all, columns2: per_column, *, beta1=0.9,
          beta2=0.95, beta3=0.995, tiny=1e-30, eps=1e-16, clip_rms=1.0):
-    """CAME: Adafactor with momentum, which trusts a step less where it differs from the steps before.
-
+    """CAME is Adafactor with momentum, and it trusts a step less where the step differs from earlier ones.
         rows, columns   <- running means of g^2 + tiny over rows and columns, with b2
-        n                = g / sqrt((rows / mean(rows)) columns), cut to a root mean square of clip_rms
+        n                = g / sqrt((rows / mean(rows)) columns), scaled down to a rms of clip_rms, if larger
         m               <- b1 m + (1 - b1) n
         rows2, columns2 <- running means of (n - m)^2 + eps over rows and columns, with b3
         u                = m / sqrt((rows2 / mean(rows2)) columns2)
 
-        a vector keeps the running mean of each g^2 in rows, and u = m
+    For        a vector, rows holds the running mean of each g^2, and u = m.
 
-    Remembers  m, 4 bytes per weight; four numbers per row and column.
-    Moves      as Adam where steps differ by as much as they measure. Nothing is corrected for its start at 0:
-               with b3 0.9999 the first thousands of steps are 11 times as long, with 0.995 the first 1.6.
-    lr         in weight, as Adam's. Typical 2e-3: the authors advise 0.5 ... 0.9 of Adam's.
-    Defaults   the authors' for LLaMA at 1b (their paper's, for BERT: b2 0.999, b3 0.9999).
+    Remembers  m, 4 bytes per weight, and two numbers per row and two per column.
+    Moves      a weight as Adam does where n - m is as large as n. Nothing is corrected for its start at 0.
+               So with b3 0.9999 the first thousands of steps are 11 times as long, and with 0.995 the first
+               steps are 1.6 times as long.
+    lr         is in weight, as Adam's lr is. Typical 2e-3. The authors advise 0.5 ... 0.9 of Adam's.
+    Defaults   are the authors' for LLaMA at 1b. Their paper uses b2 0.999 and b3 0.9999 for BERT.
     For        every tensor. The fused q, k, v are one matrix, as for Adafactor.
-    Source     Luo et al. (2023), arXiv 2307.02047.
-    """
+    Source     Luo et al. (2023), arXiv 2307.02047."""
     square = g.square() + tiny
     rows.lerp_(mean_to(square, rows), 1 - beta2)
     columns.lerp_(mean_to(square, columns), 1 - beta2)
@@ -44,26 +43,28 @@ def came(g, m, rows: row_or_all, columns: per_column, rows2: row_or_all, columns
     return m * inverse_root(rows2, columns2) if g.dim() > 1 else m
 
 def inverse_root(rows, columns):
-    """1 / sqrt((rows / mean(rows)) columns); of a vector, all of which is in rows, 1 / sqrt(rows)."""
+    """Returns 1 / sqrt((rows / mean(rows)) columns).
+
+    For        a vector, rows holds everything, and the result is 1 / sqrt(rows)."""
     return (rows / rows.mean()).rsqrt() * columns.rsqrt() if rows.dim() > 1 else rows.rsqrt()
 
 def adam_mini(g, m, v: per_row, t, role, *, beta1=0.9, beta2=0.95, eps=1e-15, heads=1):
-    """Adam-mini: Adalayer with the blocks of the Hessian: a head of the queries or of the keys, a row of any
-    other matrix, a whole vector.
-
+    """Adam-mini is Adalayer with the blocks of the Hessian. A block is a head of the queries or of the
+    keys, a row of any other matrix, or a whole vector.
         m <- b1 m + (1 - b1) g
         v <- b2 v + (1 - b2) mean of g^2 over the block
         u  = m_hat / (sqrt(v_hat) + eps)      m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
-    Remembers  m, 4 bytes per weight; a v per row, the same in all rows of a head.
-    Moves      a block by about lr (root mean square), its weights in proportion to their mean gradients.
-    lr         in weight, as Adam's. Typical 3e-3 (the authors' GPT-2: 6e-4, as their AdamW's).
-    Defaults   as Adam's here (the authors' GPT-2: the same betas, eps 1e-8). heads: of the attention; the
-               trainer passes --heads.
-    For        every tensor; rows of embedding and head are tokens, rows of the others neurons.
-    Source     Zhang et al. (2024), arXiv 2406.16793. For short runs the authors also try all values as one
-               block.
-    """
+    Remembers  m, 4 bytes per weight, and one v per row, which is the same in all rows of a head.
+    Moves      a block by about lr (root mean square), and its weights in proportion to their mean
+               gradients.
+    lr         is in weight, as Adam's lr is. Typical 3e-3. For GPT-2 the authors use their AdamW's lr,
+               6e-4.
+    Defaults   are Adam's here. For GPT-2 the authors use the same betas and eps 1e-8. heads is the number
+               of attention heads; the trainer passes --heads.
+    For        every tensor. In embedding and head a row is a token. In other matrices a row is a neuron.
+    Source     Zhang et al. (2024), arXiv 2406.16793. For short runs the authors also try one block for all
+               the values of the attention."""
     square = mean_to(g.square(), v)
     if role == "qkv":
         both = square[:2 * len(square) // 3].reshape(2 * heads, -1)

@@ -1,6 +1,8 @@
 """
-Changes of a line or two that go with any rule, --modify=cautious+cautious_decay: each function makes anew
-what it is first given, the gradient g, the update u or the decay factor of the weights.
+Changes of a line or two that go with any rule, as in --modify=cautious+cautious_decay.
+
+Each function returns a new value for its first argument. That is the gradient g, the update u, or the factor
+`decay` that multiplies the weights.
 """
 import torch
 
@@ -8,42 +10,37 @@ from optim import scalar
 from zoo.rule import AT_LEAST_ONE, BELOW_ONE, Modifier
 
 def cautious(u, g):
-    """Cautious: leave out what the newest gradient disagrees with, and make the rest longer for it.
-
+    """Cautious leaves out the part of an update that the newest gradient disagrees with, and enlarges the
+    rest.
         k = 1 where u g > 0, else 0
         u = u k / max(mean(k), 0.001)
 
     Remembers  nothing.
-    For        every tensor and rule, at the rule's lr.
-    Source     Liang et al. (2024), arXiv 2411.16085, in the form of its AdamW (its Lion: k numel / (sum + 1);
-               its Muon masks the momentum before it is made orthogonal).
-    """
+    For        every tensor and every rule, at the rule's lr.
+    Source     Liang et al. (2024), arXiv 2411.16085, in the form of its AdamW. Its Lion uses k numel / (sum
+               + 1). Its Muon masks the momentum before it makes the momentum orthogonal."""
     k = (u * g > 0).to(u)
     return u * (k / k.mean().clamp_min(1e-3))
 
 def cautious_decay(decay, u, w):
-    """Cautious Weight Decay: shrink only weights that the update shrinks, too.
-
-        decay where u w >= 0, else 1
+    """Cautious Weight Decay shrinks only weights that the update shrinks, too.
+        decay = decay where u w >= 0, else 1
 
     Remembers  nothing.
-    For        every tensor and rule, with a weight decay.
-    Source     Chen et al. (2025), arXiv 2510.12402.
-    """
+    For        every tensor and every rule, with a weight decay.
+    Source     Chen et al. (2025), arXiv 2510.12402."""
     return 1 - (1 - decay) * (u * w >= 0).to(u)
 
 def adagc(g, adagc_norm: scalar, norm, t, *, adagc_beta=0.98, adagc_start=1.0, adagc_growth=1.05,
           adagc_warmup_steps=100, adagc_eps=1e-8):
-    """AdaGC: clip each tensor by the usual norm of its own gradient. It takes the place of --clip: give
-    --clip=0, or it sees only what that has clipped.
-
+    """AdaGC clips each tensor by the usual norm of its own gradient. It replaces --clip, so give --clip=0
+    with it. Otherwise it sees only gradients that are already clipped.
         t < warmup_steps    g = g min(1, start / norm of all gradients);  usual <- min(usual, |g|)
         afterwards          g = g min(1, growth usual / |g|);  usual <- b usual + (1 - b) |g|
 
     Remembers  the usual norm: one number per tensor.
-    For        every tensor and rule, at the rule's lr.
-    Source     Wang et al. (2025), arXiv 2502.11034.
-    """
+    For        every tensor and every rule, at the rule's lr.
+    Source     Wang et al. (2025), arXiv 2502.11034."""
     own, warm = g.norm(), (t < adagc_warmup_steps).to(g)
     early = (adagc_start / (norm + adagc_eps)).clamp_max(1.0)
     late = (adagc_growth * adagc_norm.clamp_min(adagc_eps) / own.clamp_min(adagc_eps)).clamp_max(1.0)
@@ -54,16 +51,16 @@ def adagc(g, adagc_norm: scalar, norm, t, *, adagc_beta=0.98, adagc_start=1.0, a
     return g
 
 def trust_ratio(u, w, decay, lr):
-    """LAMB's trust ratio: a tensor moves by lr times its own size. (LAMB is AdamW so modified, eps 1e-6.)
-    So lr has another unit, and needs another value: a fraction of the tensor's norm.
-
-        d = (1 - decay) / lr w                with coupled decay: weight_decay * w
-        u = |w| / |u + d| (u + d) - d         a ratio of 1 if one of the norms is 0
+    """LAMB's trust ratio moves a tensor by lr times the size of the tensor. So lr has another unit and
+    needs another value: it is a fraction of the tensor's norm. LAMB is AdamW with this modifier and eps
+    1e-6.
+        d = (1 - decay) / lr w                with coupled decay this is weight_decay * w
+        u = |w| / |u + d| (u + d) - d         the ratio is 1 if one of the norms is 0
 
     Remembers  nothing.
-    For        every tensor and rule; after the other modifiers, whatever their order.
-    Source     You et al. (2019), arXiv 1904.00962; the ratio from LARS, You et al. (2017), arXiv 1708.03888.
-    """
+    For        every tensor and every rule. It comes after all other modifiers, whatever their order.
+    Source     You et al. (2019), arXiv 1904.00962. The ratio is from LARS, You et al. (2017),
+               arXiv 1708.03888."""
     d = (1 - decay) / lr.clamp_min(1e-30) * w.to(u.dtype)
     size, step = w.norm().to(u.dtype), (u + d).norm()
     ratio = torch.where((size > 0) & (step > 0), size / step, 1.0)

@@ -1,6 +1,6 @@
 """
-The gradient of a matrix as a matrix: steps that are large or small in all its directions alike, or that are
-Adam's in a basis of the matrix's own. The fused q, k, v are three matrices.
+Rules that treat the gradient of a matrix as a matrix. Some of them make steps of equal size in all directions
+of the matrix. SOAP applies Adam in a basis that belongs to the matrix. The fused q, k, v are three matrices.
 """
 import torch
 
@@ -8,14 +8,18 @@ from optim import per_row
 from zoo.rule import AT_LEAST_ONE, ZooRule
 
 def matrices(x, blocks):
-    """x as (blocks, rows, columns): q, k, v apart; the kernels of a convolution in one row;
-    a vector as one row."""
+    """Returns x as (blocks, rows, columns).
+
+    q, k and v become three matrices. In a convolution, a row holds all kernels of one output. A vector
+    becomes one row."""
     return x.reshape(blocks, len(x) // blocks, -1) if x.dim() > 1 else x.reshape(1, 1, -1)
 
 def orthogonal(x, steps=5):
-    """Nearly U V', where x = U S V': the singular values of each matrix become 0.7 ... 1.2. Five steps of a
-    Newton-Schulz iteration by Jordan (2024), whose polynomial climbs steeply at 0 and does not settle at 1.
-    In bfloat16 on a GPU, as its authors have it; in x's own precision on the CPU, where that is faster."""
+    """Returns nearly U V', where x = U S V': the singular values of each matrix become 0.7 ... 1.2.
+
+    It takes five steps of a Newton-Schulz iteration by Jordan (2024). The polynomial of this iteration is
+    steep at 0 and does not converge at 1. On a GPU it computes in bfloat16, as its authors do. On the CPU
+    it computes in x's own precision, which is faster there."""
     tall = x.shape[-2] > x.shape[-1]
     y = (x.mT if tall else x).to(torch.bfloat16 if x.is_cuda else x.dtype)
     y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -25,40 +29,37 @@ def orthogonal(x, steps=5):
     return (y.mT if tall else y).to(x.dtype)
 
 def muon(g, m, blocks, *, beta1=0.95):
-    """Muon: the mean gradient with all its singular values set to about 1.
-
+    """Muon follows the mean gradient with all its singular values set to about 1.
         m <- b1 m + (1 - b1) g
         u  = sqrt(max(1, rows / columns)) orthogonal(b1 m + (1 - b1) g)
 
     Remembers  m, the running mean of gradients: 4 bytes per weight.
-    Moves      a matrix by about lr sqrt(max(1, rows / columns)) in each of its directions: the root mean
+    Moves      a matrix by about lr sqrt(max(1, rows / columns)) in each of its directions. The root mean
                square of a weight's step is about 0.9 lr / sqrt(columns).
-    lr         the size of a step in the spectral norm, but for that factor. Typical 2e-2.
-    Defaults   the author's: b1 0.95, lr 0.02. (Others scale by 0.2 sqrt(max(rows, columns)) and keep
-               Adam's lr.) The sum m <- b1 m + g of the first version gives the same steps.
-    For        the hidden matrices; embedding, head and norms go to AdamW at their own lr.
+    lr         is the size of a step in the spectral norm, apart from that factor. Typical 2e-2.
+    Defaults   are the author's: b1 0.95, lr 0.02. Others scale by 0.2 sqrt(max(rows, columns)) and keep
+               Adam's lr. The first version used the sum m <- b1 m + g, which gives the same steps.
+    For        the hidden matrices. AdamW trains embedding, head and norms at their own lr.
     Source     Jordan et al. (2024), kellerjordan.github.io/posts/muon; at scale Liu et al. (2025),
-               arXiv 2502.16982.
-    """
+               arXiv 2502.16982."""
     m.lerp_(g, 1 - beta1)
     o = orthogonal(matrices(g.lerp(m, beta1), blocks))
     return max(1, o.shape[1] / o.shape[2]) ** 0.5 * o.reshape(g.shape)
 
 def normuon(g, m, s: per_row, blocks, *, beta1=0.95, beta2=0.95, eps=1e-10):
-    """NorMuon: Muon whose rows are then given the same size.
-
+    """NorMuon is Muon that then gives all rows the same size.
         m <- b1 m + (1 - b1) g
         o  = orthogonal(b1 m + (1 - b1) g)
         s <- b2 s + (1 - b2) mean of o^2 over each row
-        u  = o / (sqrt(s) + eps), brought back to the norm of o, times sqrt(max(1, rows / columns))
+        u  = o / (sqrt(s) + eps), scaled back to the norm of o, times sqrt(max(1, rows / columns))
 
-    Remembers  m, 4 bytes per weight, and a number per row.
-    Moves      a matrix as far as Muon, and its rows (neurons) by the same distance.
-    lr         as Muon's. Typical 2e-2.
-    Defaults   the authors' code. (The paper ends with 0.2 sqrt(rows columns) / norm instead, for Adam's lr.)
-    For        the hidden matrices; embedding, head and norms go to AdamW at their own lr.
-    Source     Li et al. (2025), arXiv 2510.05491.
-    """
+    Remembers  m, 4 bytes per weight, and one number per row.
+    Moves      a matrix as far as Muon does, and all its rows (neurons) by the same distance.
+    lr         is Muon's. Typical 2e-2.
+    Defaults   are those of the authors' code. The paper ends with the factor 0.2 sqrt(rows columns) / norm
+               instead, which suits Adam's lr.
+    For        the hidden matrices. AdamW trains embedding, head and norms at their own lr.
+    Source     Li et al. (2025), arXiv 2510.05491."""
     m.lerp_(g, 1 - beta1)
     o = orthogonal(matrices(g.lerp(m, beta1), blocks))
     rows = s.reshape(len(o), -1, 1)
@@ -69,28 +70,27 @@ def normuon(g, m, s: per_row, blocks, *, beta1=0.95, beta2=0.95, eps=1e-10):
 
 def scion(g, m, blocks, role, *, beta1=0.9, radius=50.0, radius_embed=4.0, radius_head=3000.0,
           radius_norm=4.0, eps=1e-8):
-    """Scion: each kind of tensor moves by a fixed distance, in the norm that suits its part in the network.
-
+    """Scion moves each kind of tensor by a fixed distance, in the norm that suits its part in the network.
         m <- b1 m + (1 - b1) g
-        u  = radius sqrt(rows / columns) orthogonal(m)        of a matrix: its spectral norm
-        u  = radius m / (rms of its row + eps)                of the embedding: a token's vector
-        u  = radius sign(m) / columns                         of the head: its largest weight
-        u  = radius m / (rms + eps)                           of a vector
+        u  = radius sqrt(rows / columns) orthogonal(m)        a matrix, measured by its spectral norm
+        u  = radius m / (rms of its row + eps)                the embedding, by the vectors of its tokens
+        u  = radius sign(m) / columns                         the head, by its largest weight
+        u  = radius m / (rms + eps)                           a vector
 
     Remembers  m, the running mean of gradients: 4 bytes per weight.
-    Moves      every tensor by lr * radius in its norm, whatever its gradient.
-    lr         in radii. Typical 3.6e-4 (the authors' 124m).
-    Defaults   the authors' for GPT-2 at 124m: 50, and 3000 for its one matrix of embedding and head, whose
-               weights move by about 4 lr; so here the embedding's and the norms', which are ours. With
-               --weight_decay=1 --weight_decay_kind=coupled weights stay within the radii: the authors'
-               constrained form.
-    For        every tensor. Their networks start at the radii; ours starts as for every other rule.
-    Source     Pethick et al. (2025), arXiv 2502.07529.
-    """
+    Moves      every tensor by lr * radius in its norm, whatever its gradient is.
+    lr         is in radii. Typical 3.6e-4, the authors' at 124m.
+    Defaults   are the authors' for GPT-2 at 124m: radius 50, and 3000 for the one matrix that is both
+               embedding and head there. The weights of that matrix move by about 4 lr. So the radii of the
+               embedding and of the norms are 4 here, and this is our own choice. With --weight_decay=1
+               --weight_decay_kind=coupled the weights stay within the radii, as in the authors' constrained
+               form.
+    For        every tensor. The authors' networks start at the radii. Ours starts as for every other rule.
+    Source     Pethick et al. (2025), arXiv 2502.07529."""
     m.lerp_(g, 1 - beta1)
     if g.dim() < 2:
         return radius_norm * m / (m.square().mean().sqrt() + eps)
-    if role == "embed":    # .mean(1) would trip torch 2.13's compiler
+    if role == "embed":    # torch 2.13's compiler fails on .mean(1)
         mean = m.square() @ m.new_full((m.shape[1], 1), 1 / m.shape[1])
         return radius_embed * m / (mean.sqrt() + eps)
     if role == "head":
@@ -99,51 +99,51 @@ def scion(g, m, blocks, role, *, beta1=0.9, radius=50.0, radius_embed=4.0, radiu
     return radius * (o.shape[1] / o.shape[2]) ** 0.5 * o.reshape(g.shape)
 
 # ---------------------------------------------------------------------------------------------------------
-# Adam in a basis of the matrix's own
+# Adam in a basis that belongs to the matrix
 
 def square(w, blocks, side):
-    """A (side, side) matrix for each block; none beyond 10,000."""
+    """Makes a (side, side) matrix for each block, or an empty one if the side is longer than 10,000."""
     side = side if side <= 10000 else 0
     return w.new_zeros(blocks, side, side)
 
 def left(w, blocks, *, role):
-    """One for the rows; none for a vector, nor for the side of the vocabulary."""
+    """Makes a matrix for the rows. It is empty for a vector, and where the rows are the vocabulary."""
     return square(w, blocks, 0 if w.dim() < 2 or role in ("embed", "head") else len(w) // blocks)
 
 def right(w, blocks):
-    """One for the columns; none for a vector."""
+    """Makes a matrix for the columns. It is empty for a vector."""
     return square(w, blocks, w[0].numel() if w.dim() > 1 else 0)
 
-def turned(x, ql, qr):
-    """ql' x qr; an empty basis turns nothing."""
+def change_basis(x, ql, qr):
+    """Returns ql' x qr. An empty basis changes nothing."""
     x = ql.mT @ x if ql.numel() else x
     return x @ qr if qr.numel() else x
 
 def soap(g, m, s, gl: left, gr: right, ql: left, qr: right, t, blocks, *, beta1=0.95, beta2=0.95, eps=1e-8,
          refresh_steps=10):
-    """SOAP: Adam in the eigenbasis of Shampoo's two matrices, the mean of g g' and of g' g.
-
+    """SOAP is Adam in the eigenbasis of Shampoo's two matrices, which are the means of g g' and of g' g.
         m <- b1 m + (1 - b1) g
         s <- b2 s + (1 - b2) (ql' g qr)^2
         u  = ql ((ql' m qr) / (sqrt(s) + eps)) qr' sqrt(1 - b2^(t - 1)) / (1 - b1^(t - 1))
-        gl <- b2 gl + (1 - b2) g g';  gr <- b2 gr + (1 - b2) g' g       at t = 1 that is all
-        ql, qr: eigenvectors of gl and gr at t = 2, then every refresh_steps, by a step of power iteration
+        gl <- b2 gl + (1 - b2) g g';  gr <- b2 gr + (1 - b2) g' g       at t = 1 the rule does only this
+        ql, qr: eigenvectors of gl and gr at t = 2, then every refresh_steps a step of power iteration
 
-    Remembers  m and s, 8 bytes per weight; gl, gr, ql, qr: 8 (rows^2 + columns^2) bytes of a matrix.
-    Moves      as Adam. Where the first gradient has fewer directions than the matrix, the rest of the first
-               basis is rounding noise: two runs that differ in a last bit soon differ in a tenth.
-    lr         in weight, as Adam's. Typical 3e-3, the authors'.
-    Defaults   the authors'.
-    For        every tensor; vectors as by Adam, embedding and head in a basis of their columns only, and no
-               basis, as the authors have it, for a side beyond 10,000. q, k, v have bases of their own.
-    Source     Vyas et al. (2024), arXiv 2409.11321. They keep m in the basis, which is the same.
-    """
+    Remembers  m and s, 8 bytes per weight, and for a matrix gl, gr, ql, qr, 8 (rows^2 + columns^2) bytes.
+    Moves      weights as Adam does. If the first gradient has fewer directions than the matrix, the rest of
+               the first basis is rounding noise. Then two runs that differ in a last bit soon differ by a
+               tenth.
+    lr         is in weight, as Adam's lr is. Typical 3e-3, the authors'.
+    Defaults   are the authors'.
+    For        every tensor. Vectors move as with Adam. Embedding and head have only a basis of their
+               columns. As with the authors, a side longer than 10,000 has no basis. q, k and v have their
+               own bases.
+    Source     Vyas et al. (2024), arXiv 2409.11321. They keep m in the basis, which is equivalent."""
     x, late, k = matrices(g, blocks), (t > 1).to(t), (t - 1).clamp_min(1)
     squares = s.reshape(x.shape)
     m.mul_(1 - late * (1 - beta1)).add_(late * (1 - beta1) * g)
-    squares.mul_(1 - late * (1 - beta2)).add_(late * (1 - beta2) * turned(x, ql, qr).square())
-    n = turned(matrices(m, blocks), ql, qr) / (squares.sqrt() + eps)
-    u = turned(n, ql.mT, qr.mT) * ((1 - beta2**k) ** 0.5 / (1 - beta1**k))
+    squares.mul_(1 - late * (1 - beta2)).add_(late * (1 - beta2) * change_basis(x, ql, qr).square())
+    n = change_basis(matrices(m, blocks), ql, qr) / (squares.sqrt() + eps)
+    u = change_basis(n, ql.mT, qr.mT) * ((1 - beta2**k) ** 0.5 / (1 - beta1**k))
     if gl.numel():
         gl.lerp_(x @ x.mT, 1 - beta2)
     if gr.numel():
@@ -151,8 +151,10 @@ def soap(g, m, s, gl: left, gr: right, ql: left, qr: right, t, blocks, *, beta1=
     return u.reshape(g.shape)
 
 def soap_bases(s, gl, gr, ql, qr, t, blocks):
-    """Eigenvectors at t = 2. Later one step towards them: basis <- QR decomposition of mean times basis, with
-    the largest first, and s in the same order."""
+    """Updates the bases ql and qr. At t = 2 they become the eigenvectors of gl and gr.
+
+    Later they make one step towards the eigenvectors: basis <- Q of the QR decomposition of mean times
+    basis. The directions with the largest eigenvalues come first, and s gets the same order."""
     squares = matrices(s, blocks)
     for side, mean, basis in ((1, gl, ql), (2, gr, qr)):
         if t == 2 and basis.numel():

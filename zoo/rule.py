@@ -1,5 +1,5 @@
 """
-What a line of the zoo's tables may say beyond what a line of the table in optim.py says.
+A line of a table in the zoo. It may say more than a line of the table in optim.py.
 """
 import functools
 import inspect
@@ -10,23 +10,27 @@ from optim import Rule, per_block
 BELOW_ONE, AT_LEAST_ONE = (0, 1), (1, math.inf)    # bounds of hyperparameters: (at least, below)
 
 class ZooRule(Rule):
-    """A rule that may ask for more than the rules of optim.py: for the number of blocks of the tensor (the fused
-    q, k, v are three blocks), for its role (None where nobody said), and for norm, the norm of the gradient of all
-    groups.
+    """A rule that may ask for more than the rules of optim.py. It may ask for
 
-    A function that makes state may have keyword-only parameters. They get the hyperparameter of that name, or the
-    role of the tensor.
+    blocks    the number of blocks of the tensor. The fused q, k, v are three blocks
+    role      the role of the tensor, or None if nobody has named it
+    norm      the norm of the gradient of all groups
 
-    roles      roles that the rule is for, such as "qkv+matrix"; another rule trains all other roles
+    A function that makes state may have keyword-only parameters. Such a parameter gets the hyperparameter of
+    the same name, or the role of the tensor.
+
+    roles      roles that the rule is for, such as "qkv+matrix". Another rule trains all other roles
     rest       the name of that other rule
-    measures   how many first steps only measure, or the name of the hyperparameter that says so. In these steps the
-               rule returns 0, and no weight decays
-    refresh    a function that updates state in place, outside the compiled code. It runs before the first step that
-               moves, and every refresh_steps (a hyperparameter of the rule) from there. It gets what its parameters
-               name: state, g, w, t, index (the number of the tensor in the optimizer), blocks, role,
-               hyperparameters, and gs, the gradient of the loss on labels that are drawn from the model
-    from_run   hyperparameters that have the value of the trainer's option of that name, such as steps and seed
-    """
+    measures   how many first steps only measure, or the name of the hyperparameter that gives this number. In
+               these steps the rule returns 0, and no weight decays
+    refresh    a function that updates state in place, outside the compiled code. It runs before the first
+               step that moves, and then every refresh_steps, which is a hyperparameter of the rule. It gets
+               what its parameters name: state, g, w, t, index (the number of the tensor in the optimizer),
+               blocks, role, hyperparameters, and gs, the gradient of the loss on labels that are drawn from
+               the model
+    from_run   hyperparameters that take the value of the trainer's option of the same name, such as steps
+    The rest is as Rule takes it. Raises a ValueError if the line names a hyperparameter that the rule does
+    not have."""
     given = (*Rule.given, "norm", "blocks", "role")
     changes_decay = False
 
@@ -41,13 +45,13 @@ class ZooRule(Rule):
             raise ValueError(f"{self.name}: has no hyperparameter {missing[0]}")
 
 class Modifier(ZooRule):
-    """A function that changes what goes into a rule or comes out of it.
+    """A function that changes an input of a rule or its result.
 
-    changes   "g", "u" or "decay": what it returns anew. It changes the gradient before the rule, and the update or
-              the decay factor of the weights after the rule
+    changes   the name of the value that it changes and returns: "g", the gradient, before the rule; "u", the
+              update, or "decay", the factor that multiplies the weights, after the rule
     last      whether it must come after all other modifiers
-    The names of its state and of its hyperparameters begin with its own name, so that they meet none of the rule's.
-    """
+    The names of its state and of its hyperparameters begin with its own name, so that they differ from all
+    names of the rule."""
     given = (*ZooRule.given, "u", "decay")
 
     def __init__(self, update, *, changes, last=False, **line):
@@ -55,11 +59,12 @@ class Modifier(ZooRule):
         self.changes, self.last = changes, last
 
 class ModifiedRule(ZooRule):
-    """A rule together with its modifiers, which is again a rule: one function that returns u.
+    """A rule together with its modifiers. The result is a rule too: one function that returns u.
 
-    A modifier that changes the decay gives each weight a decay of its own, d. The class multiplies all weights by
-    decay, so the difference goes into u:   decay w - lr u' = d w - lr u   with   u' = u + (decay - d) w / lr.
-    """
+    A modifier that changes the decay gives each weight its own decay, d. But the optimizer multiplies all
+    weights by the same decay. So the difference goes into u:
+
+        decay w - lr u' = d w - lr u    with    u' = u + (decay - d) w / lr"""
     given = Modifier.given
 
     def __init__(self, rule, modifiers):
@@ -83,12 +88,14 @@ class ModifiedRule(ZooRule):
         self.update = functools.partial(apply_parts, self.inputs, self.parts, self.changes_decay)
 
 def apply_parts(inputs, parts, changes_decay, *tensors, **hyper):
-    """The update of a rule and its modifiers. parts: pairs of a part and the name of what it makes anew."""
+    """Returns the update of a rule and its modifiers.
+
+    parts: pairs (part, result). A part is a rule or a modifier. result is the name of what it changes."""
     given = dict(zip(inputs, tensors))
     decay = given.get("decay")
-    for part, made in parts:
+    for part, result in parts:
         own = {name: hyper[name] for name in part.hyper}
-        given[made] = part.update(*(given[name] for name in part.inputs), **own)
+        given[result] = part.update(*(given[name] for name in part.inputs), **own)
     u = given["u"]
     if changes_decay:
         u = u + (decay - given["decay"]) / given["lr"].clamp_min(1e-30) * given["w"].to(u.dtype)
@@ -96,11 +103,11 @@ def apply_parts(inputs, parts, changes_decay, *tensors, **hyper):
 
 @functools.cache
 def parameter_names(function) -> tuple:
-    """The names of a function's parameters. A signature is read once."""
+    """Returns the names of a function's parameters. Each signature is read only once."""
     return tuple(inspect.signature(function).parameters)
 
 @functools.cache
 def keyword_names(function) -> tuple:
-    """The names of a function's keyword-only parameters."""
+    """Returns the names of a function's keyword-only parameters."""
     parameters = inspect.signature(function).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)

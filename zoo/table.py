@@ -1,5 +1,6 @@
 """
-A table of all rules, modifiers and schedules, made from their docstrings and signatures: --optimizer=list.
+Makes the table of all rules, modifiers and schedules from their docstrings and signatures. The command
+`python train.py --optimizer=list` prints it.
 """
 import inspect
 import re
@@ -12,23 +13,23 @@ import zoo
 
 
 def bytes_per_weight(rule) -> float:
-    """Bytes of state per weight of a hidden matrix of 1,024 x 1,024."""
+    """Returns the bytes of state per weight of a hidden matrix of 1,024 x 1,024."""
     optimizer = zoo.Optimizer([torch.zeros(1024, 1024, device="meta")], rule, lr=1.0)
     state = optimizer.start(optimizer.param_groups[0], 0)
     return sum(x.numel() * x.element_size() for x in state.values() if torch.is_tensor(x)) / 1024**2
 
 
 def read_docstring(function) -> tuple:
-    """(idea, source, typical lr) as the docstring of a rule, modifier or schedule states them."""
+    """Returns (idea, source, typical lr), as the docstring of a rule, modifier or schedule states them."""
     doc = inspect.getdoc(function) or "(it has no docstring)"
-    idea = re.split(r"\n\n|\n    ", doc)[0].replace("\n", " ")    # up to the formula
+    idea = re.split(r"\n\n|\n    ", doc)[0].replace("\n", " ")    # the text before the formula
     source = re.search(r"Source +(.*?\))[^()]*?(arXiv [\d.]+\d|\"[^\"]*\"|[\w.]+\.io/[\w/]+)|$", doc, re.S)
     typical_lr = re.search(r"[Tt]ypical ([\d.e-]+\d)|$", doc)
     return idea, re.sub(r"\s+", " ", ", ".join(filter(None, source.groups()))), typical_lr[1] or ""
 
 
 def table() -> str:
-    """The table, in lines of at most 110 columns."""
+    """Returns the table, in lines of at most 110 columns."""
     lines = [f"{'--optimizer':15s}{'bytes':>6s}  {'lr':8s}idea, source"]
 
     def add(start, *texts):
@@ -49,5 +50,6 @@ def table() -> str:
         for name, function in functions.items():
             idea, source, _ = read_docstring(function)
             add(name, idea, source)
-    return "\n".join([*lines, "", "bytes: state per weight of a hidden matrix. lr: typical for a language model. "
-                                  "More: python -m zoo NAME"])
+    lines += ["", "The column bytes gives the state per weight of a hidden matrix. The column lr gives the",
+              "typical peak learning rate for a language model. `python -m zoo NAME` says more about a rule."]
+    return "\n".join(lines)

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from unittest import mock
 
-from test_train import rewound
+from tiny_runs import rewound
 from tools import (DRAW, METRICS, checkpoints, differences, options, refused, run, snapshot, start_train,
                    step_of, two_at_a_time, wait)
 from trainer import runs
@@ -72,10 +72,11 @@ def kill_25_times(folder, place, draw):
 # B2. Power cuts
 
 def writes_survive_a_power_cut(folder):
-    """The order that survives a power cut: write, fsync, replace, fsync of the folder, say so, then delete.
+    """A checkpoint is written in the order that survives a power cut.
 
-    Spies record these calls. Between two checkpoints they must come in exactly this order, and the
-    measurements that led to a checkpoint must be on the disk before it.
+    Spies record the calls. They must come in exactly this order: fsync of the measurements that led to the
+    checkpoint, write of a temporary file, its fsync, its move into place, fsync of the folder, the line that
+    announces the checkpoint, and only then the deletion of an old one.
     """
     calls = []
 
@@ -221,7 +222,7 @@ def keep_newest(folder, keep):
 # B6. Locks
 
 def one_process_per_folder(folder):
-    """One process per folder: a used or locked one is refused, and the lock of a killed process is free.
+    """A folder that is used or locked is refused, and the lock of a killed process is free.
 
     A second process must leave the folder of the first as it is, whatever options it has, and the first must
     go on. A run that is refused for another reason makes no folder.

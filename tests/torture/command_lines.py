@@ -19,7 +19,7 @@ ODD_TEXTS = ["", "nan", "inf", "-inf", "1e309", "-1", "0", "0x10", "1_000", "1,5
 
 
 def command_lines_are_read_or_refused(folder):
-    """500 made-up command lines and files: one line that names the key, or the value that an oracle gives.
+    """500 made-up command lines and files get the value that an oracle gives, or a line that names the key.
 
     350 command lines have typos, repeated options, stray words and odd values. 150 are for damaged or odd
     TOML files. Nothing may be written, and no traceback may appear.

@@ -8,14 +8,14 @@ import torch
 
 from model import Decoder
 from seams import catch_optimizers, core_names, no_picture
-from test_train import VARIANTS
+from tiny_runs import VARIANTS
 from tools import (TWO_RANKS, all_gone, checkpoints, error_line, options, process_ids, read_json, refused,
                    run, snapshot, start_with_fault, two_at_a_time)
 from trainer import runs
 
 
 def nonfinite_steps_reach_no_weight(folder):
-    """NaN and infinity in one gradient or in the loss, at step 7: every rule stops before the update.
+    """Every rule stops before the update if step 7 has NaN or infinity in a gradient or in the loss.
 
     The error line must name the loss, or the gradient norm and the first broken tensor. Weights and optimizer
     state in memory must still be, bit for bit, those of the checkpoint of step 6.
@@ -76,7 +76,7 @@ def break_step_7(folder, name, usual, value, where, step_6):
 
 
 def both_ranks_stop_at_nan(folder):
-    """NaN on rank 1 alone: both ranks stop at the same step.
+    """Both ranks stop at the same step if rank 1 alone has a NaN.
 
     In the loss, the line must name rank 1. In a gradient it names none, since the ranks share the mean of
     their gradients. The newest checkpoint stays that of step 5.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from seams import compiler_works, core_names, counts_steps, schedule_late_by
-from test_train import VARIANTS, final, rewound
+from tiny_runs import VARIANTS, final, rewound
 from tools import (DATA, differences, options, read_json, refused, run, snapshot, start_with_fault,
                    two_at_a_time)
 from trainer import data, runs
@@ -35,7 +35,7 @@ def looking_changes_nothing(folder):
 
 
 def resumes_are_exact(folder):
-    """A resume in a new process gives the same bits: every rule and option, in fp32 and in bf16.
+    """A resume in a new process gives the same bits, for every rule and option, in fp32 and in bf16.
 
     Every variant runs 30 steps. A copy of its folder goes back to the checkpoint of step 13 and is resumed in
     another process. Weights, optimizer state and logged numbers must be the same. The core rules do so
@@ -155,7 +155,7 @@ def edit_states(path, change):
 # Where a resume starts, and with which settings
 
 def every_step_can_be_resumed(folder):
-    """A resume after each of 12 steps gives the same bits; a finished run is left alone.
+    """A resume after each of 12 steps gives the same bits, and a finished run is left alone.
 
     The run saves after every step. Twelve copies go back to one step each and are resumed.
     """

@@ -11,7 +11,7 @@ from trainer import runs
 
 
 def full_disks_break_nothing(folder):
-    """A full disk at the first, second and third checkpoint, and in every other file of a run.
+    """A full disk breaks nothing: at the first, second and third checkpoint, and in every other file.
 
     The run must end with exit code 4 and one line that names the file, and must leave no temporary file.
     Earlier checkpoints stay whole. With more space, the resumed run must equal an undisturbed one.

@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 
-from test_train import rewound
+from tiny_runs import rewound
 from tools import (CONFIG, DRAW, METRICS, ROOT, TWO_RANKS, Process, all_gone, call, checkpoints, differences,
                    error_line, options, process_ids, read_json, run, snapshot, start_train, start_with_fault,
                    step_of, two_at_a_time, wait)
@@ -31,7 +31,7 @@ BUSY = ["--width=64", "--steps=3000", "--eval_every=2", "--eval_windows=50", "--
 
 
 def signals_save_and_end(folder):
-    """20 signals and 5 pairs of signals at random moments, in steps, validations and writes.
+    """20 signals and 5 pairs of signals save and end a run, in steps, validations and writes.
 
     Each must end the run within 10 seconds with exit code 75, a checkpoint of the last step, and the status
     "interrupted". The weights and losses must be those of a run that no signal disturbed until then.
@@ -108,7 +108,7 @@ def logged_losses(place):
 # C2. Signals to ranks
 
 def two_ranks_stop_together(folder):
-    """Two ranks get a signal: through torchrun, on rank 1 alone, on rank 0 alone.
+    """Two ranks stop together at a signal to torchrun, to rank 1 alone, and to rank 0 alone.
 
     Both must leave within 30 seconds, and the newest checkpoint must be whole and of the step in status.json.
     """
@@ -189,7 +189,7 @@ def sweep_table(folder):
 # C4. Logs
 
 def logs_stay_whole(folder):
-    """metrics.jsonl after kills: whole lines, each kind and step once, steps in order.
+    """After kills, metrics.jsonl has whole lines, each kind and step once, and steps in order.
 
     This reads the logs of all runs that B1, C1 and C3 interrupted, of which only the last line may be torn. A
     resume after a torn line must leave the same log as a run that nothing interrupted.

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from faults import recorded
-from test_train import VARIANTS, final
+from tiny_runs import VARIANTS, final
 from tools import (DATA, OUR_TRACEBACK, TWO_RANKS, all_gone, checkpoints, error_line, options, process_ids,
                    read_json, run, start_with_fault, step_of, two_at_a_time, wait)
 from trainer import data, runs
@@ -77,11 +77,12 @@ def ranks_hold_the_same_bits(folder):
 
 
 def number_of_ranks_may_change(folder):
-    """1 rank, then 2, then 1, and 2, 1, 2: the same samples and bits. 3 ranks for a batch of 8 are refused.
+    """The number of ranks may change from resume to resume: samples and bits stay the same.
 
-    Each part of a chain runs 5 of 15 steps. Every step must read the windows that the order gives, and the
-    final weights and state must be those of one process that ran all steps. No note may say "not bit for
-    bit".
+    One chain of resumes has 1, 2 and 1 ranks, the other 2, 1 and 2. Each part of a chain runs 5 of 15 steps.
+    Every step must read the windows that the order gives. The final weights and state must be those of one
+    process that ran all steps, and no note may say "not bit for bit". Three ranks must be refused, since they
+    cannot share a batch of 8.
     """
     usual = ["--batch=8", "--micro_batch=4", "--steps=15", "--keep=9", "--save_every=5", "--eval_every=0"]
     run(folder, "whole", *usual)
@@ -133,9 +134,10 @@ def copy_up_to(source, target, step):
 # F4, F5. Lost and failing ranks
 
 def lost_ranks_end_the_run(folder):
-    """A rank is killed, fails or hangs, in a step or in a save: all leave, one line names rank and cause.
+    """If a rank is killed, fails or hangs, all ranks leave, and each error line names it and the cause.
 
-    All processes must be gone within 30 seconds, or within 60 if a rank hangs. No checkpoint may be damaged.
+    This happens in a step and in a save. All processes must be gone within 30 seconds, or within 60 if a rank
+    hangs. No checkpoint may be damaged.
     """
     hangs = [("stop", 1, "step"), ("stop", 1, "save")]
     others = [(action, rank, moment) for moment in ("step", "save")
@@ -192,7 +194,7 @@ def lose_a_rank(folder, action, rank, moment):
 
 
 def failed_saves_end_both_ranks(folder):
-    """Rank 0 alone fails while it saves: both ranks end in time with the same code.
+    """If rank 0 alone fails while it saves, both ranks end in time with the same code.
 
     The disk is full, may not be written to, or has a folder in the checkpoint's place. Every error line must
     name rank 0 and the cause, no traceback of the program may appear, and the status must be "failed".

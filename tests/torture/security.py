@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from command_lines import read_or_refuse
-from test_train import rewound
+from tiny_runs import rewound
 from tools import DATA, ROOT, SECRETS, WORK, Process, Skip, checkpoints, options, refused, run, snapshot
 from trainer import runs
 

@@ -61,7 +61,7 @@ def another_user_is_refused(path):
 
 
 def wrong_ids_are_refused(folder):
-    """Ids outside the vocabulary end a run by name; vocabularies that do not agree are refused at the start.
+    """Ids outside the vocabulary end a run, and vocabularies that do not agree are refused at the start.
 
     A wrong id in the middle of a shard is found when it is read, and the status of the run gives the same
     reason as the error line.
@@ -92,7 +92,7 @@ def wrong_ids_are_refused(folder):
 # D3. Preparation
 
 def preparation_survives_faults(folder):
-    """Preparation: 10 kills, a full disk, a source that ends early, ids that do not fit, two at once.
+    """Preparation survives 10 kills, a full disk, a cut source, ids that do not fit, and a second process.
 
     Every shard that a kill leaves must be whole and equal to that of an undisturbed preparation, and a folder
     with a meta.json must be complete. Each of the other faults must be refused by name and leave no shard.

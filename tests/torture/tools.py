@@ -34,7 +34,7 @@ import torch    # noqa: E402
 import prepare_c4    # noqa: E402
 import train    # noqa: E402
 from conftest import TINY, documents, wait_for    # noqa: E402
-from test_train import final    # noqa: E402
+from tiny_runs import final    # noqa: E402
 
 WORK = Path(tempfile.gettempdir(), f"torture-{secrets.token_hex(6)}")    # prepare_work() makes it
 DATA = WORK / "data"              # token shards with a vocabulary of 300
