@@ -82,7 +82,7 @@ def text(model: Decoder, tokenizer: tiktoken.Encoding | data.T5, prompt: str, co
 
 
 def show(model: Decoder, folder: str, count: int) -> None:
-    """Prints a text of `count` tokens, or a note if the tokenizer of the data in `folder` cannot be loaded."""
+    """Prints a text of `count` tokens, or a note if the tokenizer of the data in `folder` is missing."""
     try:
         tokenizer = data.load_tokenizer(folder)
     except UserError as error:    # training needs no tokenizer

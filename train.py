@@ -19,7 +19,6 @@ from pathlib import Path
 if __name__ == "__main__":
     gc.disable()    # until everything is imported, of which nothing becomes garbage: it saves 0.5 of 3.6 s
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -33,7 +32,7 @@ from trainer import announce, data, plan, settings
 from trainer.build import build_optimizer, decoder_shape
 from trainer.errors import UserError, one_line
 from trainer.machine import Machine, keep_imports, last_words, leave, on_signals, versions
-from trainer.measure import checksum, draw_run, evaluate, first_not_finite, look_into, promise
+from trainer.measure import checksum, draw_run, evaluate, first_not_finite, look_into, promise, sizes_of
 from trainer.restore import resume_from, start_from
 from trainer.runs import Run, SilentRun, load_checkpoint
 
@@ -45,12 +44,12 @@ class Training:
         self.machine = machine = Machine(config)
         if machine.rank > 0:
             sys.stdout = open(os.devnull, "w")    # rank 0 speaks for all
-        self.config, why_precision, why_attention = machine.complete(config)
-        self.config, self.hyper, self.tables, config = self.config, hyper, tables, self.config
+        config, why_precision, why_attention = machine.complete(config)
+        self.config, self.hyper, self.tables = config, hyper, tables
         self.in_force = asdict(config) | hyper
         keep_imports()
-        self.micro_batch, self.accumulation = settings.split_batch(config.batch, config.micro_batch, machine.world,
-                                                                   config.context)
+        self.micro_batch, self.accumulation = settings.split_batch(
+            config.batch, config.micro_batch, machine.world, config.context)
         self.steps = config.freeze_steps + config.steps
 
         # the data
@@ -75,10 +74,12 @@ class Training:
         self.ranked = self.model    # the model whose backward pass sums the gradients of all ranks
         if machine.world > 1:
             self.ranked = torch.nn.parallel.DistributedDataParallel(
-                self.model, broadcast_buffers=False, gradient_as_bucket_view=True)    # else gradients exist twice
-        self.autocast = torch.autocast(machine.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-        self.environment = versions() | dict(device=machine.name(), threads=machine.threads, ranks=machine.world,
-                                             micro_batch=self.micro_batch)
+                self.model, broadcast_buffers=False,
+                gradient_as_bucket_view=True)    # otherwise each gradient exists twice
+        self.autocast = torch.autocast(machine.device.type, torch.bfloat16,
+                                       enabled=config.precision == "bf16")
+        self.environment = versions() | dict(device=machine.name(), threads=machine.threads,
+                                             ranks=machine.world, micro_batch=self.micro_batch)
         announce.print_settings(config, hyper)
         announce.print_run(self, why_precision, why_attention)
         announce.print_optimizer(config, hyper, tables, self.optimizer)
@@ -125,8 +126,7 @@ class Training:
                                               len(self.stop))
             self.refuse_a_broken_step(step, loss, norm, mean_loss)
             self.clip(total_norm)
-            scale = optim.schedule(max(1, step - config.freeze_steps), config.steps, zoo.SHAPES[config.schedule],
-                                   config.warmup, config.warmup_from, config.floor, config.cooldown)
+            scale = self.lr_scale(step)
             for group in optimizer.param_groups:
                 group["lr"] = group["lr_peak"] * scale
             is_logged = step % config.log_every == 0 or step in (1, self.steps)
@@ -153,7 +153,7 @@ class Training:
         self.run.rewind(first or -1)
         if not first:
             self.run.write_config(self.in_force)
-            self.run.log("config", 0, config=self.in_force, data=self.fingerprint, **self.sizes(),
+            self.run.log("config", 0, config=self.in_force, data=self.fingerprint, **sizes_of(self.model),
                          **self.environment)
         self.run.status("running", step=first, steps=self.steps)
         if self.config.compile:
@@ -162,19 +162,14 @@ class Training:
                         dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15)
         self.clock, self.logged_step = time.perf_counter(), first    # of the newest line of metrics.jsonl
 
-    def sizes(self) -> dict:
-        """The number of weights, and of those outside embedding and head."""
-        weights = sum(p.numel() for p in self.parameters.values())
-        return dict(weights=weights, hidden=weights - self.model.embed.weight.numel() - self.model.head.weight.numel())
-
     # --- One step
 
     def gradients(self, step: int, sampled: bool = False) -> torch.Tensor:
-        """Adds the gradients of the mean loss over all micro-batches and ranks to each .grad. Returns this rank's
-        part of the mean cross-entropy, a 0-d tensor.
+        """Adds the gradients of the mean loss over all micro-batches and ranks to each .grad. Returns this
+        rank's part of the mean cross-entropy, a 0-d tensor.
 
-        sampled: takes labels that the model draws itself, and the plain cross-entropy. Each window has random numbers
-        of its own, so that any number of ranks and any resume give the same labels.
+        sampled: takes labels that the model draws itself, and the plain cross-entropy. Each window has random
+        numbers of its own, so that any number of ranks and any resume give the same labels.
         """
         config, device = self.config, self.machine.device
         mean_loss = torch.zeros((), device=device)
@@ -183,12 +178,11 @@ class Training:
             first_window = (step - 1) * config.batch + place * self.micro_batch
             ids = torch.from_numpy(self.train_set[self.order(first_window, self.micro_batch)]).to(device)
             x, targets, z_loss = ids[:, :-1], ids[:, 1:], config.z_loss
-            if self.machine.world > 1:    # DDP must know before the forward pass whether to sum these gradients
+            if self.machine.world > 1:    # DDP must know before the forward pass whether to sum gradients
                 self.ranked.require_backward_grad_sync = k == self.accumulation - 1
             with self.autocast:
                 if sampled:
-                    uniform = np.stack([np.random.default_rng([config.seed, first_window + i]).random(x.shape[1])
-                                        for i in range(self.micro_batch)])
+                    uniform = data.uniform_numbers(config.seed, first_window, x.shape)
                     targets = self.model.sample_labels(x, torch.from_numpy(uniform).float().to(device))
                     z_loss = 0.0
                 objective, loss, _ = self.ranked(x, targets, z_loss)
@@ -215,9 +209,15 @@ class Training:
         if self.config.clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.clip, norm)
 
+    def lr_scale(self, step: int) -> float:
+        """The fraction of the peak lr at a step. Steps that only measure have that of the first one."""
+        config = self.config
+        return optim.schedule(max(1, step - config.freeze_steps), config.steps, zoo.SHAPES[config.schedule],
+                              config.warmup, config.warmup_from, config.floor, config.cooldown)
+
     def refuse_a_broken_step(self, step: int, loss: float, norm: float, mean_loss: torch.Tensor):
-        """Ends the run before a loss or a gradient that is not finite reaches the weights. The sign rules would hide
-        it for ever, since sign(nan) is 0."""
+        """Ends the run before a loss or a gradient that is not finite reaches the weights. The sign rules
+        would hide it for ever, since sign(nan) is 0."""
         if not math.isfinite(loss) or not math.isfinite(norm):
             broken = self.machine.gather(int(not mean_loss.isfinite()))
             ranks = ", ".join(str(rank) for rank, is_broken in enumerate(broken) if is_broken)
@@ -225,16 +225,19 @@ class Training:
             kind = "gradient norm" if math.isfinite(loss) else "loss"
             raise self.diverged(step, kind, f"is not finite{where}", first_not_finite(self.parameters))
         if self.config.stop_loss and loss > self.config.stop_loss:
-            raise self.diverged(step, "loss", f"is {loss:.4g}, above --stop_loss={self.config.stop_loss:g}")
+            why = f"is {loss:.4g}, above --stop_loss={self.config.stop_loss:g}"
+            raise self.diverged(step, "loss", why)
         self.last_loss = loss
 
     def diverged(self, step: int, kind: str, why: str, tensor: str | None = None) -> UserError:
         """Writes down how the run diverged. Returns the error that ends it."""
         self.bar.close()
-        self.run.status("diverged", step=step, steps=self.steps, loss=self.last_loss, kind=kind, tensor=tensor)
+        self.run.status("diverged", step=step, steps=self.steps, loss=self.last_loss, kind=kind,
+                        tensor=tensor)
         self.run.draw(draw_run, ", diverged")
         where = f" (first tensor: {tensor})" if "finite" in why else ""
-        return UserError(f"step {step}: the {kind} {why}{where}; the weights are still those of the step before", 3)
+        return UserError(f"step {step}: the {kind} {why}{where}; "
+                         "the weights are still those of the step before", 3)
 
     # --- Now and then
 
@@ -242,19 +245,20 @@ class Training:
         return {p: p.detach().clone() for p in self.parameters.values()}
 
     def log(self, step: int, loss: float, norm: float, scale: float, before: dict | None):
-        """Writes a line of metrics.jsonl. before: the weights before the step, if the step is to be looked into."""
+        """Writes a line of metrics.jsonl. before: the weights before the step, if it is to be looked into."""
         config, now = self.config, time.perf_counter()
         speed = (step - self.logged_step) * config.batch * config.context / (now - self.clock)
         self.clock, self.logged_step = now, step
         clipped = norm * min(1.0, config.clip / (norm + 1e-6)) if config.clip else norm
         self.run.log("train", step, loss=loss, lr=config.lr * scale, norm=norm, clipped_norm=clipped,
-                     tokens_per_second=round(speed), **(look_into(self.optimizer, before) if before else {}))
+                     tokens_per_second=round(speed),
+                     **(look_into(self.optimizer, before) if before else {}))
         self.bar.set_postfix_str(f"loss {loss:.3f}, lr {config.lr * scale:.2e}, {speed:,.0f} tokens/s",
                                  refresh=False)
 
     def validate(self, step: int, count: int, **more) -> tuple[float, int]:
-        """Logs the validation loss after a step. Returns it and the number of windows. A signal ends the validation;
-        a resumed run then begins with it."""
+        """Logs the validation loss after a step. Returns it and the number of windows. A signal ends the
+        validation; a resumed run then begins with it."""
         begun, count = time.perf_counter(), min(count or len(self.val_set), len(self.val_set))
         loss = evaluate(self.model, self.val_set, count, self.machine, self.autocast,
                         micro_batch=self.micro_batch, z_loss=self.config.z_loss, stop=self.stop)
@@ -302,22 +306,16 @@ class Training:
             sample.show(self.model, config.data, config.sample_tokens)
         print(f"final validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte ({count} windows)")
         print(promise(config, self.hyper, self.tables, loss))
-        print(f"everything is in {self.run.folder}: metrics.jsonl, loss.png, {self.run.checkpoints()[0].name}")
-
-    def show_ended(self):
-        """Says what --resume finds at a run that has ended."""
-        status = self.run.read_status()
-        if status.get("status") == "diverged":
-            raise UserError(f"{self.run.folder}: diverged at step {status['step']}; --overwrite starts it again", 3)
-        if status:    # only rank 0 has one
-            print(f"{self.run.folder}: already complete, final validation loss {status['loss']:.4f}")
+        newest = self.run.checkpoints()[0].name
+        print(f"everything is in {self.run.folder}: metrics.jsonl, loss.png, {newest}")
 
 
 def main(argv: list[str]) -> int:
-    """Runs a command line. Returns the exit code: 0 done, 2 usage or data, 3 diverged, 4 the machine, 75 interrupted."""
+    """Runs a command line. Returns the exit code: 0 done, 2 usage or data, 3 diverged, 4 the machine,
+    75 interrupted."""
     training = None
     try:
-        on_signals(signal.default_int_handler)    # nothing needs saving yet: leave at once, by KeyboardInterrupt
+        on_signals(signal.default_int_handler)    # nothing needs saving yet, so leave at once
         config, hyper, tables = settings.read(argv, __doc__)
         if config.optimizer == "list":
             print(zoo.table.table())
@@ -326,7 +324,7 @@ def main(argv: list[str]) -> int:
         else:
             training = Training(config, hyper, tables)
             if training.has_ended:
-                training.show_ended()
+                training.run.show_ended()
             else:
                 training.train()
         return 0

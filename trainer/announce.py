@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from trainer.build import state_bytes
+from trainer.measure import sizes_of
 from trainer.settings import Settings, is_tuned, settings_of_roles
 
 
@@ -35,7 +36,7 @@ def print_run(training, why_precision: str, why_attention: str) -> None:
     Args:
         training: the Training of train.py.
         why_precision, why_attention: the reasons for the machine's choices."""
-    settings, machine, sizes = training.config, training.machine, training.sizes()
+    settings, machine, sizes = training.config, training.machine, sizes_of(training.model)
     epochs = training.steps * settings.batch / len(training.train_set)
     print(f"\ndevice     {machine.device}; {settings.precision}: {why_precision}\n"
           f"           {settings.attention} attention: {why_attention}\n"

@@ -203,6 +203,13 @@ class Tokens:
         return batch
 
 
+def uniform_numbers(seed: int, first_window: int, shape: tuple[int, int]) -> np.ndarray:
+    """Returns random numbers in [0, 1) for the tokens of consecutive windows, shape (windows, tokens). They
+    depend only on the seed and on the window, so any number of ranks and any resume get the same ones."""
+    windows, tokens = shape
+    return np.stack([np.random.default_rng([seed, first_window + i]).random(tokens) for i in range(windows)])
+
+
 class Order:
     """Decides which windows a training step reads.
 

@@ -86,6 +86,12 @@ def first_not_finite(parameters: dict) -> str | None:
     return next((name for name, p in parameters.items() if not p.grad.isfinite().all()), None)
 
 
+def sizes_of(model: torch.nn.Module) -> dict:
+    """The number of weights of a Decoder, and of those outside embedding and head."""
+    weights = sum(p.numel() for p in model.parameters())
+    return dict(weights=weights, hidden=weights - model.embed.weight.numel() - model.head.weight.numel())
+
+
 def checksum(model: torch.nn.Module, optimizer: zoo.Optimizer) -> int:
     """Returns a number that depends on every bit of weights and state. A float64 holds it exactly."""
     state = [x for entry in optimizer.state.values() for x in entry.values() if torch.is_tensor(x)]

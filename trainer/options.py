@@ -59,7 +59,7 @@ def check(key: str, value, kind: type, choices=None, low=None, high=None, **_):
     if type(value) is not kind:
         raise UserError(f"{key}={value!r}: must be of type {kind.__name__}")
     if kind is int and abs(value) >= 2**53 or kind is float and not math.isfinite(value):
-        raise UserError(f"{key}={value}: must be a finite number of ordinary size")
+        raise UserError(f"{key}={value}: must be finite, and below 2**53 if it is a whole number")
     if kind is str and not value.isprintable():
         raise UserError(f"{key}={value!r}: holds characters that cannot be printed")
     if choices and value not in choices:
@@ -80,7 +80,7 @@ def read_toml(path: str) -> dict:
         with open(path, "rb") as file:
             return tomllib.load(file)
     except OSError as error:
-        raise UserError(f"--config={path!r}: {error.strerror}; what ships is in configs/*.toml") from None
+        raise UserError(f"--config={path!r}: {error.strerror}; the project's own files are configs/*.toml") from None
     except (ValueError, RecursionError) as error:    # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise UserError(f"--config={path!r}: is not TOML: {error}") from None
 

@@ -134,8 +134,8 @@ def show(settings: Settings, hyper: dict, tables: dict) -> None:
           f"{e['tokens'] / e['hidden']:.1f} per weight outside embedding and head")
     print(f"compute      {e['flops']:.3g} FLOP: 6 per token and weight but the embedding's, and "
           "6 x layers x width x context\n             per token for attention")
-    print(f"memory       bytes on each GPU: {settings.optimizer}, {micro_batch} x {settings.context} tokens at a "
-          f"time, {settings.precision}, {settings.attention} attention")
+    print(f"memory       bytes on each GPU: {settings.optimizer}, {micro_batch} x {settings.context} tokens "
+          f"at a time, {settings.precision}, {settings.attention} attention")
     for name, size in e["memory"].items():
         print(f"  {name:11s}{size:18,d}")
     print(f"  {'together':11s}{e['peak']:18,d}  at once, in eager code (compiled: less), and 1 GB of CUDA")
@@ -149,8 +149,8 @@ def show(settings: Settings, hyper: dict, tables: dict) -> None:
 
 
 def main(lines) -> int:
-    """Checks many commands, one a line, as sweep.sh --print writes them, and prints their hours together. Returns the
-    exit code."""
+    """Checks many commands, one a line, as sweep.sh --print writes them, and prints their hours together.
+    Returns the exit code."""
     try:
         runs = [read(shlex.split(line)[2:])[0] for line in lines]
     except UserError as error:

@@ -271,6 +271,14 @@ class Run:
             elif code not in (3, 75) and before.get("status") != "done":
                 self.status("failed", message=message)
 
+    def show_ended(self) -> None:
+        """Says how the run has ended. Raises UserError if it diverged."""
+        status = self.read_status()
+        if status["status"] == "diverged":
+            raise UserError(f"{self.folder}: diverged at step {status['step']}; "
+                            "--overwrite starts it again", 3)
+        print(f"{self.folder}: already complete, final validation loss {status['loss']:.4f}")
+
     def write_config(self, in_force: dict) -> None:
         """Writes config.json. Raises UserError if it cannot be written."""
         write_json(self.folder / "config.json", in_force)
@@ -377,6 +385,9 @@ class SilentRun:
         """Does nothing."""
 
     def record_end(self, code: int, message: str, by_signal: bool) -> None:
+        """Does nothing."""
+
+    def show_ended(self) -> None:
         """Does nothing."""
 
     def write_config(self, in_force: dict) -> None:

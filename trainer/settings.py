@@ -192,7 +192,7 @@ def read_stored(path: Path) -> dict:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(stored, dict):
-        raise UserError(f"{path}: cannot be read: is not a table of options")
+        raise UserError(f"{path}: cannot be read: it holds no table of options")
     try:
         options.fill_in(Settings, {}, TABLES, stored)
     except TypeError as error:

@@ -19,7 +19,7 @@ from zoo import adaptive, curvature, factored, lowrank, orthogonal
 from zoo.frozen import FROZEN
 from zoo.modifiers import MODIFIERS
 from zoo.rule import ModifiedRule, ZooRule, keyword_names, parameter_names
-from zoo.schedules import SHAPES
+from zoo.schedules import SHAPES    # noqa: F401, part of what the package offers
 
 TABLES = (adaptive.RULES, factored.RULES, lowrank.RULES, orthogonal.RULES, curvature.RULES)
 ROLE_SETS = {role: (role,) for role in ROLES} | {"matrix": ("attn_out", "mlp_up", "mlp_down")}
@@ -82,8 +82,8 @@ def frozen(modify: str = "") -> ZooRule:
 class Optimizer(optim.Optimizer):
     """The class of optim.py for rules that ask for more: see ZooRule. Its arguments are the same.
 
-    If wants_sampled() says so, the next step needs `sampled`, {tensor: gradient of the loss on labels that are
-    drawn from the model}. Set it before the step.
+    If wants_sampled() says so, set `sampled` before the next step: {tensor: gradient of the loss on labels
+    that are drawn from the model}.
     """
     rule_of = staticmethod(rule_of)
     sampled: dict | None = None
@@ -149,8 +149,8 @@ class Optimizer(optim.Optimizer):
             if p.grad is None or self.state[p]["t"] != t:
                 continue
             gradient = p.grad.to(torch.promote_types(p.dtype, torch.float32))
-            given = group | self.state[p] | dict(g=gradient, w=p, t=t, index=numbers[p], role=group["roles"][i],
-                                                 blocks=group["blocks"][i])
+            given = group | self.state[p] | dict(g=gradient, w=p, t=t, index=numbers[p],
+                                                 role=group["roles"][i], blocks=group["blocks"][i])
             if "gs" in names:
                 given["gs"] = self.sampled.pop(p).to(gradient.dtype)
             refresh(**{name: given[name] for name in names})
@@ -164,74 +164,82 @@ def role_set(option: str, text: str) -> set:
         raise ValueError(f"{option}={text!r}: must be one or more of {', '.join(ROLE_SETS)}, joined by +")
     return {role for name in names for role in ROLE_SETS[name]}
 
-def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, untrained=None, freeze_steps=None,
-         updating=None, modify=None, of_role={}, weight_decay=0.0, weight_decay_kind="independent", compile=False,
-         **hyper) -> Optimizer:
+def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, untrained=None,
+         freeze_steps=None, updating=None, modify=None, of_role={}, weight_decay=0.0,
+         weight_decay_kind="independent", compile=False, **hyper) -> Optimizer:
     """An Optimizer for a model. It treats each parameter by its role.
 
     name       a name of RULES
     roles      triples (name, parameter, role), as model.roles() gives them
     lr         the peak learning rate, in the unit that the rule's docstring states
     rows       roles in which each row is a block, such as "head+embed"; "head" makes Adalayer Adalayer*
-    adaptive, rest, rest_lr    a hybrid: the rule trains the roles `adaptive` at lr, and the rule named `rest` trains
-               all other roles at rest_lr. A rule that is for some roles only (Muon) is a hybrid by itself
+    adaptive, rest, rest_lr    a hybrid: the rule trains the roles `adaptive` at lr, and the rule named `rest`
+               trains all other roles at rest_lr. A rule that is for some roles only (Muon) is always a hybrid
     untrained  roles that stay as they are. Their gradients still count in the norm that is clipped
-    freeze_steps, updating     frozen ratios, for adalayer and adalayer_star: so many first steps measure second
-               moments without moving. Later steps hold them, except in the roles `updating` ("none" holds all)
+    freeze_steps, updating     frozen ratios, for adalayer and adalayer_star: so many first steps measure
+               second moments without moving. Later steps hold them, except in the roles `updating` (or "none")
     modify     modifiers for all trained roles, such as "cautious+cautious_decay"
-    of_role    {set of roles: settings of its own}, such as {"head": {"lr": 0.5, "beta1": 0.95}}. lr is a multiple of
-               the peak; weight_decay and hyperparameters are values
+    of_role    {set of roles: settings of its own}, such as {"head": {"lr": 0.5, "beta1": 0.95}}. lr is a
+               multiple of the peak; weight_decay and hyperparameters are values
     **hyper    hyperparameters of the rule and of modifiers, and with rest_ before the name of the rule `rest`
     Raises ValueError that names the option for what does not fit together.
     """
-    rule = modified(name, modify or "")
+    roles, rule = list(roles), modified(name, modify or "")
     if rule.roles:
         if rest_lr is None:
             raise ValueError(f"rest_lr: {name} is for {rule.roles}; give the lr of {rest or rule.rest}, "
                              "which trains the others")
         adaptive, rest = adaptive or rule.roles, rest or rule.rest
-    given = [key for key, value in dict(adaptive=adaptive, rest=rest, rest_lr=rest_lr).items() if value is not None]
+    given = [key for key, value in dict(adaptive=adaptive, rest=rest, rest_lr=rest_lr).items()
+             if value is not None]
+    check_variant(name, rule, given, rows, freeze_steps, updating)
+    of_rest = {key.removeprefix("rest_"): value for key, value in hyper.items() if key.startswith("rest_")}
+    own = {key: value for key, value in hyper.items() if not key.startswith("rest_")}
+    main = dict(rule=rule, lr=lr) | rule.checked(own)
+    if given:
+        other = modified(rest, modify or "")
+        of_modifiers = {key: value for key, value in own.items() if key not in find(name).hyper}
+        other = dict(rule=other, lr=rest_lr) | other.checked(of_rest | of_modifiers)
+    elif of_rest:
+        raise ValueError(f"rest_{next(iter(of_rest))}: there is no other rule; give adaptive, rest, rest_lr")
+    if freeze_steps is not None:
+        rule_of_ratios = frozen(modify or "")
+        own = own | dict(freeze_steps=freeze_steps)
+        main = dict(rule=rule_of_ratios, lr=lr) | rule_of_ratios.checked(own)
+
+    by_rows = role_set("rows", rows) if rows is not None else ()
+    if freeze_steps is not None and rows is None:
+        by_rows = rule.rows    # the rule of ratios takes the place of Adalayer*
+    by_main = role_set("adaptive", adaptive) if given else set(ROLES)
+    by_none = role_set("untrained", untrained) if untrained is not None else set()
+    still_measuring = role_set("updating", updating) if updating not in (None, "none") else set()
+    by_role = {}
+    for role in ROLES:
+        by_role[role] = None if role in by_none else dict(main if role in by_main else other)
+        if freeze_steps is not None and role not in by_none:
+            by_role[role]["updating"] = role in still_measuring
+    for text, settings in of_role.items():
+        for role in role_set("of_role", text):
+            set_role(role, by_role[role], settings)
+    if all(by_role.get(role, main) is None for _, _, role in roles):
+        raise ValueError("untrained: leaves nothing to train")
+    return optim.make(rule, roles, lr=lr, rows=by_rows, by_role=by_role,
+                      weight_decay=weight_decay, weight_decay_kind=weight_decay_kind, compile=compile,
+                      optimizer=Optimizer)
+
+def check_variant(name, rule, given, rows, freeze_steps, updating) -> None:
+    """Raises ValueError for options of hybrids, rows and frozen ratios that do not fit together.
+    given: which of adaptive, rest and rest_lr are given."""
     if len(given) not in (0, 3):
         raise ValueError(f"{given[0]}: adaptive, rest and rest_lr make a hybrid; give all three or none")
     if (freeze_steps is None) != (updating is None):
         raise ValueError("freeze_steps, updating: give both (updating may be none) or neither")
     if freeze_steps is not None and (find(name).update is not optim.adalayer or given):
         raise ValueError("freeze_steps: is for adalayer and adalayer_star, and not for hybrids")
-    by_rows = role_set("rows", rows) if rows is not None else set()
-    if rows is not None and not set(rule.rows) <= by_rows:
+    if rows is not None and not set(rule.rows) <= role_set("rows", rows):
         raise ValueError(f"rows={rows!r}: must include head for adalayer_star; for other rows take adalayer")
-    of_rest = {key.removeprefix("rest_"): value for key, value in hyper.items() if key.startswith("rest_")}
-    hyper = {key: value for key, value in hyper.items() if not key.startswith("rest_")}
-    hyper = dict(rule=rule, lr=lr) | rule.checked(hyper)
-    if given:
-        other = modified(rest, modify or "")
-        shared = {key: hyper[key] for part in (find_modifiers(modify) if modify else ()) for key in part.hyper}
-        of_rest = dict(rule=other, lr=rest_lr) | other.checked(of_rest | shared)
-    elif of_rest:
-        raise ValueError(f"rest_{next(iter(of_rest))}: there is no other rule; give adaptive, rest, rest_lr")
-    if freeze_steps is not None:
-        by_rows = by_rows or set(rule.rows)
-        hyper = hyper | dict(rule=frozen(modify or ""), freeze_steps=freeze_steps)
-        frozen(modify or "").checked({key: value for key, value in hyper.items() if key not in ("rule", "lr")})
-    by_main = role_set("adaptive", adaptive) if given else set(ROLES)
-    updated = role_set("updating", updating) if updating not in (None, "none") else set()
-    by_role = {}
-    for role in ROLES:
-        by_role[role] = dict(hyper if role in by_main else of_rest)
-        if freeze_steps is not None:
-            by_role[role]["updating"] = role in updated
-    for role in role_set("untrained", untrained) if untrained is not None else ():
-        by_role[role] = None
-    for text, own in of_role.items():
-        for role in role_set("of_role", text):
-            set_role(role, by_role[role], own)
-    roles = list(roles)
-    if all(by_role.get(role, hyper) is None for _, _, role in roles):
-        raise ValueError("untrained: leaves nothing to train")
-    return optim.make(rule, roles, lr=lr, rows=by_rows, by_role=by_role, weight_decay=weight_decay,
-                      weight_decay_kind=weight_decay_kind, compile=compile, optimizer=Optimizer)
 
-def set_role(role, settings, own):
+def set_role(role, settings, own) -> None:
     """Gives a role settings of its own: lr as a multiple of the peak, all else as a value."""
     if settings is None:
         raise ValueError(f"{next(iter(own))}_of: {role} is untrained, so it has no settings of its own")

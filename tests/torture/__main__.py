@@ -31,6 +31,7 @@ import divergence
 import exactness
 import full_disks
 import interruptions
+import processes
 import ranks
 import security
 import shards
@@ -122,10 +123,10 @@ def perform(name, seed):
     print(f"{name:4} {what:104} {word:8} {seconds:7.1f}  {one_line(measured, 300)}", flush=True)
     if trace:
         print(trace, file=sys.stderr, flush=True)
-    for process in tools.STARTED:
+    for process in processes.STARTED:
         if process.process.poll() is None or not process.group_is_gone():
             process.kill()
-    tools.STARTED.clear()
+    processes.STARTED.clear()
     if passed and not check.keep:
         shutil.rmtree(folder, ignore_errors=True)
     return dict(id=name, what=what, critical=check.critical, passed=passed, measured=measured,
@@ -145,7 +146,7 @@ def main(argv):
             if name in given.only:
                 rows.append(perform(name, given.seed))
     finally:
-        for process in tools.STARTED:
+        for process in processes.STARTED:
             process.kill()
         for folder in tools.MOUNTED:
             subprocess.run(["umount", "-l", str(folder)], check=False)

@@ -14,8 +14,9 @@ from pathlib import Path
 from unittest import mock
 
 from tiny_runs import rewound
-from tools import (DRAW, METRICS, checkpoints, differences, options, refused, run, snapshot, start_train,
-                   step_of, two_at_a_time, wait)
+from folders import checkpoints, differences, snapshot, step_of
+from processes import start_train, two_at_a_time, wait
+from tools import DRAW, METRICS, options, refused, run
 from trainer import runs
 
 

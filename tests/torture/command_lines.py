@@ -5,7 +5,8 @@ import re
 
 from conftest import TINY
 from seams import OPTIONS, RunReached, stop_before_the_run
-from tools import CONFIG, DATA, DRAW, call, error_line, options, snapshot
+from folders import snapshot
+from tools import CONFIG, DATA, DRAW, call, error_line, options
 
 # Options that say where a run reads and writes, or that do something else than train. They keep their usual
 # values, so that a command line comes as far as the run's folder and no further.

@@ -9,8 +9,9 @@ import torch
 from model import Decoder
 from seams import catch_optimizers, core_names, no_picture
 from tiny_runs import VARIANTS
-from tools import (TWO_RANKS, all_gone, checkpoints, error_line, options, process_ids, read_json, refused,
-                   run, snapshot, start_with_fault, two_at_a_time)
+from folders import checkpoints, read_json, snapshot
+from processes import TWO_RANKS, all_gone, process_ids, start_with_fault, two_at_a_time
+from tools import error_line, options, refused, run
 from trainer import runs
 
 

@@ -14,8 +14,9 @@ import torch
 
 from seams import compiler_works, core_names, counts_steps, schedule_late_by
 from tiny_runs import VARIANTS, final, rewound
-from tools import (DATA, differences, options, read_json, refused, run, snapshot, start_with_fault,
-                   two_at_a_time)
+from folders import differences, read_json, snapshot
+from processes import start_with_fault, two_at_a_time
+from tools import DATA, options, refused, run
 from trainer import data, runs
 
 COMPILED = True    # whether A2 also resumes compiled runs; --no_compile sets this to False

@@ -6,7 +6,8 @@ import subprocess
 from unittest import mock
 
 from seams import WRITERS
-from tools import call, differences, error_line, fill, options, read_json, run, small_disk
+from folders import differences, read_json
+from tools import call, error_line, fill, options, run, small_disk
 from trainer import runs
 
 

@@ -14,9 +14,9 @@ from unittest import mock
 import torch
 
 from tiny_runs import rewound
-from tools import (CONFIG, DRAW, METRICS, ROOT, TWO_RANKS, Process, all_gone, call, checkpoints, differences,
-                   error_line, options, process_ids, read_json, run, snapshot, start_train, start_with_fault,
-                   step_of, two_at_a_time, wait)
+from folders import checkpoints, differences, read_json, snapshot, step_of
+from processes import TWO_RANKS, Process, all_gone, process_ids, start_train, start_with_fault, two_at_a_time, wait
+from tools import CONFIG, DRAW, METRICS, ROOT, call, error_line, options, run
 from trainer import runs
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -11,8 +11,9 @@ import torch
 
 from faults import recorded
 from tiny_runs import VARIANTS, final
-from tools import (DATA, OUR_TRACEBACK, TWO_RANKS, all_gone, checkpoints, error_line, options, process_ids,
-                   read_json, run, start_with_fault, step_of, two_at_a_time, wait)
+from folders import checkpoints, read_json, step_of
+from processes import TWO_RANKS, all_gone, process_ids, start_with_fault, two_at_a_time, wait
+from tools import DATA, OUR_TRACEBACK, error_line, options, run
 from trainer import data, runs
 
 CASES = [(name, precision) for name in VARIANTS for precision in ("fp32", "bf16")]

@@ -14,7 +14,9 @@ import torch
 
 from command_lines import read_or_refuse
 from tiny_runs import rewound
-from tools import DATA, ROOT, SECRETS, WORK, Process, Skip, checkpoints, options, refused, run, snapshot
+from folders import checkpoints, snapshot
+from processes import Process
+from tools import DATA, ROOT, SECRETS, WORK, Skip, options, refused, run
 from trainer import runs
 
 

@@ -1,12 +1,11 @@
 """
-What the checks share: runs in this process and in others, comparisons of runs, and small file systems.
+What the checks share: runs in this process, made-up secrets, and small file systems.
 
 Importing this file puts the program on Python's path and made-up secrets into the environment. No output of
 the program may hold one of these secrets: no_secret() asserts that for every output that a check reads.
 """
 import contextlib
 import io
-import json
 import os
 import random
 import re
@@ -17,8 +16,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -40,13 +37,8 @@ WORK = Path(tempfile.gettempdir(), f"torture-{secrets.token_hex(6)}")    # prepa
 DATA = WORK / "data"              # token shards with a vocabulary of 300
 CONFIG = WORK / "tiny.toml"       # a tiny model that trains on them
 DRAW = random.Random()            # the source of all random moments; seeded anew before every check
-STARTED = []                      # every Process of the current check
 MOUNTED = []                      # folders on which a small file system is mounted
 METRICS = []                      # contents of metrics.jsonl after kills and signals, which C4 reads
-
-# Two ranks with one micro-batch each: the n-th read of training data belongs to step n.
-TWO_RANKS = ["--batch=8", "--micro_batch=4", "--steps=100000", "--save_every=5", "--eval_every=0",
-             "--timeout=20"]
 
 
 class Skip(Exception):
@@ -124,171 +116,6 @@ def error_line(text, words=""):
     assert len(lines) == 1 and not OUR_TRACEBACK.search(text), text
     assert len(lines[0]) <= 310 and lines[0].isprintable() and words in lines[0], (words, lines[0])
     return lines[0]
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Comparisons
-
-def differences(folder, other, metrics=True):
-    """Compares two finished runs bit for bit.
-
-    Args:
-        folder, other: the folders of the two runs.
-        metrics: whether to compare the rows of metrics.jsonl, too.
-
-    Returns:
-        The names of the weights, state entries and files that differ; an empty list if none does.
-    """
-    contents, rows = [], []
-    for run_folder in (folder, other):
-        weights, states, all_rows = final(run_folder)
-        content = dict(weights)
-        for i, state in states.items():
-            content |= {(i, key): torch.as_tensor(value) for key, value in state.items()}
-        contents.append(content)
-        rows.append([row for row in all_rows if row["kind"] == "train" or row["step"]])
-    first, second = contents
-    if first.keys() != second.keys():
-        return ["keys"]
-    different = [key for key in first if first[key].dtype != second[key].dtype
-                 or not torch.equal(first[key], second[key])]
-    if metrics and rows[0] != rows[1]:
-        different.append("metrics")
-    return different
-
-
-def snapshot(folder):
-    """Returns {path: (modification time, content)} of everything below a folder."""
-    return {path: (path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
-            for path in sorted(Path(folder).rglob("*"))}
-
-
-def read_json(path):
-    """Returns the content of a JSON file."""
-    return json.loads(Path(path).read_text())
-
-
-def step_of(checkpoint):
-    """Returns the step in the name of a checkpoint's file."""
-    return int(Path(checkpoint).stem.removeprefix("step-"))
-
-
-def checkpoints(folder):
-    """Returns the paths of the checkpoints in a run's folder, oldest first."""
-    return sorted(Path(folder).glob("step-*.pt"))
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Runs in other processes
-
-class Process:
-    """A command in a process group of its own. A thread collects its output line by line.
-
-    Args:
-        command: the program and its arguments.
-        cwd: the folder in which it starts.
-        env: environment variables to add.
-    """
-    def __init__(self, command, cwd=ROOT, env=None):
-        self.process = subprocess.Popen(list(map(str, command)), cwd=cwd, text=True, errors="replace",
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        start_new_session=True, env=os.environ | (env or {}))
-        STARTED.append(self)
-        self.lines, self.pid = [], self.process.pid
-        self.reader = threading.Thread(target=self.read, daemon=True)
-        self.reader.start()
-
-    def read(self):
-        """Collects the output. It runs in a thread of its own."""
-        for line in self.process.stdout:
-            self.lines.append(line)
-
-    def text(self):
-        """Returns the output so far, stdout and stderr together."""
-        return no_secret("".join(list(self.lines)))
-
-    def wait_for(self, words, seconds=60):
-        """Waits until the output holds the words or the process ends. Returns whether the words came."""
-        wait(lambda: words in self.text() or self.process.poll() is not None, seconds, lambda:
-             f"{words!r} did not come: {self.text()[-2000:]}")
-        return words in self.text()
-
-    def end(self, seconds):
-        """Waits for the end of the process, which must come within some seconds. Returns the exit code."""
-        wait(lambda: self.process.poll() is not None, seconds,
-             lambda: f"still there after {seconds} s: {self.text()[-2000:]}")
-        self.reader.join(5)
-        return self.process.returncode
-
-    def end_well(self, seconds):
-        """Waits for the end of the process, which must come within some seconds with exit code 0."""
-        assert self.end(seconds) == 0, self.text()[-3000:]
-
-    def kill(self):
-        """Kills the whole process group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self.process.wait()
-        self.reader.join(5)
-
-    def group_is_gone(self):
-        """Returns whether no process of the group is left."""
-        try:
-            os.killpg(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
-
-
-def wait(true, seconds, message):
-    """Waits until true() holds, for at most some seconds. message: a text, or a function that makes it."""
-    assert wait_for(true, seconds), message() if callable(message) else message
-
-
-def start_train(*argv):
-    """Starts train.py with a command line."""
-    return Process([sys.executable, "train.py", *argv])
-
-
-def start_with_fault(fault, folder, commands, ranks=0):
-    """Starts faults.py, which runs command lines one after another with a fault in them.
-
-    Args:
-        fault: one of the names that faults.py lists.
-        folder: a folder for what faults.py reads and writes.
-        commands: a list of command lines.
-        ranks: the number of processes that torchrun starts; 0 starts one process without torchrun.
-    """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / "commands.json").write_text(json.dumps(commands))
-    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"] if ranks else []
-    return Process([sys.executable, *torchrun, Path(__file__).with_name("faults.py"), fault, folder])
-
-
-def process_ids(folder, ranks=2):
-    """Waits until all ranks of start_with_fault() have started. Returns their process ids."""
-    files = [folder / f"pid-{rank}" for rank in range(ranks)]
-    wait(lambda: all(file.exists() and file.read_text() for file in files), 60, "the ranks did not start")
-    return [int(file.read_text()) for file in files]
-
-
-def all_gone(process, ids, seconds):
-    """Waits until a process has ended, and asserts that its group and the processes `ids` are gone, too.
-
-    Returns the seconds that this took.
-    """
-    begun = time.monotonic()
-    process.end(seconds)
-    wait(process.group_is_gone, 5, "processes are left behind")
-    for process_id in ids:
-        assert not Path(f"/proc/{process_id}").exists(), f"process {process_id} is left behind"
-    return time.monotonic() - begun
-
-
-def two_at_a_time(work, cases):
-    """Returns [work(case) for each case], with two cases at work at any time."""
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(work, cases))
 
 
 # ---------------------------------------------------------------------------------------------------------
