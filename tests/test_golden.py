@@ -41,7 +41,10 @@ def made(case, roles, compile):
                      **hyper)
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[pytest.mark.compiled, pytest.mark.slow])])
+COMPILED = pytest.param(True, marks=[pytest.mark.compiled, pytest.mark.slow])
+
+
+@pytest.mark.parametrize("compile", [False, COMPILED])
 @pytest.mark.parametrize("case", CASES)
 def test_optimizer(case, compile):
     w = {name: torch.tensor(PAPER[f"w0/{name}"]).requires_grad_() for name in ROLES}

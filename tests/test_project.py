@@ -150,8 +150,9 @@ def test_a_training_run_loads_no_figures():
 # Programs
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["train.py", "optim.py", "prepare_c4.py", "sample.py", "bench.py", "-m study",
-                                     "-m zoo"])
+@pytest.mark.parametrize("program", ["train.py", "optim.py", "prepare_c4.py", "sample.py", "bench.py",
+                                     "-m study", "-m zoo"])
 def test_programs_explain_themselves(program):
-    done = subprocess.run([sys.executable, *program.split(), "--help"], cwd=ROOT, text=True, capture_output=True)
+    command = [sys.executable, *program.split(), "--help"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert "Traceback" not in done.stderr and len(done.stdout + done.stderr) > 30

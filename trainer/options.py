@@ -80,7 +80,7 @@ def read_toml(path: str) -> dict:
         with open(path, "rb") as file:
             return tomllib.load(file)
     except OSError as error:
-        raise UserError(f"--config={path!r}: {error.strerror}; the project's own files are configs/*.toml") from None
+        raise UserError(f"--config={path!r}: {error.strerror}; the shipped ones are configs/*.toml") from None
     except (ValueError, RecursionError) as error:    # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise UserError(f"--config={path!r}: is not TOML: {error}") from None
 

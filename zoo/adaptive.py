@@ -43,12 +43,10 @@ def adopt(g, m, s, t, *, beta1=0.9, beta2=0.9999, eps=1e-6):
         u  = m
 
     Remembers  m, the mean of normalised gradients, and s: 8 bytes per weight.
-    Moves      each weight as Adam does, but more cautiously at the start: m is not corrected for its start
-               at 0.
+    Moves      each weight as Adam does, but less at the start: m is not corrected for its start at 0.
     lr         is in weight, as Adam's lr is. Typical 3e-3. For GPT-2 the authors use their Adam's lr, 6e-4.
     Defaults   are the authors'. g and s are independent, so ADOPT converges with any b2. Adam does not. The
-               second version of the paper added the clipping. eps is a lower bound of sqrt(s), and is not
-               added.
+               second version of the paper added the clipping. eps is a lower bound, and is not added.
     For        every tensor.
     Source     Taniguchi et al. (2024), arXiv 2411.02853."""
     bound = (t - 1).sqrt().sqrt().to(g)

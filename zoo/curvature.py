@@ -21,11 +21,11 @@ def sophia(g, m, h, *, beta1=0.965, beta2=0.99, rho=0.04, eps=1e-15, refresh_ste
     lr         is the distance of a step, in weight. Typical 6e-4, a fifth of Adam's here. The authors' file
                for GPT-2 at 125m has 3e-4, half of Adam's there.
     Defaults   are those of Zhao et al.: rho 0.04, b1 0.965, b2 0.99. The authors use rho 0.03 ... 0.05. The
-               trainer passes --batch and --context. The authors' paper also refreshes h before the first
-               step; their script does so after every tenth step.
+               trainer passes --batch and --context. As in the authors' paper, the first refresh
+               comes before the first step. In their script a refresh comes after every tenth step.
     For        every tensor. Each refresh costs another forward and backward pass.
-    Source     Liu et al. (2023), arXiv 2305.14342. Zhao et al. (2024), arXiv 2407.07972, compare it in app.
-               G."""
+    Source     Liu et al. (2023), arXiv 2305.14342. Zhao et al. (2024), arXiv 2407.07972, app. G, compare
+               it."""
     m.lerp_(g, 1 - beta1)
     return (m / (rho * batch * context * h + eps)).clamp(-1, 1)
 

@@ -14,14 +14,14 @@ def row_or_all(w, blocks):
 
 def came(g, m, rows: row_or_all, columns: per_column, rows2: row_or_all, columns2: per_column, *, beta1=0.9,
          beta2=0.95, beta3=0.995, tiny=1e-30, eps=1e-16, clip_rms=1.0):
-    """CAME is Adafactor with momentum, and it trusts a step less where the step differs from earlier ones.
+    """CAME is Adafactor with momentum. It trusts a step less where the step differs from earlier ones.
         rows, columns   <- running means of g^2 + tiny over rows and columns, with b2
-        n                = g / sqrt((rows / mean(rows)) columns), scaled down to a rms of clip_rms, if larger
+        n                = g / sqrt((rows / mean(rows)) columns), scaled down to an rms of at most clip_rms
         m               <- b1 m + (1 - b1) n
         rows2, columns2 <- running means of (n - m)^2 + eps over rows and columns, with b3
         u                = m / sqrt((rows2 / mean(rows2)) columns2)
 
-    For        a vector, rows holds the running mean of each g^2, and u = m.
+    If the tensor is a vector, rows holds the running mean of each g^2, and u = m.
 
     Remembers  m, 4 bytes per weight, and two numbers per row and two per column.
     Moves      a weight as Adam does where n - m is as large as n. Nothing is corrected for its start at 0.
@@ -45,7 +45,7 @@ def came(g, m, rows: row_or_all, columns: per_column, rows2: row_or_all, columns
 def inverse_root(rows, columns):
     """Returns 1 / sqrt((rows / mean(rows)) columns).
 
-    For        a vector, rows holds everything, and the result is 1 / sqrt(rows)."""
+    If the tensor is a vector, rows holds everything, and the result is 1 / sqrt(rows)."""
     return (rows / rows.mean()).rsqrt() * columns.rsqrt() if rows.dim() > 1 else rows.rsqrt()
 
 def adam_mini(g, m, v: per_row, t, role, *, beta1=0.9, beta2=0.95, eps=1e-15, heads=1):
@@ -56,12 +56,10 @@ def adam_mini(g, m, v: per_row, t, role, *, beta1=0.9, beta2=0.95, eps=1e-15, he
         u  = m_hat / (sqrt(v_hat) + eps)      m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
     Remembers  m, 4 bytes per weight, and one v per row, which is the same in all rows of a head.
-    Moves      a block by about lr (root mean square), and its weights in proportion to their mean
-               gradients.
-    lr         is in weight, as Adam's lr is. Typical 3e-3. For GPT-2 the authors use their AdamW's lr,
-               6e-4.
+    Moves      a block by about lr (root mean square), each weight in proportion to its mean gradient.
+    lr         is in weight, as Adam's lr is. Typical 3e-3. The authors use 6e-4 for GPT-2, as for AdamW.
     Defaults   are Adam's here. For GPT-2 the authors use the same betas and eps 1e-8. heads is the number
-               of attention heads; the trainer passes --heads.
+               of attention heads, and the trainer passes --heads.
     For        every tensor. In embedding and head a row is a token. In other matrices a row is a neuron.
     Source     Zhang et al. (2024), arXiv 2406.16793. For short runs the authors also try one block for all
                the values of the attention."""

@@ -30,8 +30,7 @@ def one_column(w, blocks):
 
 def apollo(g, m: projected, s: projected, p: projection, last: per_block, t, blocks, *, beta1=0.9,
            beta2=0.999, eps=1e-6, rank=0.25, scale=1.0, refresh_steps=200, seed=0):
-    """APOLLO follows the gradient itself, and makes each channel as long as Adam would in a random
-    projection.
+    """APOLLO follows the gradient, and makes each channel as long as Adam would in a random projection.
         G  = g p                                  p: normal numbers / sqrt(rank), redrawn every refresh_steps
         m <- b1 m + (1 - b1) G;  s <- b2 s + (1 - b2) G^2;  n = m / (sqrt(s) + eps)
         u  = g |n| / |G|, with norms over the rank: one factor for each index of the longer side

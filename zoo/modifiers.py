@@ -10,15 +10,14 @@ from optim import scalar
 from zoo.rule import AT_LEAST_ONE, BELOW_ONE, Modifier
 
 def cautious(u, g):
-    """Cautious leaves out the part of an update that the newest gradient disagrees with, and enlarges the
-    rest.
+    """Cautious drops the part of an update that the newest gradient disagrees with, and enlarges the rest.
         k = 1 where u g > 0, else 0
         u = u k / max(mean(k), 0.001)
 
     Remembers  nothing.
     For        every tensor and every rule, at the rule's lr.
-    Source     Liang et al. (2024), arXiv 2411.16085, in the form of its AdamW. Its Lion uses k numel / (sum
-               + 1). Its Muon masks the momentum before it makes the momentum orthogonal."""
+    Source     Liang et al. (2024), arXiv 2411.16085, in the form of its AdamW. Its Lion uses
+               k numel / (sum + 1). Its Muon masks the momentum before it makes the momentum orthogonal."""
     k = (u * g > 0).to(u)
     return u * (k / k.mean().clamp_min(1e-3))
 

@@ -10,7 +10,7 @@ from optim import Rule, per_block
 BELOW_ONE, AT_LEAST_ONE = (0, 1), (1, math.inf)    # bounds of hyperparameters: (at least, below)
 
 class ZooRule(Rule):
-    """A rule that may ask for more than the rules of optim.py. It may ask for
+    """A rule that may ask for more than the rules of optim.py. It may ask for these values:
 
     blocks    the number of blocks of the tensor. The fused q, k, v are three blocks
     role      the role of the tensor, or None if nobody has named it

@@ -22,7 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import tools    # first, since it puts the program on the path
+import tools  # first, since it puts the program on the path
+
+# isort: split
 import torch
 
 import checkpoints

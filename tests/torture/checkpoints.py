@@ -13,12 +13,11 @@ import zipfile
 from pathlib import Path
 from unittest import mock
 
-from tiny_runs import rewound
 from folders import checkpoints, differences, snapshot, step_of
 from processes import start_train, two_at_a_time, wait
+from tiny_runs import rewound
 from tools import DRAW, METRICS, options, refused, run
 from trainer import runs
-
 
 # ---------------------------------------------------------------------------------------------------------
 # B1. Kills

@@ -4,8 +4,8 @@ G1. Command lines: every text and every file gets the right value or one line th
 import re
 
 from conftest import TINY
-from seams import OPTIONS, RunReached, stop_before_the_run
 from folders import snapshot
+from seams import OPTIONS, RunReached, stop_before_the_run
 from tools import CONFIG, DATA, DRAW, call, error_line, options
 
 # Options that say where a run reads and writes, or that do something else than train. They keep their usual

@@ -6,11 +6,11 @@ from unittest import mock
 
 import torch
 
+from folders import checkpoints, read_json, snapshot
 from model import Decoder
+from processes import TWO_RANKS, all_gone, process_ids, start_with_fault, two_at_a_time
 from seams import catch_optimizers, core_names, no_picture
 from tiny_runs import VARIANTS
-from folders import checkpoints, read_json, snapshot
-from processes import TWO_RANKS, all_gone, process_ids, start_with_fault, two_at_a_time
 from tools import error_line, options, refused, run
 from trainer import runs
 

@@ -12,10 +12,10 @@ from unittest import mock
 import numpy as np
 import torch
 
-from seams import compiler_works, core_names, counts_steps, schedule_late_by
-from tiny_runs import VARIANTS, final, rewound
 from folders import differences, read_json, snapshot
 from processes import start_with_fault, two_at_a_time
+from seams import compiler_works, core_names, counts_steps, schedule_late_by
+from tiny_runs import VARIANTS, final, rewound
 from tools import DATA, options, refused, run
 from trainer import data, runs
 

@@ -27,7 +27,9 @@ import sys
 import time
 from pathlib import Path
 
-import tools    # noqa: F401    first, since it puts the program on the path
+import tools  # noqa: F401    first, since it puts the program on the path
+
+# isort: split
 import torch
 import torch.distributed as dist
 

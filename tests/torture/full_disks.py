@@ -5,8 +5,8 @@ import re
 import subprocess
 from unittest import mock
 
-from seams import WRITERS
 from folders import differences, read_json
+from seams import WRITERS
 from tools import call, error_line, fill, options, run, small_disk
 from trainer import runs
 

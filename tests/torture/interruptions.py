@@ -13,9 +13,10 @@ from unittest import mock
 
 import torch
 
-from tiny_runs import rewound
+import processes
 from folders import checkpoints, differences, read_json, snapshot, step_of
-from processes import TWO_RANKS, Process, all_gone, process_ids, start_train, start_with_fault, two_at_a_time, wait
+from processes import TWO_RANKS, all_gone, process_ids, start_train, start_with_fault, two_at_a_time, wait
+from tiny_runs import rewound
 from tools import CONFIG, DRAW, METRICS, ROOT, call, error_line, options, run
 from trainer import runs
 
@@ -149,29 +150,31 @@ def killed_sweep_ends_the_same(folder):
     command = [*grid, "optimizer=sgd,adamw,signum", "lr=1e-3,1e12", *after_dashes]
     environment = {"PYTHON": sys.executable}
 
-    whole = Process(command, folder, environment)
+    begun = time.monotonic()
+    whole = processes.Process(command, folder, environment)
     whole.end_well(120)
+    latest_kill = max(8.0, 2 * (time.monotonic() - begun) / 6)    # twice the time of one run, if that is slow
     expected = sweep_table(folder)
     assert expected.count('"diverged"') >= 1 and expected.count('"done"') >= 3, expected
     shutil.rmtree(folder / "runs")
     for _ in range(10):
-        process = Process(command, folder, environment)
+        process = processes.Process(command, folder, environment)
         process.wait_for(": starting", 30)
-        time.sleep(DRAW.uniform(0.5, 8.0))
+        time.sleep(DRAW.uniform(0.5, latest_kill))
         process.kill()
         wait(process.group_is_gone, 10, "the sweep's child is left behind")
 
     ended = {path.parent: snapshot(path.parent) for path in (folder / "runs").glob("*/status.json")
              if read_json(path)["status"] in ("done", "diverged")}
     assert ended, "no run had ended when the sweep was killed"
-    last = Process(command, folder, environment)
+    last = processes.Process(command, folder, environment)
     last.end_well(180)
     assert sweep_table(folder) == expected, (sweep_table(folder), expected)
     assert last.text().count("already") == len(ended)
     assert all(snapshot(path) == files for path, files in ended.items())
     METRICS.extend(path.read_text() for path in (folder / "runs").glob("*/metrics.jsonl"))
 
-    fails = Process([*grid, "init_from=nowhere.pt", *after_dashes], folder, environment)
+    fails = processes.Process([*grid, "init_from=nowhere.pt", *after_dashes], folder, environment)
     assert fails.end(60) == 1 and "failed: tiny,init_from=nowhere.pt" in fails.text(), fails.text()
     return f"the same 6 rows after 10 kills; {len(ended)} ended runs untouched; a failed one listed"
 

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from faults import recorded
-from tiny_runs import VARIANTS, final
 from folders import checkpoints, read_json, step_of
 from processes import TWO_RANKS, all_gone, process_ids, start_with_fault, two_at_a_time, wait
+from tiny_runs import VARIANTS, final
 from tools import DATA, OUR_TRACEBACK, error_line, options, run
 from trainer import data, runs
 

@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 from unittest import mock
 
-import tools    # noqa: F401    first, since it puts the program on the path
+import tools  # noqa: F401    first, since it puts the program on the path
+
+# isort: split
 import optim
 import train
 import zoo

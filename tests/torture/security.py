@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 
 from command_lines import read_or_refuse
-from tiny_runs import rewound
 from folders import checkpoints, snapshot
 from processes import Process
+from tiny_runs import rewound
 from tools import DATA, ROOT, SECRETS, WORK, Skip, options, refused, run
 from trainer import runs
-
 
 # ---------------------------------------------------------------------------------------------------------
 # G2. No execution

@@ -13,9 +13,9 @@ import numpy as np
 
 import prepare_c4
 from conftest import documents
-from test_data import BROKEN
 from folders import read_json
 from processes import process_ids, start_with_fault, wait
+from test_data import BROKEN
 from tools import DATA, DRAW, WORK, options, refused, small_disk
 from trainer import data, runs
 from trainer.errors import UserError

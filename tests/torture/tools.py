@@ -26,12 +26,9 @@ SECRETS = {"WANDB_API_KEY": "canary-wandb-5d1f", "HF_TOKEN": "canary-hub-77aa",
            "https_proxy": "http://user:canary-proxy-e3@127.0.0.1:9"}
 os.environ.update(SECRETS, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
 
-import torch    # noqa: E402
-
-import prepare_c4    # noqa: E402
-import train    # noqa: E402
-from conftest import TINY, documents, wait_for    # noqa: E402
-from tiny_runs import final    # noqa: E402
+import prepare_c4
+import train
+from conftest import TINY, documents
 
 WORK = Path(tempfile.gettempdir(), f"torture-{secrets.token_hex(6)}")    # prepare_work() makes it
 DATA = WORK / "data"              # token shards with a vocabulary of 300
