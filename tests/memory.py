@@ -1,6 +1,6 @@
 """
 The memory that --plan predicts, compared with what is measured on the CPU: the largest resident size of the
-process, less its size before the model exists. This takes minutes and gigabytes, so pytest does not collect it.
+process, less its size before the model exists. It takes minutes and gigabytes, so pytest does not collect it.
 
     python -m pytest -s tests/memory.py              two steps of 150m each, within 10 %
     MALLOC_MMAP_THRESHOLD_=1000000 python tests/memory.py configs/300m.toml --optimizer=signum \\

@@ -1,5 +1,5 @@
-"""Small weights and gradients for every role, and every rule, variant and modifier as a case. Shared by the tests of
-the rules."""
+"""Small weights and gradients for every role. Every rule, variant and modifier is a case. The tests of rules
+share them."""
 import torch
 
 import optim
@@ -60,7 +60,7 @@ def run(optimizer: zoo.Optimizer, w: dict, grads: list) -> None:
     for g in grads:
         for role in w:
             w[role].grad = g[role].to(w[role].dtype, copy=True)
-        optimizer.sampled = {p: p.grad.flip(0) for p in w.values()}    # Sophia needs them; the others ask for none
+        optimizer.sampled = {p: p.grad.flip(0) for p in w.values()}    # only Sophia asks for them
         optimizer.step()
 
 

@@ -12,7 +12,7 @@ import torch
 import optim
 import zoo
 from conftest import ROOT
-from optim import Optimizer, adafactor, adalayer, adamw, adasgd, lion, sgd, sgd_ema, signum
+from optim import Optimizer, adafactor, adalayer, adamw, adasgd, lion, sgd, signum
 from rule_cases import PAPER_CASES as CASES
 from rule_cases import SHAPES, built, gradients, groups_of, run, weights
 from trainer.build import state_bytes
@@ -315,11 +315,11 @@ TRIPLES = [("a", torch.ones(4, 2), "mlp_up"), ("b", torch.ones(4, 2), "head"), (
     (lambda: make("adamw", [("a", P, "norm"), ("b", P, "norm")], lr=1), "given twice"),
     (lambda: make("adamw", [("a", P, "norm"), ("b", P, "head")], lr=1, of_role={"head": dict(lr=2)}),
      "more than one parameter group"),
-    (lambda: make("adamw", TRIPLES, lr=1, of_role={"hed": dict(lr=2)}), "of_role='hed': must be one or more of"),
+    (lambda: make("adamw", TRIPLES, lr=1, of_role={"hed": dict(lr=2)}), "of_role='hed': must be one or more"),
     (lambda: make("signum", TRIPLES, lr=1, of_role={"head": dict(beta2=0.5)}),
      "beta2_of: signum, the rule of head, has no beta2; it takes lr, weight_decay, beta1"),
-    (lambda: make("signum", TRIPLES, lr=1, of_role={"head": dict(beta1=1.5)}), "beta1=1.5: must be of type float"),
-    (lambda: make("adasgd", TRIPLES, lr=1, of_role={"head": dict(lr=2)}), "lr_of: adasgd has one second moment"),
+    (lambda: make("signum", TRIPLES, lr=1, of_role={"head": dict(beta1=1.5)}), "beta1=1.5: must be of type"),
+    (lambda: make("adasgd", TRIPLES, lr=1, of_role={"head": dict(lr=2)}), "lr_of: adasgd has one second"),
     (lambda: make("adamw", TRIPLES, lr=1, rows="head"),
      "rows: adamw, the rule of head, has no blocks"),
     (lambda: make("adalayer", TRIPLES, lr=1, rows="foot"), "rows='foot': must be one or more of embed"),
@@ -442,7 +442,7 @@ def test_a_role_may_have_settings_of_its_own():
     run(optimizer, w, gradients(1))
     run(built("adamw", plain), plain, gradients(1))
     same(w["head"] - start["head"], 0.5 * (plain["head"] - start["head"]))
-    same(w["mlp_up"] - start["mlp_up"], 2 * (plain["mlp_up"] - start["mlp_up"]))    # the first step: any beta1
+    same(w["mlp_up"] - start["mlp_up"], 2 * (plain["mlp_up"] - start["mlp_up"]))    # any beta1
     same(w["embed"] + 0.5 * start["embed"], plain["embed"])
     assert torch.equal(w["qkv"], plain["qkv"])
 
@@ -476,7 +476,8 @@ for compile in COMPILE:
 """
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[pytest.mark.compiled, pytest.mark.slow])])
+@pytest.mark.slow
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiled)])
 def test_optim_works_alone(tmp_path, compile):
     """optim.py in an empty folder trains a model that it has never seen, with each of the nine."""
     shutil.copy(ROOT / "optim.py", tmp_path)

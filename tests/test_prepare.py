@@ -17,7 +17,6 @@ import prepare_c4
 import train
 from conftest import documents
 from trainer import data, runs, vocabulary
-from trainer.errors import UserError
 
 TEXTS = documents(90)
 

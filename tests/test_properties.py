@@ -1,4 +1,4 @@
-"""Seven properties that every rule, variant and modifier must have, those of the paper and those of the zoo."""
+"""Seven properties that every rule, variant and modifier of the paper and of the zoo must have."""
 import io
 
 import pytest
@@ -6,8 +6,8 @@ import torch
 
 import optim
 import zoo
-from rule_cases import (CASES, PAPER_CASES, ZOO_RULES, built, gradients, groups_of, measuring_steps, moves_by_itself,
-                        run, weights, zeros)
+from rule_cases import (CASES, PAPER_CASES, ZOO_RULES, built, gradients, groups_of, measuring_steps,
+                        moves_by_itself, run, weights, zeros)
 from zoo.frozen import FROZEN
 
 
@@ -19,7 +19,7 @@ def test_zero_gradient_moves_nothing(case):
 
 
 @pytest.mark.parametrize("kind", ["independent", "coupled"])
-@pytest.mark.parametrize("case", [case for case in CASES if "trust_ratio" not in case])    # it rescales the decay
+@pytest.mark.parametrize("case", [case for case in CASES if "trust_ratio" not in case])    # it rescales
 def test_zero_gradient_with_decay_multiplies(case, kind):
     w, start = weights(), weights()
     optimizer = built(case, w, weight_decay=0.3, weight_decay_kind=kind)
@@ -76,8 +76,9 @@ def test_momentum_matters(case):
         assert torch.equal(ends[0][role], ends[1][role]) == (role not in groups_of(optimizer)), role
 
 
-@pytest.mark.parametrize("name, key", [(name, key) for name, rule in optim.RULES.items() for key in rule.hyper] +
-                         [("frozen", key) for key in FROZEN.hyper])
+@pytest.mark.parametrize("name, key", [
+    *((name, key) for name, rule in optim.RULES.items() for key in rule.hyper),
+    *(("frozen", key) for key in FROZEN.hyper)])
 def test_every_hyperparameter_of_the_papers_rules_matters(name, key):
     rule = FROZEN if name == "frozen" else zoo.RULES[name]
     default = rule.hyper[key]

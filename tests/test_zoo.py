@@ -278,7 +278,8 @@ def test_laprop_keeps_the_lr_of_each_gradient():
 
 
 def test_the_state_of_other_modifiers_is_refused():
-    one, other = (Optimizer([torch.ones(2)], zoo.modified("adamw", modify), lr=0.1) for modify in ("", "adagc"))
+    one, other = (Optimizer([torch.ones(2)], zoo.modified("adamw", modify), lr=0.1)
+                  for modify in ("", "adagc"))
     for a, b, words in ((one, other, "the state is of adamw.adagc, not of adamw"),
                         (other, one, "the state is of adamw, not of adamw.adagc")):
         with pytest.raises(ValueError, match=words):
@@ -294,8 +295,8 @@ def test_a_basis_beyond_ten_thousand_is_left_out():
 
 
 def test_effective_lr_is_of_the_second_moment_that_the_table_names():
-    """The line of a rule names a second moment if the rule divides by it as Adam does. Then effective_lr is that of
-    its step."""
+    """The line of a rule names a second moment if the rule divides by it as Adam does. Then effective_lr is
+    that of its step."""
     for name, rule in RULES.items():
         w = weights()
         optimizer = Optimizer([dict(params=list(w.items()), roles=list(w))], rule, lr=0.1)
@@ -304,7 +305,8 @@ def test_effective_lr_is_of_the_second_moment_that_the_table_names():
         run(optimizer, w, gradients(4)[3:])
         rows = {row["name"]: row for row in optim.effective_lr(optimizer)}
         assert bool(rows) == bool(rule.second_moment), name
-        assert set(rule.second_moment) <= set(rule.state) and (not rule.second_moment or "beta2" in rule.hyper)
+        assert set(rule.second_moment) <= set(rule.state)
+        assert not rule.second_moment or "beta2" in rule.hyper
         if name in ("mars", "adam_mini"):
             m_hat = optimizer.state[w["head"]]["m"] / (1 - optimizer.param_groups[0]["beta1"] ** 4)
             step = rows["head"]["values"].double().reshape(12, -1) * m_hat
@@ -393,7 +395,8 @@ def test_rules_for_some_roles_bring_the_rule_of_the_others():
 @pytest.mark.parametrize("call, words", [
     (lambda w: built("muon", w, rest_lr=None), r"rest_lr: muon is for qkv\+matrix; give the lr of adamw"),
     (lambda w: zoo.make("moun", [], lr=1.0), "did you mean muon"),
-    (lambda w: built("adamw", w, modify="cautius"), "modify='cautius': must be one or more of cautious, cautious_decay"),
+    (lambda w: built("adamw", w, modify="cautius"),
+     "modify='cautius': must be one or more of cautious, cautious_decay"),
     (lambda w: built("adamw", w, adagc_beta=0.5), "adagc_beta: is no hyperparameter of adamw"),
     (lambda w: built("soap", w, refresh_steps=0), "refresh_steps=0: must be of type int and in .1, inf."),
     (lambda w: built("muon", w, rows="head"), "rows: adamw, the rule of head, has no blocks")])
@@ -459,11 +462,13 @@ def test_the_table_has_all(capsys):
 def test_shapes(kind, quarters):
     for cooldown, shift in ((1.0, 0), (0.2, 800)):    # over the whole run, or WSD: over its last fifth
         steps = [shift + round(1000 * cooldown * part) for part in (0.25, 0.5, 0.75)]
-        found = [optim.schedule(t, 1000, zoo.SHAPES[kind], warmup=0, floor=0, cooldown=cooldown) for t in steps]
+        found = [optim.schedule(t, 1000, zoo.SHAPES[kind], warmup=0, floor=0, cooldown=cooldown)
+                 for t in steps]
         assert found == pytest.approx(quarters, abs=6e-4)
         if shift:
             assert optim.schedule(790, 1000, zoo.SHAPES[kind], warmup=0.1, floor=0, cooldown=cooldown) == 1
-    assert optim.schedule(1000, 1000, zoo.SHAPES[kind], floor=0.2) == pytest.approx(1 if kind == "constant" else 0.2)
+    last = optim.schedule(1000, 1000, zoo.SHAPES[kind], floor=0.2)
+    assert last == pytest.approx(1 if kind == "constant" else 0.2)
 
 
 def test_exponential_falls_by_the_same_fraction():
@@ -489,12 +494,8 @@ def test_sophias_curvature_is_of_the_models_own_labels(tiny, tmp_path):
     for i in range(8):
         uniform = np.random.default_rng([0, i]).random(16)
         for t in range(16):
-            total = 0.0
-            for label, p in enumerate(probabilities[i, t].double().tolist()):
-                total += p
-                if total >= uniform[t]:
-                    break
-            labels[i, t] = label
+            sums = probabilities[i, t].double().cumsum(0).tolist()
+            labels[i, t] = next(label for label, total in enumerate(sums) if total >= uniform[t])
     torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), labels.flatten()).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
     for name in "ab":

@@ -128,7 +128,7 @@ FOREIGN_NAMES = {
     "warmup_iters": "write --warmup, a fraction of the steps: warmup_iters / steps",
     "warmup_steps": "write --warmup, a fraction of the steps: warmup_steps / steps",
     "warmup_ratio": "write --warmup, a fraction of the steps",
-    "lr_decay_iters": "the lr always falls until the last step; write --steps, --cooldown and --floor",
+    "lr_decay_iters": "the lr falls until the last step; write --steps, --cooldown and --floor",
     "lr_scheduler_type": "write --schedule", "lr_schedule": "write --schedule",
     "n_layer": "write --layers", "n_layers": "write --layers", "num_layers": "write --layers",
     "depth": "write --layers",

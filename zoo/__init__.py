@@ -177,7 +177,7 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
                trains all other roles at rest_lr. A rule that is for some roles only (Muon) is always a hybrid
     untrained  roles that stay as they are. Their gradients still count in the norm that is clipped
     freeze_steps, updating     frozen ratios, for adalayer and adalayer_star: so many first steps measure
-               second moments without moving. Later steps hold them, except in the roles `updating` (or "none")
+               second moments without moving. Later steps hold them, except in the roles `updating` ("none")
     modify     modifiers for all trained roles, such as "cautious+cautious_decay"
     of_role    {set of roles: settings of its own}, such as {"head": {"lr": 0.5, "beta1": 0.95}}. lr is a
                multiple of the peak; weight_decay and hyperparameters are values
