@@ -37,7 +37,7 @@ def per_column(w, blocks):    # one number for each column of a matrix: (1, colu
 def scalar(w, blocks):    # one number for each parameter tensor: ()
     return w.new_zeros(())
 
-# ---- Rules without a second moment: the step follows the gradient's size, or ignores it ------------
+# ---- Rules without a second moment: the step follows the gradient's size, or ignores it -----------------
 
 def sgd(g, m, *, beta1=0.98):
     """Heavy-ball SGD follows the sum of past gradients.
@@ -205,7 +205,7 @@ class Rule:
         self.hyper = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         self.has_blocks = per_block in self.state.values()
 
-    def checked(self, hyper):
+    def checked(self, hyper: dict) -> dict:
         """All hyperparameters: those in hyper, else the defaults. A ValueError names a bad one."""
         for name, value in hyper.items():
             if name not in self.hyper:
@@ -229,7 +229,7 @@ RULES = {
 }
 
 @functools.cache
-def rule_of(rule):
+def rule_of(rule) -> Rule:
     """The Rule of a function: that of the table, or a new one for a function of your own."""
     if isinstance(rule, Rule):
         return rule
@@ -286,7 +286,7 @@ class Optimizer(torch.optim.Optimizer):
     def __getstate__(self):    # for deepcopy; torch's own keeps only three attributes
         return vars(self)
 
-    def add_param_group(self, param_group):
+    def add_param_group(self, param_group: dict) -> None:
         group = self.defaults | dict(rule=self.rule) | param_group
         params = [group["params"]] if torch.is_tensor(group["params"]) else list(group["params"])
         rule = self.rule_of(group["rule"])
@@ -327,7 +327,7 @@ class Optimizer(torch.optim.Optimizer):
         return {"t": 0} | {name: (make_state(p, blocks) if make_state else torch.zeros_like(p)).to(dtype)
                            for name, make_state in self.rules[group["rule"]].state.items()}
 
-    def decay(self, group, t):
+    def decay(self, group: dict, t: int) -> float:
         """What step t multiplies the weights of a group by."""
         unit = 1.0 if group["weight_decay_kind"] == "coupled" else group["lr_peak"] or math.inf
         return 1 - group["weight_decay"] * group["lr"] / unit
@@ -381,7 +381,7 @@ class Optimizer(torch.optim.Optimizer):
             run = code(apply, (rule, *hyper.values(), *kind))
             run(rule.update, rule.inputs, hyper, *tensors, shared)
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict) -> None:
         """Restores what state_dict() gave, in the saved dtypes. torch's own would cast it to the weight's."""
         saved_groups = state_dict["param_groups"]
         for group, saved in zip(self.param_groups, saved_groups):
@@ -402,7 +402,7 @@ class Optimizer(torch.optim.Optimizer):
 ROLES = ("embed", "qkv", "attn_out", "mlp_up", "mlp_down", "norm", "head")
 
 def make(rule, roles, *, lr, rows=(), by_role={}, weight_decay=0.0, weight_decay_kind="independent",
-         compile=False, optimizer=Optimizer, **hyper):
+         compile=False, optimizer=Optimizer, **hyper) -> Optimizer:
     """An Optimizer for a model. It treats each parameter by its role.
 
     rule      a name of RULES, or a Rule
@@ -431,7 +431,7 @@ def make(rule, roles, *, lr, rows=(), by_role={}, weight_decay=0.0, weight_decay
     return optimizer(list(groups.values()), rule, lr=lr, weight_decay=weight_decay,
                      weight_decay_kind=weight_decay_kind, strict=True, compile=compile)
 
-def effective_lr(optimizer):
+def effective_lr(optimizer: Optimizer) -> list:
     """The lr that each block really has, lr / (sqrt(v_hat) + eps): the paper's central figure (Fig. 7).
     Returns a list of {name, role, values}, one for each parameter that has moved and has a second moment.
     values: 1-D, fp32, in weight per gradient, one for each block (of adamw, adafactor: for each weight)."""
@@ -450,7 +450,7 @@ SHAPES = {    # what is left of the fall from the peak to the floor when the par
     "linear": lambda p, floor: 1 - p,
 }
 
-def schedule(t, steps, shape=SHAPES["cosine"], warmup=0.1, warmup_from=0.1, floor=0.1, cooldown=1.0):
+def schedule(t, steps, shape=SHAPES["cosine"], warmup=0.1, warmup_from=0.1, floor=0.1, cooldown=1.0) -> float:
     """The fraction of the peak lr at step t = 1 ... steps. It rises in a line from warmup_from to 1 in the
     first warmup * steps, and falls to floor in the last cooldown * steps. The defaults are the paper's."""
     rise = round(warmup * steps)
