@@ -150,7 +150,7 @@ class Training:
     def begin(self):
         """Writes what the run's folder holds before the first step."""
         first = self.first_step
-        self.run.rewind(first or -1)
+        self.run.rewind(first)
         if not first:
             self.run.write_config(self.in_force)
             self.run.log("config", 0, config=self.in_force, data=self.fingerprint, **sizes_of(self.model),
