@@ -119,9 +119,9 @@ class HeadLoss(torch.autograd.Function):
         return dx * grad, d_head * grad, None, None, None, None
 
 
-# Optimizers can treat parameters by their role, which follows from the name of the module.
-ROLES = dict(embed="embed", qkv="qkv", attn_out="attn_out", mlp_up="mlp_up", mlp_down="mlp_down", head="head",
-             attn_norm="norm", q_norm="norm", k_norm="norm", mlp_norm="norm", final_norm="norm")
+# The role of each module, one of ROLES in optim.py. A new module needs an entry here.
+ROLE_OF_MODULE = {name: name for name in ("embed", "qkv", "attn_out", "mlp_up", "mlp_down", "head")} | {
+    name: "norm" for name in ("attn_norm", "q_norm", "k_norm", "mlp_norm", "final_norm")}
 
 
 class Decoder(nn.Module):
@@ -147,9 +147,8 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, qk_norm, attention) for _ in range(layers))
         self.final_norm = LayerNorm(width)
         self.head = nn.Linear(width, rows, bias=False)
-        cos, sin = rotary_tables(context, width // heads)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        for name, table in zip(("cos", "sin"), rotary_tables(context, width // heads)):
+            self.register_buffer(name, table, persistent=False)
         self.init_weights(seed)
 
     @torch.no_grad()
@@ -166,9 +165,12 @@ class Decoder(nn.Module):
                 nn.init.trunc_normal_(p, 0.0, sigma, -3 * sigma, 3 * sigma, generator=generator)
 
     def roles(self) -> Iterator[tuple[str, nn.Parameter, str]]:
-        """Yields (name, parameter, role) for every parameter. A parameter without a role raises KeyError."""
+        """Yields (name, parameter, role) for every parameter. Raises ValueError if a module has no role."""
         for name, p in self.named_parameters():
-            yield name, p, ROLES[name.split(".")[-2]]
+            module = name.split(".")[-2:][0]
+            if module not in ROLE_OF_MODULE:
+                raise ValueError(f"{name}: give its module a role in ROLE_OF_MODULE of model.py")
+            yield name, p, ROLE_OF_MODULE[module]
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, z_loss: float = 0.0):
         """Predicts the token that follows each of `tokens` (B, T). Returns the logits (B, T, V).

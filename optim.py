@@ -3,13 +3,13 @@ The update rules of "Deconstructing What Makes a Good Optimizer for Language Mod
 Brandfonbrener, Vyas, Kakade, arXiv 2407.07972). Each rule is one function, and one class applies them all.
 The file needs only torch, so you can copy it into a project of your own.
 
-    u = rule(gradient, state, hyperparameters)       This is all that the optimizers differ in.
-    w <- decay * w - lr * u                          This is all that they share. It stands in apply().
+    u = rule(gradient, state, hyperparameters)       The optimizers differ only in this line.
+    w <- decay * w - lr * u                          They all share this line, in apply(). decay 1: no decay.
 
-Read the rules from top to bottom. Each changes a line or two of one above it, and that diff is the lesson.
+Read the rules from top to bottom. Most differ by a line or two from a rule above. Look for these lines.
     python optim.py signum                           prints three steps on two weights, to check with a pencil
     Optimizer(model.parameters(), signum, lr=3e-4)   applies one rule in any training loop
-    make("adalayer_star", model.roles(), lr=3e-3)    chooses rule, blocks and lr by the role of each parameter
+    make("adalayer_star", model.roles(), lr=3e-3)    sets lr and blocks by the role of each parameter
 """
 import functools
 import inspect
@@ -20,12 +20,12 @@ import torch
 
 # ---- How to read a rule ---------------------------------------------------------------------------------
 # Positional parameters are what the rule gets. g is the gradient. A rule may also ask for t (the step, from
-# 1), w (the weight), lr, and g2 (the mean of g^2 over all weights of its group). Every other name is state,
-# which the rule updates in place. State starts as zeros like the weight, in fp32, unless one of the next four
-# functions stands behind its name. Keyword-only parameters are hyperparameters with their defaults.
-# The rule returns u, the direction to move against. It never touches the weight, the lr or the decay.
+# 1), w (the weight), lr, and g2 (the mean of g^2 over all weights of the group). Any other name is state. The
+# rule updates it in place. State is fp32, starts at 0 and has the weight's shape. An annotation, such as one
+# of the next four functions, gives it another shape. Keyword-only parameters are hyperparameters.
+# The rule returns u, and the step is -lr * u. The rule itself never touches the weight, the lr or the decay.
 
-def per_block(w, blocks):    # one number for each block, a set of weights that share one: (blocks,)
+def per_block(w, blocks):    # one number for each block: (blocks,). A block is a set of weights of a tensor
     return w.new_zeros(blocks)
 
 def per_row(w, blocks):    # one number for each row of a matrix: (rows, 1); a single number for a vector: ()
@@ -37,7 +37,7 @@ def per_column(w, blocks):    # one number for each column of a matrix: (1, colu
 def scalar(w, blocks):    # one number for each parameter tensor: ()
     return w.new_zeros(())
 
-# ---- Rules without a second moment: the step follows the gradient's size, or ignores it -----------------
+# ---- Rules without a second moment: steps in proportion to the gradient, or all of one size -------------
 
 def sgd(g, m, *, beta1=0.98):
     """Heavy-ball SGD follows the sum of past gradients.
@@ -46,7 +46,7 @@ def sgd(g, m, *, beta1=0.98):
 
     Remembers  m, the decaying sum of gradients: 4 bytes per weight.
     Moves      each weight in proportion to its gradient: a steady g moves it by lr g / (1 - b1) a step.
-    lr         is in weight per unit of gradient. One number must suit all layers. Typical 1.0, 300x AdamW's.
+    lr         is in weight per unit of gradient, so no one value fits all layers. Typical 1.0, 300x AdamW's.
     Defaults   beta1 0.98 is the best of 0 ... 0.99 in the paper. Only SGD is so sensitive to it.
     Source     Polyak (1964), "Some methods of speeding up the convergence of iteration methods"."""
     m.mul_(beta1).add_(g)
@@ -59,7 +59,7 @@ def sgd_ema(g, m, t, *, beta1=0.9):
 
     Remembers  m, the running mean of gradients: 4 bytes per weight.
     Moves      each weight in proportion to its gradient. A steady g moves it by lr g a step.
-    lr         is in weight per unit of gradient, and 1 / (1 - b1) times sgd's for the same step. Typical 10.
+    lr         is in weight per unit of gradient: at equal beta1, 1 / (1 - b1) times sgd's. Typical 10.
     Defaults   beta1 0.9, as for every rule in the paper's section 3. m_hat corrects for the start at m = 0.
     Source     Zhao et al. (2024), arXiv 2407.07972, section 3."""
     m.lerp_(g, 1 - beta1)
@@ -72,20 +72,20 @@ def signum(g, m, *, beta1=0.9):
 
     Remembers  m, the running mean of gradients: 4 bytes per weight.
     Moves      every weight by exactly lr, and not at all where m is 0.
-    lr         is the distance of a step, in weight. It is about a tenth of AdamW's. Typical 3e-4.
+    lr         is how far each weight moves in a step. It is about a tenth of AdamW's. Typical 3e-4.
     Defaults   beta1 0.9: between 0.8 and 0.98 the choice hardly matters, and lower values are a little worse.
     Source     Bernstein, Wang, Azizzadenesheli, Anandkumar (2018), arXiv 1802.04434."""
     m.lerp_(g, 1 - beta1)
     return m.sign()
 
 def lion(g, m, *, beta1=0.9, beta2=0.95):
-    """Lion is Signum with two rates: its step gives the newest gradient the weight 1 - b1, its memory 1 - b2.
+    """Lion is Signum with two rates. The newest gradient counts 1 - b1 in the step and 1 - b2 in the memory.
         u  = sign(b1 m + (1 - b1) g)
         m <- b2 m + (1 - b2) g
 
     Remembers  m, the running mean of gradients: 4 bytes per weight.
-    Moves      every weight by exactly lr, and not at all where the sign is that of 0.
-    lr         is the distance of a step, in weight. It is about a tenth of AdamW's. Typical 3e-4.
+    Moves      every weight by exactly lr, and not at all where b1 m + (1 - b1) g is 0.
+    lr         is how far each weight moves in a step. It is about a tenth of AdamW's. Typical 3e-4.
     Defaults   beta1 0.9, beta2 0.95 as in the paper. Lion's authors use 0.9, 0.99. With b1 = b2 it is Signum.
     Source     Chen et al. (2023), arXiv 2302.06675."""
     u = m.lerp(g, 1 - beta1).sign()
@@ -93,20 +93,20 @@ def lion(g, m, *, beta1=0.9, beta2=0.95):
     return u
 
 # ---- Rules with a second moment v, the running mean of g^2 ----------------------------------------------
-# Adam's step is Signum's step times |m_hat| / sqrt(v_hat), which says how sure the mean gradient is. These
-# rules differ only in how many weights share one v.
+# Adam's step is Signum's times |m_hat| / sqrt(v_hat). This ratio is 1 if the gradients agree, and near 0 if
+# they cancel. These rules differ only in how they keep v: one for each weight, or one that many share.
 
 def adamw(g, m, v, t, *, beta1=0.9, beta2=0.95, eps=1e-15):
-    """Adam divides the mean gradient by its root mean square, for each weight by itself.
+    """Adam divides each weight's mean gradient by the root of its mean squared gradient.
         m <- b1 m + (1 - b1) g
         v <- b2 v + (1 - b2) g^2
         u  = m_hat / (sqrt(v_hat) + eps)      m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
     Remembers  m and v, the running means of g and g^2: 8 bytes per weight.
     Moves      each weight by about lr where its gradients agree, and by less where they cancel.
-    lr         is the distance of a step, in weight, if the gradients agree. Typical 3e-3.
+    lr         is how far each weight moves in a step if its gradients agree. Typical 3e-3.
     Defaults   beta1 0.9, beta2 0.95 as in the paper. eps 1e-15 prevents 0/0 and slows no weight (2309.14322).
-    Source     Kingma, Ba (2014), arXiv 1412.6980. Its decay: Loshchilov, Hutter (2017), arXiv 1711.05101."""
+    Source     Kingma, Ba (2014), arXiv 1412.6980. The decay in apply() is from arXiv 1711.05101."""
     m.lerp_(g, 1 - beta1)
     v.lerp_(g.square(), 1 - beta2)
     return hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)
@@ -120,8 +120,8 @@ def adafactor(g, m, r: per_row, c: per_column, t, *, beta1=0.9, beta2=0.95, eps=
         u  = m_hat / (sqrt(v_hat) + eps)      m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
     Remembers  m, 4 bytes per weight, and one number per row and per column. A vector keeps only one number.
-    Moves      a weight as Adam does, if its row and its column tell the size of its g^2.
-    lr         is the distance of a step, in weight, if the gradients agree. Typical 3e-3.
+    Moves      a weight as Adam does, if the means of its row and its column give nearly Adam's v.
+    lr         is how far each weight moves in a step if its gradients agree. Typical 3e-3.
     Defaults   Adam's. As in the paper there is no update clipping, no relative step and no growing beta2.
     Source     Shazeer, Stern (2018), arXiv 1804.04235; with momentum Zhai et al. (2021), arXiv 2106.04560."""
     m.lerp_(g, 1 - beta1)
@@ -131,14 +131,14 @@ def adafactor(g, m, r: per_row, c: per_column, t, *, beta1=0.9, beta2=0.95, eps=
     return hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)
 
 def adalayer(g, m, v: per_block, t, *, beta1=0.9, beta2=0.95, eps=1e-15):
-    """Adalayer is Adam with one v for a whole block of weights: a tensor, or one of the fused q, k, v.
+    """Adalayer is Adam with one v for a whole block: a tensor, or the q, k or v part of a fused qkv tensor.
         m <- b1 m + (1 - b1) g
         v <- b2 v + (1 - b2) mean of g^2 over the block
         u  = m_hat / (sqrt(v_hat) + eps)      m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
     Remembers  m, 4 bytes per weight, and one v per block.
-    Moves      a block by about lr (root mean square). It is SGD inside a block and Adam between blocks.
-    lr         is the root mean square distance of a block in a step, if its gradients agree. Typical 3e-3.
+    Moves      the weights of a block by about lr (root mean square), each in proportion to its m_hat.
+    lr         is how far (root mean square) a block moves in a step if its gradients agree. Typical 3e-3.
     Defaults   Adam's. If each row of the output head is a block of its own, this is Adalayer*.
     Source     Zhao et al. (2024), arXiv 2407.07972, Algorithm 1. Adam-mini (arXiv 2406.16793) is similar."""
     m.lerp_(g, 1 - beta1)
@@ -152,9 +152,9 @@ def adasgd(g, m, v: scalar, t, g2, *, beta1=0.9, beta2=0.95, eps=1e-15):
         v <- b2 v + (1 - b2) mean of g^2 over all weights of the group
         u  = m_hat / (sqrt(v_hat) + eps)      m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
-    Remembers  m, 4 bytes per weight, and one v.
+    Remembers  m, 4 bytes per weight, and one v, which is the same for all tensors of the group.
     Moves      all weights together by about lr (root mean square), each in proportion to its mean gradient.
-    lr         is the root mean square distance of all weights in a step, if gradients agree. Typical 3e-3.
+    lr         is how far (root mean square) all weights move in a step if gradients agree. Typical 3e-3.
     Defaults   Adam's.
     Source     Wang, Wiens (2020), arXiv 2006.16541; this form: arXiv 2407.07972, app. E."""
     m.lerp_(g, 1 - beta1)
@@ -166,39 +166,39 @@ def adasgd(g, m, v: scalar, t, g2, *, beta1=0.9, beta2=0.95, eps=1e-15):
 def hat(x, beta, t):    # x / (1 - beta^t) corrects a running mean for its start at 0
     return x * (1 / (1 - power(beta, t)))
 
-def power(beta, t):    # beta^t: compiled code would compute beta**t anew for every 16 weights (Adam: 1.6 x)
+def power(beta, t):    # beta^t. beta**t makes compiled Adam 1.6 times slower: anew for every 16 weights
     return torch.exp(t * (math.log(beta) if beta else -math.inf))
 
-def factored(r, c):    # (r / mean(r)) c: in this order nothing underflows; the guard prevents 0/0
+def factored(r, c):    # (r / mean(r)) c. To divide first prevents underflow. clamp_min prevents 0/0
     return r / r.mean().clamp_min(torch.finfo(r.dtype).tiny) * c
 
-def mean_to(x, s):    # the mean of x over the axes in which the state s keeps a single number
-    if x.dim() > 1 and s.shape[:1] == (1,) and len(x) % 16 == 0:    # compiled means down long columns are
-        x = x.unflatten(0, (-1, 16)).mean(1)                        # 2.3 times as fast in steps of 16 rows
+def mean_to(x, s):    # the mean of x in the shape of s: over every axis where s has length 1
+    if x.dim() > 1 and s.shape[:1] == (1,) and len(x) % 16 == 0:    # for speed only: to average 16 rows first
+        x = x.unflatten(0, (-1, 16)).mean(1)                        # makes compiled means 2.3 times as fast
     return x.sum_to_size(s.shape) / (x.numel() // s.numel())
 
 def mean_of_blocks(x, v):
-    """The mean of x over each block, (blocks,). Row by row first: one long sum takes 1.1 times as long."""
+    """The mean of x over each block, (blocks,). It averages each row first, which is 1.1 times as fast."""
     row = min([x.numel() // len(v), *x.shape[-1:]])
     return x.reshape(len(v), -1, row).mean(2).mean(1)
 
 class Rule:
-    """A line of a table of rules.
+    """A rule's function, and what else must be known about it.
 
-    update         the function, whose signature is read here, once
-    lr             the usual peak lr as a multiple of AdamW's at the paper's 150m: where to begin
-    rows           roles in which each row is a block, such as ("head",)
-    second_moment  the state by whose root the rule divides, as Adam does: "v", or "r c" for its two factors.
-                   corrected: whether the rule corrects it for its start at 0
-    bounds         {hyperparameter: (at least, below)}. A number that is not here is at least 0
+    function       the rule; its signature is read here, once
+    lr_factor      the usual peak lr is this times AdamW's, for the paper's 150m model: where to begin
+    rows           roles in which each row is a block, such as ("head",). Only make() reads this
+    second_moment  the name of the state whose root the rule divides by: "v", or "r c" if v is factored
+    corrected      whether the rule corrects that state for its start at 0, as v_hat does
+    bounds         {hyperparameter: (at least, below)}. A number without bounds is at least 0
     """
     given = ("g", "w", "lr", "t", "g2")    # what a rule may ask for besides its own state
 
-    def __init__(self, update, *, lr=1, rows=(), second_moment="", corrected=True, bounds={}):
-        self.update, self.name, self.lr, self.rows = update, update.__name__, lr, rows
+    def __init__(self, function, *, lr_factor=1, rows=(), second_moment="", corrected=True, bounds={}):
+        self.function, self.name, self.lr_factor, self.rows = function, function.__name__, lr_factor, rows
         self.bounds = dict(beta1=(0, 1), beta2=(0, 1)) | bounds
         self.second_moment, self.corrected = second_moment.split(), corrected
-        parameters = inspect.signature(update, eval_str=True).parameters.values()
+        parameters = inspect.signature(function, eval_str=True).parameters.values()
         self.inputs = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
         self.state = {p.name: None if p.annotation is p.empty else p.annotation for p in parameters
                       if p.name in self.inputs and p.name not in self.given}
@@ -210,17 +210,17 @@ class Rule:
         for name, value in hyper.items():
             if name not in self.hyper:
                 takes = ", ".join(self.hyper)
-                raise ValueError(f"{name}: is no hyperparameter of {self.name}, which takes {takes}")
+                raise ValueError(f"{name}: is not a hyperparameter of {self.name}, which takes {takes}")
             kind, (low, high) = type(self.hyper[name]), self.bounds.get(name, (0, math.inf))
-            if type(value) is not kind and (kind, type(value)) != (float, int) or not low <= value < high:
+            if not (type(value) is kind or kind is float and type(value) is int) or not low <= value < high:
                 raise ValueError(f"{name}={value!r}: must be of type {kind.__name__} and in [{low}, {high})")
         return self.hyper | hyper
 
 RULES = {
-    "sgd":           Rule(sgd, lr=300),
-    "sgd_ema":       Rule(sgd_ema, lr=3000),
-    "signum":        Rule(signum, lr=0.1),
-    "lion":          Rule(lion, lr=0.1),
+    "sgd":           Rule(sgd, lr_factor=300),
+    "sgd_ema":       Rule(sgd_ema, lr_factor=3000),
+    "signum":        Rule(signum, lr_factor=0.1),
+    "lion":          Rule(lion, lr_factor=0.1),
     "adamw":         Rule(adamw, second_moment="v"),
     "adafactor":     Rule(adafactor, second_moment="r c"),
     "adalayer":      Rule(adalayer, second_moment="v"),
@@ -233,26 +233,26 @@ def rule_of(rule) -> Rule:
     """The Rule of a function: that of the table, or a new one for a function of your own."""
     if isinstance(rule, Rule):
         return rule
-    return next((known for known in RULES.values() if known.update is rule), None) or Rule(rule)
+    return next((known for known in RULES.values() if known.function is rule), None) or Rule(rule)
 
-def apply(update, inputs, hyper, weights, grads, states, shared):
+def apply(rule, inputs, hyper, weights, grads, states, shared):
     """One step of one rule on a list of weights. This is the only place that changes a weight.
     shared: t, lr, decay and g2 as 0-d tensors, so that a schedule does not make the compiler start again."""
     for w, g, state in zip(weights, grads, states):
         given = shared | state | dict(g=g, w=w)
-        u = update(*(given[name] for name in inputs), **hyper)
+        u = rule(*(given[name] for name in inputs), **hyper)
         w.copy_(shared["decay"] * w.to(u.dtype) - shared["lr"] * u)
 
 def sum_of_squares(grads):
     return sum(g.square().sum(-1).sum() for g in grads)    # by rows first, as in mean_of_blocks
 
 @functools.cache
-def compiled(function, kind):    # one piece of code for each kind of tensors
+def compiled(function, kind):    # kind is only the key of the cache: each kind is compiled once
     return torch.compile(function, fullgraph=True, dynamic=False, isolate_recompiles=True)
 
 def batches_of_one_kind(members, most=8):
-    """Yields (kind, weights, gradients, states) of batches that share compiled code: of one kind, of nearly
-    equal length. A call takes 35 us, so one for each tensor is slow. One for 67 compiled 3 times as long."""
+    """Yields (kind, weights, gradients, states). A batch holds at most 8 tensors of one kind, so that batches
+    share compiled code. One tensor a batch costs 35 us a call; 67 in a batch compile three times longer."""
     kinds = {}
     for kind, *tensors in members:
         kinds.setdefault(kind, []).append(tensors)
@@ -265,13 +265,13 @@ class Optimizer(torch.optim.Optimizer):
     """Applies an update rule. In all else it is a torch optimizer, with groups, closures and schedulers.
     params             tensors, (name, tensor) pairs, or groups, as torch takes them. A group may have its own
                        rule, lr, decay and hyperparameters, and blocks: how many blocks each tensor has
-    rule, **hyper      a function, such as signum, or a Rule; and hyperparameters of it
+    rule, **hyper      the rule: a function, such as signum, or a Rule; then values of its hyperparameters
     lr                 the peak learning rate, in the unit that the rule's docstring states
     weight_decay_kind  "coupled": a step multiplies weights by 1 - lr * weight_decay, as torch does;
                        "independent": by 1 - weight_decay * lr / lr_peak, as the paper does. lr_peak is the lr
                        that a group has when it is added
     strict             raise an error if a gradient is missing; otherwise skip that parameter, as torch does
-    compile            compile rule, decay and apply together. A step that skips parameters runs eagerly
+    compile            compile each step as a whole. A step that skips parameters runs without
     Raises a ValueError that names what does not fit together.
     """
     rule_of = staticmethod(rule_of)
@@ -286,11 +286,11 @@ class Optimizer(torch.optim.Optimizer):
     def __getstate__(self):    # for deepcopy; torch's own keeps only three attributes
         return vars(self)
 
-    def add_param_group(self, param_group: dict) -> None:
+    def add_param_group(self, param_group: dict) -> None:    # torch's __init__ calls it for each group
         group = self.defaults | dict(rule=self.rule) | param_group
         params = [group["params"]] if torch.is_tensor(group["params"]) else list(group["params"])
         rule = self.rule_of(group["rule"])
-        if self.rules.setdefault(rule.name, rule).update is not rule.update:
+        if self.rules.setdefault(rule.name, rule).function is not rule.function:
             raise ValueError(f"{rule.name}: the name of two different rules; rename one")
         known = {"params", "param_names", "names", "roles", "blocks", "rule", "lr_peak", *self.defaults}
         hyper = {name: value for name, value in group.items() if name not in known}
@@ -328,8 +328,8 @@ class Optimizer(torch.optim.Optimizer):
                            for name, make_state in self.rules[group["rule"]].state.items()}
 
     def decay(self, group: dict, t: int) -> float:
-        """What step t multiplies the weights of a group by."""
-        unit = 1.0 if group["weight_decay_kind"] == "coupled" else group["lr_peak"] or math.inf
+        """The factor on the weights in step t. 1 is no decay. In zoo/ it depends on t."""
+        unit = 1.0 if group["weight_decay_kind"] == "coupled" else group["lr_peak"] or math.inf    # never 0/0
         return 1 - group["weight_decay"] * group["lr"] / unit
 
     @torch.no_grad()
@@ -353,7 +353,7 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuntimeError(f"{group['names'][i]}: has a sparse gradient; give sparse=False")
 
     def members_by_step(self, group):
-        """{step: [(kind, weight, gradient, state)]}. Each parameter counts its steps; usually all agree."""
+        """Returns {step: [(kind, weight, gradient, state)]}. Usually all parameters are at the same step."""
         members = {}
         for i, p in enumerate(group["params"]):
             if p.grad is not None:
@@ -367,7 +367,7 @@ class Optimizer(torch.optim.Optimizer):
         return members
 
     def update(self, group, t, members):
-        """Step t of the parameters of a group that are at step t."""
+        """Does step t for the members: those parameters of the group whose own count of steps is t."""
         rule, batches = self.rules[group["rule"]], list(batches_of_one_kind(members))
         hyper = {name: group[name] for name in rule.hyper}
         numbers = torch.tensor([t, group["lr"], self.decay(group, t)], dtype=torch.float64)
@@ -379,10 +379,10 @@ class Optimizer(torch.optim.Optimizer):
             shared["g2"] = sum(squares) / sum(g.numel() for _, _, g, _ in members)
         for kind, *tensors in batches:
             run = code(apply, (rule, *hyper.values(), *kind))
-            run(rule.update, rule.inputs, hyper, *tensors, shared)
+            run(rule.function, rule.inputs, hyper, *tensors, shared)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores what state_dict() gave, in the saved dtypes. torch's own would cast it to the weight's."""
+        """Restores what state_dict() gave. State keeps its saved dtype; torch's own method would cast it."""
         saved_groups = state_dict["param_groups"]
         for group, saved in zip(self.param_groups, saved_groups):
             if group["rule"] != (theirs := saved.get("rule", "another optimizer")):
@@ -406,12 +406,12 @@ def make(rule, roles, *, lr, rows=(), by_role={}, weight_decay=0.0, weight_decay
     """An Optimizer for a model. It treats each parameter by its role.
 
     rule      a name of RULES, or a Rule
-    roles     triples (name, parameter, role), as model.roles() gives them. A role is one of ROLES
+    roles     triples (name, parameter, role), such as those of model.roles(). A role is one of ROLES
     lr        the peak learning rate, in the unit that the rule's docstring states
     rows      roles in which each row is a block. rows=("head",) makes Adalayer Adalayer*
-    by_role   {role: settings of its own}: lr, weight_decay, hyperparameters, or another Rule with its lr and
-              hyperparameters. {role: None} leaves a role untrained
-    The rest is as Optimizer takes it. Raises a ValueError that names what does not fit together.
+    by_role   {role: dict of settings}: lr, weight_decay, hyperparameters; or another Rule with all its
+              settings. {role: None} leaves a role untrained
+    The rest is as in Optimizer, but the decay is the paper's. Raises a ValueError that names what is wrong.
     """
     rule = rule if isinstance(rule, Rule) else RULES[rule]
     groups = {}
@@ -432,27 +432,27 @@ def make(rule, roles, *, lr, rows=(), by_role={}, weight_decay=0.0, weight_decay
                      weight_decay_kind=weight_decay_kind, strict=True, compile=compile)
 
 def effective_lr(optimizer: Optimizer) -> list:
-    """The lr that each block really has, lr / (sqrt(v_hat) + eps): the paper's central figure (Fig. 7).
+    """What Fig. 7 of the paper shows: the lr that each block really has, lr / (sqrt(v_hat) + eps).
     Returns a list of {name, role, values}, one for each parameter that has moved and has a second moment.
     values: 1-D, fp32, in weight per gradient, one for each block (of adamw, adafactor: for each weight)."""
     rows = []
     for group, i, p in optimizer.each_parameter():
         rule, state = optimizer.rules[group["rule"]], optimizer.state.get(p)
         if state and rule.second_moment:
-            v, *factor = [state[name] for name in rule.second_moment]
-            v = (factored(v, *factor) if factor else v) / (1 - group["beta2"] ** state["t"] * rule.corrected)
+            v, *c = [state[name] for name in rule.second_moment]    # v, or the factors r and c of v
+            v = (factored(v, *c) if c else v) / (1 - group["beta2"] ** state["t"] if rule.corrected else 1)
             values = (group["lr"] / (v.sqrt() + group["eps"])).flatten().float()
             rows.append(dict(name=group["names"][i], role=group["roles"][i], values=values))
     return rows
 
-SHAPES = {    # what is left of the fall from the peak to the floor when the part p of it is done
+SHAPES = {    # from 1 (the peak) down to 0 (the floor), when the fraction p of the fall is over; see zoo/
     "cosine": lambda p, floor: (1 + math.cos(math.pi * p)) / 2,
     "linear": lambda p, floor: 1 - p,
 }
 
 def schedule(t, steps, shape=SHAPES["cosine"], warmup=0.1, warmup_from=0.1, floor=0.1, cooldown=1.0) -> float:
     """The fraction of the peak lr at step t = 1 ... steps. It rises in a line from warmup_from to 1 in the
-    first warmup * steps, and falls to floor in the last cooldown * steps. The defaults are the paper's."""
+    first warmup * steps, then falls to floor in the last cooldown * steps. The defaults are the paper's."""
     rise = round(warmup * steps)
     if t < rise:
         return warmup_from + (1 - warmup_from) * t / rise
@@ -465,7 +465,7 @@ def by_hand(rule, optimizer_class=Optimizer, **hyper):
         print(f"{label:8s} " + " ".join(f"{number:10.6f}" for number in x.flatten().tolist()))
     w = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
     optimizer = optimizer_class([w], rule, lr=0.1, **hyper)
-    print(f"{inspect.getdoc(rule.update)}\n\none row of two weights, lr 0.1, {optimizer.hyper}\n")
+    print(f"{inspect.getdoc(rule.function)}\n\none row of two weights, lr 0.1, {optimizer.hyper}\n")
     show("       w", w)
     for t, g in enumerate(([1.0, -0.5], [0.5, 0.5], [-1.0, 0.25]), 1):
         before, w.grad = w.clone(), torch.tensor([g], dtype=torch.float64)

@@ -10,7 +10,7 @@
 #
 # These are the sweeps: lr, momentum, tied, weight_decay, warmup, batch_size, beta2, eps, adalayer,
 # hybrid_last, hybrid_last_norm, hybrid_reverse, hybrid_adafactor, norms_untrained, frozen, adasgd,
-# granularity, effective_lr, sophia, league. Their values are written below.
+# granularity, effective_lr, sophia, league. Their values stand in "case $sweep" below.
 # optimizer=a,b narrows a sweep to these optimizers. Any other key=a,b,c replaces the sweep's values of that
 # key; if the sweep does not have the key, all runs get it. Options after -- are for all runs, too, but they
 # are not part of the names. What changes a result therefore belongs before --.

@@ -1,8 +1,8 @@
 """
-Trains one language model with one optimizer: from the options to a folder with everything that came of it.
+Trains one language model with one optimizer, and writes the results into a folder.
 
     torchrun train.py --optimizer=signum                       two minutes on a laptop
-    python train.py --optimizer=adamw --lr=3e-3 --name=mine    any option by name; a run with a name
+    python train.py --optimizer=adamw --lr=3e-3 --name=mine    sets an option, and gives the run a name
     python train.py --name=mine --resume                       goes on where it stopped
     python train.py configs/150m.toml --optimizer=lion --plan  says what a run will take
     torchrun --nproc_per_node=8 train.py configs/150m.toml --optimizer=lion       eight GPUs
@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 if __name__ == "__main__":
-    gc.disable()    # until everything is imported, of which nothing becomes garbage: it saves 0.5 of 3.6 s
+    gc.disable()    # keep_imports() enables it again. Imports make no garbage, and this saves 0.5 of 3.6 s
 
 import torch
 from tqdm import tqdm
@@ -38,7 +38,7 @@ from trainer.runs import Run, SilentRun, load_checkpoint
 
 
 class Training:
-    """One run, as one rank sees it. __init__ sets it up and writes nothing. train() does everything else."""
+    """One run on one rank. __init__ prepares data, model, optimizer and folder. train() does the rest."""
 
     def __init__(self, config: settings.Settings, hyper: dict, tables: dict):
         self.machine = machine = Machine(config)
@@ -84,7 +84,7 @@ class Training:
         announce.print_run(self, why_precision, why_attention)
         announce.print_optimizer(config, hyper, tables, self.optimizer)
 
-        # where the run starts: at the beginning, with the weights of another run, or in its own middle
+        # where the run starts: at the beginning, with another run's weights, or at its own newest checkpoint
         has_checkpoint = config.resume and any(Path(config.runs, config.name).glob("step-*.pt"))
         if config.init_from and not has_checkpoint:
             start_from(config.init_from, load_checkpoint(config.init_from), self.model, self.optimizer,
@@ -96,7 +96,7 @@ class Training:
         has_ended = config.resume and self.run.read_status().get("status") in ("done", "diverged")
         self.has_ended = machine.sum(int(has_ended))[0] > 0    # all ranks agree
         self.first_step = self.resume() if config.resume and not self.has_ended else 0
-        self.stop = []    # signals that have come since the first step; the step ends first
+        self.stop = []    # signals since the first step; they take effect when the current step is done
         self.last_loss = None
 
     def resume(self) -> int:
@@ -112,18 +112,18 @@ class Training:
         return step
 
     def train(self):
-        """The loop."""
+        """Each step: gradients, check, clip, lr, optimizer.step(), log; then save and validate when due."""
         config, machine, optimizer, first = self.config, self.machine, self.optimizer, self.first_step
         self.begin()
         if first and config.eval_every and first % config.eval_every == 0 and first < self.steps:
             self.validate(first, config.eval_windows)
         for step in range(first + 1, self.steps + 1):
-            if optimizer.wants_sampled():    # only some rules of zoo/ do, now and then
+            if optimizer.wants_sampled():    # a rule of zoo/ needs gradients on labels that the model draws
                 optimizer.sampled = self.sampled_gradients(step)
             mean_loss = self.gradients(step)
             total_norm = self.gradient_norm()
             loss, norm, stopped = machine.sum(mean_loss / machine.world, total_norm / machine.world,
-                                              len(self.stop))
+                                              len(self.stop))    # the mean norm is not finite if any is
             self.refuse_a_broken_step(step, loss, norm, mean_loss)
             self.clip(total_norm)
             scale = self.lr_scale(step)
@@ -132,7 +132,7 @@ class Training:
             is_logged = step % config.log_every == 0 or step in (1, self.steps)
             before = self.copy_of_weights() if is_logged and config.log_blocks else None
             optimizer.step()
-            if step == first + 1:    # it compiles, which a Ctrl-C would break; from here on signals wait
+            if step == first + 1:    # Ctrl-C may stop a compiler; from now on a signal waits for the step
                 on_signals(lambda number, frame: self.stop.append(number))
             self.bar.update()
             if is_logged:
@@ -205,12 +205,13 @@ class Training:
         return torch.nn.utils.get_total_norm([p.grad for p in self.parameters.values()])
 
     def clip(self, norm: torch.Tensor):
-        """Multiplies all gradients by min(1, clip / (norm + 1e-6)), before any rule sees them."""
+        """Multiplies all gradients by min(1, clip / (norm + 1e-6)), before any rule sees them. log() computes
+        the clipped norm by the same formula."""
         if self.config.clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.clip, norm)
 
     def lr_scale(self, step: int) -> float:
-        """The fraction of the peak lr at a step. Steps that only measure have that of the first one."""
+        """The fraction of the peak lr at a step. Steps that only measure use that of the first real step."""
         config = self.config
         return optim.schedule(max(1, step - config.freeze_steps), config.steps, zoo.SHAPES[config.schedule],
                               config.warmup, config.warmup_from, config.floor, config.cooldown)
@@ -245,7 +246,7 @@ class Training:
         return {p: p.detach().clone() for p in self.parameters.values()}
 
     def log(self, step: int, loss: float, norm: float, scale: float, before: dict | None):
-        """Writes a line of metrics.jsonl. before: the weights before the step, if it is to be looked into."""
+        """Writes a line of metrics.jsonl. before: the weights before the step; None without --log_blocks."""
         config, now = self.config, time.perf_counter()
         speed = (step - self.logged_step) * config.batch * config.context / (now - self.clock)
         self.clock, self.logged_step = now, step
@@ -257,8 +258,8 @@ class Training:
                                  refresh=False)
 
     def validate(self, step: int, count: int, **more) -> tuple[float, int]:
-        """Logs the validation loss after a step. Returns it and the number of windows. A signal ends the
-        validation; a resumed run then begins with it."""
+        """Logs the validation loss after a step. Returns the loss and the number of windows. A signal stops
+        it, and a resumed run then validates first."""
         begun, count = time.perf_counter(), min(count or len(self.val_set), len(self.val_set))
         loss = evaluate(self.model, self.val_set, count, self.machine, self.autocast,
                         micro_batch=self.micro_batch, z_loss=self.config.z_loss, stop=self.stop)
@@ -279,7 +280,7 @@ class Training:
         """Writes a checkpoint, once all ranks are found to hold the same bits."""
         if self.machine.world > 1 and len(set(self.machine.gather(checksum(self.model, self.optimizer)))) > 1:
             raise UserError(f"step {step}: the ranks no longer hold the same weights and state; "
-                            "go on from the checkpoint before with --name=NAME --resume", 4)
+                            "continue from the previous checkpoint with --name=NAME --resume", 4)
         kept = {name: value for name, value in self.in_force.items() if name not in settings.FREE}
         content = dict(step=step, model=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
                        shape=decoder_shape(self.config), config=kept | dict(data=self.config.data),
@@ -311,8 +312,8 @@ class Training:
 
 
 def main(argv: list[str]) -> int:
-    """Runs a command line. Returns the exit code: 0 done, 2 usage or data, 3 diverged, 4 the machine,
-    75 interrupted."""
+    """Runs a command line. Returns the exit code: 0 done, 1 a mistake of this program, 2 wrong options or
+    data, 3 diverged, 4 the machine failed, 75 interrupted."""
     training = None
     try:
         on_signals(signal.default_int_handler)    # nothing needs saving yet, so leave at once
@@ -329,7 +330,7 @@ def main(argv: list[str]) -> int:
                 training.train()
         return 0
     except (Exception, KeyboardInterrupt) as caught:
-        on_signals(signal.SIG_IGN)    # another signal must not disturb
+        on_signals(signal.SIG_IGN)    # ignore further signals while the run ends
         code, message, ours = last_words(caught)
         if ours:
             tqdm.write(f"train.py: error: {one_line(message)}", file=sys.stderr)    # above the bar

@@ -335,7 +335,7 @@ def draw_league(study: Study, rules: dict[str, Rule], path: Path) -> list[str]:
     """The losses of all rules over the learning rate, in a panel for each file of rules."""
     names_of: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for name, rule in rules.items():
-        names_of.setdefault(rule.update.__module__.removeprefix("zoo."), []).append(name)
+        names_of.setdefault(rule.function.__module__.removeprefix("zoo."), []).append(name)
     panels = []
     for kind, names in names_of.items():
         curves = []

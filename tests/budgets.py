@@ -103,8 +103,8 @@ def functions_of(path: Path) -> Iterator[tuple[str, ast.AST]]:
 def zoo_functions() -> set:
     """Returns the update and refresh functions of all rules and modifiers of zoo/."""
     rules = (*zoo.RULES.values(), *zoo.MODIFIERS.values(), FROZEN)
-    functions = {function for rule in rules for function in (rule.update, rule.refresh) if function}
-    return functions - {rule.update for rule in optim.RULES.values()}
+    functions = {function for rule in rules for function in (rule.function, rule.refresh) if function}
+    return functions - {rule.function for rule in optim.RULES.values()}
 
 
 def largest(what: str, limit: int, values: Iterable[tuple[str, int]]) -> Measure:
@@ -131,7 +131,7 @@ def deepest(what: str, limit: int, pattern: str) -> Measure:
 
 def measures() -> list[Measure]:
     """Measures everything that has a budget."""
-    core = {rule.update for rule in optim.RULES.values()}
+    core = {rule.function for rule in optim.RULES.values()}
     core_code = sum(lines_of_code(source_of("optim.py", name)) for name in ("Optimizer", "make"))
     return [
         Measure("lines of README.md", lines(text_of("README.md")), 150),

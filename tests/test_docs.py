@@ -1,6 +1,7 @@
 """The pages are true: commands parse, options have valid values, links lead somewhere, cheap commands run."""
 import ast
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -184,7 +185,7 @@ def test_readmes_own_rule_works(stubborn, monkeypatch):
     rule = stubborn.RULES["stubborn"]
     w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     w.grad = torch.tensor([0.5, -3.0])
-    optim.Optimizer([w], rule.update, lr=1.0).step()
+    optim.Optimizer([w], rule.function, lr=1.0).step()
     assert torch.allclose(w, torch.tensor([0.9, -1.9]))    # u = 0.1 sign(g)
     monkeypatch.chdir(ROOT)
     monkeypatch.setitem(zoo.RULES, "stubborn", rule)
@@ -362,3 +363,69 @@ def test_diffs_show_a_difference(extended_program):
     for line in dict.fromkeys(lines):
         done = run_in(extended_program, line)
         assert done.returncode == 1 and done.stdout and not done.stderr, line
+
+
+# ---------------------------------------------------------------------------------------------------------
+# docs/forks.md: the changes to the code, made in a copy of the program
+
+def snippets_of_forks():
+    """{heading: the python blocks below it}."""
+    parts = re.split(r"^## (.*)$", (ROOT / "docs/forks.md").read_text(), flags=re.M)[1:]
+    return {title: re.findall(r"```python\n(.*?)```", text, re.S)
+            for title, text in zip(parts[::2], parts[1::2])}
+
+
+def replace(path, old, new):
+    """Replaces a line of a file, which must be there once, and keeps its indentation."""
+    text = path.read_text()
+    found = re.findall(rf"^( *){re.escape(old)}", text, re.M)
+    assert len(found) == 1, old
+    indented = "\n".join(found[0] + line if line else line for line in new.strip("\n").splitlines())
+    path.write_text(text.replace(found[0] + old, indented))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("title", [
+    "RMSNorm instead of LayerNorm", "SwiGLU instead of GELU", "A tied embedding", "A new number in the log",
+    "Another clip", "Another schedule"])
+def test_a_fork_takes_a_step(tiny, tmp_path, title):
+    for name in ("train.py", "model.py", "optim.py", "prepare_c4.py", "sample.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("trainer", "zoo"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    snippet, = snippets_of_forks()[title]
+    model, more = tmp_path / "model.py", []
+    if title.startswith("RMSNorm"):
+        old = "return F.layer_norm(x.float(), self.weight.shape, self.weight, None, 1e-5).to(x.dtype)"
+        replace(model, old, snippet)
+    elif title.startswith("SwiGLU"):
+        sizes, forward = snippet.split("\n\n")
+        up, down = sizes.splitlines()
+        replace(model, "self.mlp_up = nn.Linear(width, 4 * width, bias=False)", up)
+        replace(model, "self.mlp_down = nn.Linear(4 * width, width, bias=False)", down)
+        replace(model, "return x + self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(x))))", forward)
+    elif title == "A tied embedding":
+        head = "self.head = nn.Linear(width, rows, bias=False)"
+        replace(model, head, f"{head}\n{snippet}")
+    elif title == "Another clip":
+        text = (tmp_path / "train.py").read_text()
+        old = re.search(r"( +)if self\.config\.clip:\n +torch\.nn\.utils\.clip_grads_with_norm_.*\n", text)
+        new = "".join(f"{old[1]}{line}\n" for line in snippet.splitlines())
+        (tmp_path / "train.py").write_text(text.replace(old[0], new))
+    elif title == "A new number in the log":
+        replace(tmp_path / "train.py", "self.run.log(\"train\", step, loss=loss,",
+                f"self.run.log(\"train\", step, {snippet.strip()}, loss=loss,")
+    else:
+        schedules = tmp_path / "zoo/schedules.py"
+        schedules.write_text(schedules.read_text().replace("SHAPES = ", f"{snippet}\nSHAPES = ").replace(
+            '    "sqrt":', '    "cube": cube,\n    "sqrt":'))
+        more = ["--schedule=cube"]
+    command = [sys.executable, "train.py", str(tiny), "--steps=3", "--compile=false", "--threads=1",
+               "--sample_tokens=0", "--name=fork", *more]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in (tmp_path / "runs/fork/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3]
+    if title == "A new number in the log":
+        assert all(row["weight_norm"] > 0 for row in rows if row["kind"] == "train")
+    assert title != "A tied embedding" or rows[0]["weights"] - rows[0]["hidden"] == 384 * 16

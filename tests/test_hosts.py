@@ -18,6 +18,8 @@ from trainer import runs
 
 ADDRESSES = ("10.213.71.1", "10.213.71.2")
 
+pytestmark = pytest.mark.slow
+
 
 def ip(*arguments):
     """Runs the command ip. Returns its output, or raises CalledProcessError."""

@@ -295,7 +295,7 @@ TRIPLES = [("a", torch.ones(4, 2), "mlp_up"), ("b", torch.ones(4, 2), "head"), (
 
 @pytest.mark.parametrize("call, words", [
     (lambda: Optimizer([P], signum, lr=1, beta2=0.9),
-     "beta2: is no hyperparameter of signum, which takes beta1"),
+     "beta2: is not a hyperparameter of signum, which takes beta1"),
     (lambda: Optimizer([P], adamw, lr=1, beta1=1.0), "beta1=1.0: must be of type float and in "),
     (lambda: Optimizer([P], adamw, lr=1, beta2=-0.1), "beta2=-0.1: must be"),
     (lambda: Optimizer([P], adamw, lr=1, eps=math.nan), "eps=nan: must be"),
@@ -309,12 +309,14 @@ TRIPLES = [("a", torch.ones(4, 2), "mlp_up"), ("b", torch.ones(4, 2), "head"), (
     (lambda: Optimizer([dict(params=[P]), dict(params=[P])], signum, lr=1), "more than one parameter group"),
     (lambda: Optimizer([dict(params=[P], blocks=[3])], adalayer, lr=1),
      "2 weights do not divide into 3 blocks"),
-    (lambda: Optimizer([dict(params=[P], beta3=1)], signum, lr=1), "beta3: is no hyperparameter"),
+    (lambda: Optimizer([dict(params=[P], beta3=1)], signum, lr=1), "beta3: is not a hyperparameter"),
     (lambda: make("adam", TRIPLES, lr=1), "'adam' is no optimizer; did you mean adamw"),
     (lambda: make("adamw", [("a", P, "bias")], lr=1), "a: has the unknown role 'bias'"),
     (lambda: make("adamw", [("a", P, "norm"), ("b", P, "norm")], lr=1), "given twice"),
     (lambda: make("adamw", [("a", P, "norm"), ("b", P, "head")], lr=1, of_role={"head": dict(lr=2)}),
      "more than one parameter group"),
+    (lambda: make("adamw", TRIPLES, lr=1, untrained="embed"), "untrained='embed': no parameter has the role"),
+    (lambda: make("adamw", TRIPLES, lr=1, of_role={"qkv": dict(lr=2)}), "of_role='qkv': no parameter has"),
     (lambda: make("adamw", TRIPLES, lr=1, of_role={"hed": dict(lr=2)}), "of_role='hed': must be one or more"),
     (lambda: make("signum", TRIPLES, lr=1, of_role={"head": dict(beta2=0.5)}),
      "beta2_of: signum, the rule of head, has no beta2; it takes lr, weight_decay, beta1"),
@@ -329,14 +331,14 @@ TRIPLES = [("a", torch.ones(4, 2), "mlp_up"), ("b", torch.ones(4, 2), "head"), (
      "adaptive: adaptive, rest and rest_lr make a hybrid"),
     (lambda: make("adamw", TRIPLES, lr=1, rest_beta1=0.5), "rest_beta1: there is no other rule"),
     (lambda: make("adamw", TRIPLES, lr=1, adaptive="head", rest="sgd_ema", rest_lr=1, rest_beta2=0.5),
-     "beta2: is no hyperparameter of sgd_ema"),
+     "beta2: is not a hyperparameter of sgd_ema"),
     (lambda: make("adamw", TRIPLES, lr=1, freeze_steps=5, updating="none"), "freeze_steps: is for adalayer"),
     (lambda: make("adalayer", TRIPLES, lr=1, freeze_steps=5), "freeze_steps, updating: give both"),
     (lambda: make("adalayer", TRIPLES, lr=1, freeze_steps=0, updating="none"),
      "freeze_steps=0: must be of type int and in .1, inf."),
     (lambda: make("adamw", TRIPLES, lr=1, untrained="matrix+head+norm"),
      "untrained: leaves nothing to train"),
-    (lambda: make("signum", TRIPLES, lr=1, beta2=1), "beta2: is no hyperparameter of signum"),
+    (lambda: make("signum", TRIPLES, lr=1, beta2=1), "beta2: is not a hyperparameter of signum"),
 ])
 def test_wrong_use(call, words):
     with pytest.raises(ValueError, match=words) as caught:
@@ -421,7 +423,7 @@ def test_by_hand(capsys):
         optim.by_hand(rule)
 
 
-@pytest.mark.parametrize("rule", [rule.update for rule in (*optim.RULES.values(), FROZEN)])
+@pytest.mark.parametrize("rule", [rule.function for rule in (*optim.RULES.values(), FROZEN)])
 def test_a_rule_is_short_and_explains_itself(rule):
     doc = inspect.getdoc(rule)
     for word in ("Remembers", "Moves", "lr ", "Defaults", "Source", "u  ="):
@@ -460,7 +462,7 @@ torch.manual_seed(0)
 for compile in COMPILE:
     for name, rule in optim.RULES.items():
         net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
-        optimizer = optim.Optimizer(net.parameters(), rule, lr=3e-3 * rule.lr / 10, compile=compile)
+        optimizer = optim.Optimizer(net.parameters(), rule, lr=3e-3 * rule.lr_factor / 10, compile=compile)
         x = torch.randn(256, 8)
         y = x[:, :1] * x[:, 1:2]
         losses = []

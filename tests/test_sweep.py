@@ -214,7 +214,7 @@ def test_the_league_has_every_rule(stub):
 def test_a_new_rule_is_one_function_in_a_file_of_its_own(copy):
     """README's rule is in the list, and in the league about its usual learning rate."""
     rule = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
-    table = 'from zoo.rule import ZooRule\nRULES = {"stubborn": ZooRule(stubborn, lr=0.1)}\n'
+    table = 'from zoo.rule import ZooRule\nRULES = {"stubborn": ZooRule(stubborn, lr_factor=0.1)}\n'
     (copy / "zoo/stubborn.py").write_text(f"{rule}\n{table}")
     init = (copy / "zoo/__init__.py").read_text()
     assert init.count("\nTABLES = (") == 1

@@ -152,8 +152,15 @@ def test_default_data_is_prepared_and_only_that(tiny, tmp_path, monkeypatch, cap
 # ---------------------------------------------------------------------------------------------------------
 # Resume
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("variant", VARIANTS | ZOO)
+QUICK = ("adamw", "signum", "frozen", "by_role", "sophia")    # all other variants are slow tests
+
+
+def quick_or_slow(names):
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("variant", quick_or_slow(VARIANTS | ZOO))
 def test_resume_is_exact(tiny, tmp_path, variant, precision):
     more = [*(VARIANTS | ZOO)[variant], f"--precision={precision}", "--keep=9"]
     assert run(tiny, tmp_path, "a", *more) == 0
@@ -162,6 +169,7 @@ def test_resume_is_exact(tiny, tmp_path, variant, precision):
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_resume_is_exact_in_a_new_process_and_compiled(tiny, tmp_path):
     """Through the shell, twice, compiled; and the resumed run needs no option but its name."""
     def shell(*more):
@@ -174,6 +182,7 @@ def test_resume_is_exact_in_a_new_process_and_compiled(tiny, tmp_path):
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_resume_at_every_step_and_after_the_end(tiny, tmp_path, capsys):
     assert run(tiny, tmp_path, "a", "--save_every=1", "--keep=99") == 0
     for step in range(1, 13):
@@ -252,7 +261,7 @@ def test_init_from(tiny, tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------------------
 # Broken steps
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", quick_or_slow(VARIANTS))
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_stops_before_the_update(tiny, tmp_path, capsys, monkeypatch,
                                                            variant, where):
@@ -287,6 +296,7 @@ def test_a_step_that_is_not_finite_stops_before_the_update(tiny, tmp_path, capsy
 # ---------------------------------------------------------------------------------------------------------
 # Ranks
 
+@pytest.mark.slow
 def test_two_ranks_are_one_process_with_two_micro_batches(tiny, tmp_path):
     """Bit for bit, for every optimizer, through the run's own command line."""
     script = Path(__file__).parent / "two_ranks.py"

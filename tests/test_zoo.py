@@ -397,7 +397,7 @@ def test_rules_for_some_roles_bring_the_rule_of_the_others():
     (lambda w: zoo.make("moun", [], lr=1.0), "did you mean muon"),
     (lambda w: built("adamw", w, modify="cautius"),
      "modify='cautius': must be one or more of cautious, cautious_decay"),
-    (lambda w: built("adamw", w, adagc_beta=0.5), "adagc_beta: is no hyperparameter of adamw"),
+    (lambda w: built("adamw", w, adagc_beta=0.5), "adagc_beta: is not a hyperparameter of adamw"),
     (lambda w: built("soap", w, refresh_steps=0), "refresh_steps=0: must be of type int and in .1, inf."),
     (lambda w: built("muon", w, rows="head"), "rows: adamw, the rule of head, has no blocks")])
 def test_wrong_use(call, words):
@@ -425,7 +425,7 @@ def test_sophia_says_when_it_wants_sampled_gradients():
 @pytest.mark.parametrize("name", [*RULES, *MODIFIERS])
 def test_a_function_is_short_and_explains_itself(name):
     line, rule = (RULES | MODIFIERS)[name], name in RULES
-    function = line.update
+    function = line.function
     doc = inspect.getdoc(function)
     for word in ("Remembers", "Moves", "lr ", "Defaults", "For ", "Source", "Typical") if rule else (
             "Remembers", "For ", "Source"):
@@ -434,7 +434,7 @@ def test_a_function_is_short_and_explains_itself(name):
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     if rule:    # what the docstring calls typical is what the trainer begins with
         typical = float(re.search(r"Typical ([\d.e-]+\d)", doc)[1])
-        assert typical == pytest.approx(3e-3 * line.lr, rel=0.12)
+        assert typical == pytest.approx(3e-3 * line.lr_factor, rel=0.12)
     else:
         own = {*line.state, *line.hyper}
         assert all(name.startswith(function.__name__) for name in own)

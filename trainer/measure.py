@@ -88,8 +88,9 @@ def first_not_finite(parameters: dict) -> str | None:
 
 def sizes_of(model: torch.nn.Module) -> dict:
     """The number of weights of a Decoder, and of those outside embedding and head."""
-    weights = sum(p.numel() for p in model.parameters())
-    return dict(weights=weights, hidden=weights - model.embed.weight.numel() - model.head.weight.numel())
+    sizes = [(role, p.numel()) for _, p, role in model.roles()]
+    return dict(weights=sum(size for _, size in sizes),
+                hidden=sum(size for role, size in sizes if role not in ("embed", "head")))
 
 
 def checksum(model: torch.nn.Module, optimizer: zoo.Optimizer) -> int:

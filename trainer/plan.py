@@ -80,12 +80,12 @@ def estimate(settings: Settings, model: Decoder, optimizer: torch.optim.Optimize
     for _, p, role in model.roles():
         count[role] = count.get(role, 0) + p.numel()
     weights, rows = sum(count.values()), model.head.weight.shape[0]
-    hidden = weights - count["embed"] - count["head"]
+    head, hidden = model.head.weight.numel(), weights - count["embed"] - count.get("head", 0)
     tokens = tokens_of(settings)
     at_once = micro * settings.context
     # A weight costs two FLOPs for each token forward, and four backward. Attention has two products of T x D,
     # over half of the T positions on average.
-    flops = tokens * 6 * (weights - count["embed"] + settings.layers * settings.width * settings.context)
+    flops = tokens * 6 * (hidden + head + settings.layers * settings.width * settings.context)
     gradients = 4 * weights * (1 + optimizer.wants_sampled())    # Sophia has two sets of them at a time
     memory = dict(weights=4 * weights, gradients=gradients,
                   state=sum(state_bytes(optimizer, group) for group in optimizer.param_groups),
@@ -96,8 +96,8 @@ def estimate(settings: Settings, model: Decoder, optimizer: torch.optim.Optimize
                   update=4 * 4 * max(p.numel() for p in model.parameters()))
     if settings.precision == "bf16":
         # Autocast keeps bf16 copies of the matrices, and the loss makes the copy of the head.
-        memory["activations"] += 2 * (weights - count["embed"] - count["norm"] - count["head"])
-        memory["logits"] += 2 * count["head"]
+        memory["activations"] += 2 * (hidden - count["norm"])
+        memory["logits"] += 2 * head
     # The update comes after the backward pass, when the activations are gone. With a single micro-batch, the
     # gradients appear while the activations disappear, so they do not add up.
     in_backward = memory["activations"] + memory["logits"]

@@ -305,7 +305,7 @@ def checked(option_name: str, rule: zoo.ZooRule, hyper: dict) -> dict:
 
 def learning_rate(tables: dict, name: str, table: str = "lr") -> float:
     """Returns the peak lr that the file gives an optimizer, or else the usual multiple of AdamW's."""
-    usual = tables.get("lr", {}).get("adamw", 3e-3) * zoo.RULES[name].lr
+    usual = tables.get("lr", {}).get("adamw", 3e-3) * zoo.RULES[name].lr_factor
     return float(tables.get(table, {}).get(name, usual))
 
 

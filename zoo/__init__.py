@@ -37,7 +37,8 @@ def joined(tables) -> dict:
 
 def as_zoo_rule(rule: optim.Rule) -> ZooRule:
     """A rule of optim.py with what a line of the zoo says besides."""
-    return ZooRule(rule.update, lr=rule.lr, rows=rule.rows, second_moment=" ".join(rule.second_moment),
+    return ZooRule(rule.function, lr_factor=rule.lr_factor, rows=rule.rows,
+                   second_moment=" ".join(rule.second_moment),
                    bounds={name: limits for name, limits in rule.bounds.items() if name in rule.hyper})
 
 RULES = joined([{name: as_zoo_rule(rule) for name, rule in optim.RULES.items()}, *TABLES])
@@ -47,8 +48,8 @@ def rule_of(rule) -> ZooRule:
     """The ZooRule of a function or of a rule of optim.py: that of the table, or a new one."""
     if isinstance(rule, ZooRule):
         return rule
-    update = rule.update if isinstance(rule, optim.Rule) else rule
-    known = [one for one in (*RULES.values(), FROZEN) if one.update is update]
+    update = rule.function if isinstance(rule, optim.Rule) else rule
+    known = [one for one in (*RULES.values(), FROZEN) if one.function is update]
     return known[0] if known else ZooRule(update)
 
 def find(name: str) -> ZooRule:
@@ -193,6 +194,8 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
     given = [key for key, value in dict(adaptive=adaptive, rest=rest, rest_lr=rest_lr).items()
              if value is not None]
     check_variant(name, rule, given, rows, freeze_steps, updating)
+    check_roles(roles, rows=rows, adaptive=adaptive, untrained=untrained, updating=updating,
+                of_role="+".join(of_role) or None)
     of_rest = {key.removeprefix("rest_"): value for key, value in hyper.items() if key.startswith("rest_")}
     own = {key: value for key, value in hyper.items() if not key.startswith("rest_")}
     main = dict(rule=rule, lr=lr) | rule.checked(own)
@@ -227,6 +230,15 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
                       weight_decay=weight_decay, weight_decay_kind=weight_decay_kind, compile=compile,
                       optimizer=Optimizer)
 
+def check_roles(roles, **options) -> None:
+    """Raises ValueError for an option that names a role that no parameter has.
+    options: {option: set of roles such as "head+norm", or None}."""
+    present = {role for _, _, role in roles}
+    for option, text in options.items():
+        for name in text.split("+") if text not in (None, "none") else ():
+            if name in ROLE_SETS and not present & set(ROLE_SETS[name]):
+                raise ValueError(f"{option}={text!r}: no parameter has the role {name}")
+
 def check_variant(name, rule, given, rows, freeze_steps, updating) -> None:
     """Raises ValueError for options of hybrids, rows and frozen ratios that do not fit together.
     given: which of adaptive, rest and rest_lr are given."""
@@ -234,7 +246,7 @@ def check_variant(name, rule, given, rows, freeze_steps, updating) -> None:
         raise ValueError(f"{given[0]}: adaptive, rest and rest_lr make a hybrid; give all three or none")
     if (freeze_steps is None) != (updating is None):
         raise ValueError("freeze_steps, updating: give both (updating may be none) or neither")
-    if freeze_steps is not None and (find(name).update is not optim.adalayer or given):
+    if freeze_steps is not None and (find(name).function is not optim.adalayer or given):
         raise ValueError("freeze_steps: is for adalayer and adalayer_star, and not for hybrids")
     if rows is not None and not set(rule.rows) <= role_set("rows", rows):
         raise ValueError(f"rows={rows!r}: must include head for adalayer_star; for other rows take adalayer")

@@ -146,6 +146,6 @@ RULES = {
     "adopt":     ZooRule(adopt, measures=1),
     "laprop":    ZooRule(laprop, second_moment="v"),
     "radam":     ZooRule(radam),
-    "adabelief": ZooRule(adabelief, lr=1 / 3),
-    "mars":      ZooRule(mars, lr=2, second_moment="v", roles="embed+qkv+matrix+head", rest="adamw"),
+    "adabelief": ZooRule(adabelief, lr_factor=1 / 3),
+    "mars":      ZooRule(mars, lr_factor=2, second_moment="v", roles="embed+qkv+matrix+head", rest="adamw"),
 }

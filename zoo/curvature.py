@@ -34,6 +34,6 @@ def curvature(h, gs, *, beta2):
     h.lerp_(gs.square(), 1 - beta2)
 
 RULES = {
-    "sophia": ZooRule(sophia, lr=0.2, refresh=curvature, from_run=("batch", "context"),
+    "sophia": ZooRule(sophia, lr_factor=0.2, refresh=curvature, from_run=("batch", "context"),
                       bounds=dict(refresh_steps=AT_LEAST_ONE)),
 }

@@ -73,6 +73,6 @@ def adam_mini(g, m, v: per_row, t, role, *, beta1=0.9, beta2=0.95, eps=1e-15, he
     return hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)
 
 RULES = {
-    "came":      ZooRule(came, lr=0.7, bounds=dict(beta3=BELOW_ONE)),
+    "came":      ZooRule(came, lr_factor=0.7, bounds=dict(beta3=BELOW_ONE)),
     "adam_mini": ZooRule(adam_mini, second_moment="v", from_run=("heads",)),
 }

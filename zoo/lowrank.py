@@ -103,8 +103,8 @@ def limited(u, last, t):
     return u / excess[:, None, None]
 
 RULES = {
-    "apollo":      ZooRule(apollo, lr=3, roles="qkv+matrix", rest="adamw", refresh=draw,
+    "apollo":      ZooRule(apollo, lr_factor=3, roles="qkv+matrix", rest="adamw", refresh=draw,
                            from_run=("seed",), bounds=dict(refresh_steps=AT_LEAST_ONE)),
-    "apollo_mini": ZooRule(apollo_mini, lr=3, roles="qkv+matrix", rest="adamw", refresh=draw,
+    "apollo_mini": ZooRule(apollo_mini, lr_factor=3, roles="qkv+matrix", rest="adamw", refresh=draw,
                            from_run=("seed",), bounds=dict(refresh_steps=AT_LEAST_ONE)),
 }

@@ -166,8 +166,8 @@ def soap_bases(s, gl, gr, ql, qr, t, blocks):
             squares.copy_(squares.gather(side, order.expand_as(squares)))
 
 RULES = {
-    "muon":    ZooRule(muon, lr=7, roles="qkv+matrix", rest="adamw"),
-    "normuon": ZooRule(normuon, lr=7, roles="qkv+matrix", rest="adamw"),
-    "scion":   ZooRule(scion, lr=0.12),
+    "muon":    ZooRule(muon, lr_factor=7, roles="qkv+matrix", rest="adamw"),
+    "normuon": ZooRule(normuon, lr_factor=7, roles="qkv+matrix", rest="adamw"),
+    "scion":   ZooRule(scion, lr_factor=0.12),
     "soap":    ZooRule(soap, measures=1, refresh=soap_bases, bounds=dict(refresh_steps=AT_LEAST_ONE)),
 }

@@ -34,8 +34,8 @@ class ZooRule(Rule):
     given = (*Rule.given, "norm", "blocks", "role")
     changes_decay = False
 
-    def __init__(self, update, *, roles="", rest="", measures=0, refresh=None, from_run=(), **line):
-        super().__init__(update, **line)
+    def __init__(self, function, *, roles="", rest="", measures=0, refresh=None, from_run=(), **line):
+        super().__init__(function, **line)
         self.roles, self.rest, self.measures = roles, rest, measures
         self.refresh, self.from_run = refresh, from_run
         self.has_blocks = per_block in self.state.values() or "blocks" in self.inputs
@@ -54,8 +54,8 @@ class Modifier(ZooRule):
     names of the rule."""
     given = (*ZooRule.given, "u", "decay")
 
-    def __init__(self, update, *, changes, last=False, **line):
-        super().__init__(update, **line)
+    def __init__(self, function, *, changes, last=False, **line):
+        super().__init__(function, **line)
         self.changes, self.last = changes, last
 
 class ModifiedRule(ZooRule):
@@ -85,7 +85,7 @@ class ModifiedRule(ZooRule):
             names += part.inputs
         self.inputs = tuple(dict.fromkeys(name for name in names if name != "u"))
         self.has_blocks = any(part.has_blocks for part, _ in self.parts)
-        self.update = functools.partial(apply_parts, self.inputs, self.parts, self.changes_decay)
+        self.function = functools.partial(apply_parts, self.inputs, self.parts, self.changes_decay)
 
 def apply_parts(inputs, parts, changes_decay, *tensors, **hyper):
     """Returns the update of a rule and its modifiers.
@@ -95,7 +95,7 @@ def apply_parts(inputs, parts, changes_decay, *tensors, **hyper):
     decay = given.get("decay")
     for part, result in parts:
         own = {name: hyper[name] for name in part.hyper}
-        given[result] = part.update(*(given[name] for name in part.inputs), **own)
+        given[result] = part.function(*(given[name] for name in part.inputs), **own)
     u = given["u"]
     if changes_decay:
         u = u + (decay - given["decay"]) / given["lr"].clamp_min(1e-30) * given["w"].to(u.dtype)

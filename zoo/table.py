@@ -39,11 +39,11 @@ def table() -> str:
                 start = ""
 
     for name, rule in zoo.RULES.items():
-        idea, source, lr = read_docstring(rule.update)
+        idea, source, lr = read_docstring(rule.function)
         if name == "adalayer_star":
             idea = "Adalayer* is Adalayer with one block for each row of the output head."
         add(f"{name:15s}{bytes_per_weight(rule):6.2f}  {lr:8s}", idea, source)
-    modifiers = {name: modifier.update for name, modifier in zoo.MODIFIERS.items()}
+    modifiers = {name: modifier.function for name, modifier in zoo.MODIFIERS.items()}
     schedules = {name: shape for name, shape in zoo.SHAPES.items() if name not in optim.SHAPES}
     for option, functions in (("--modify", modifiers), ("--schedule", schedules)):
         lines += ["", option]
