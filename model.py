@@ -167,8 +167,7 @@ class Decoder(nn.Module):
     def roles(self) -> Iterator[tuple[str, nn.Parameter, str]]:
         """Yields (name, parameter, role) for every parameter. Raises ValueError if a module has no role."""
         for name, p in self.named_parameters():
-            module = name.split(".")[-2:][0]
-            if module not in ROLE_OF_MODULE:
+            if (module := name.split(".")[-2:][0]) not in ROLE_OF_MODULE:
                 raise ValueError(f"{name}: give its module a role in ROLE_OF_MODULE of model.py")
             yield name, p, ROLE_OF_MODULE[module]
 

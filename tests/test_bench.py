@@ -43,6 +43,7 @@ def test_a_training_step_in_parts(tiny, tmp_path, capsys):
     assert "| tokens/s |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_wrong_use_is_one_line(capsys):
     assert bench.main(["--only=nothing"]) == 2
     assert bench.main(["--only=train", "--options=--heads=3"]) == 2

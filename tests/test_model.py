@@ -75,7 +75,7 @@ def test_every_parameter_has_its_role():
     assert roles == {"embed.weight": "embed", "final_norm.weight": "norm", "head.weight": "head"} | {
         f"blocks.{i}.{part}.weight": role for i in range(2) for part, role in block.items()}
     model.extra = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="extra: give its module a role in ROLE_OF_MODULE of model.py"):
+    with pytest.raises(ValueError, match="extra.weight: give its module a role in ROLE_OF_MODULE"):
         list(model.roles())
 
 

@@ -335,6 +335,7 @@ def test_no_runs_and_no_results(tmp_path, capsys):
     assert "hold no runs and no results" in capsys.readouterr().err and not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_results_outlive_their_runs(tiny, tmp_path, capsys):
     """A real run's row has its numbers, its setting, and the command that repeats it. It stays when the run's
     folder is gone, and another run of that name replaces it."""
@@ -379,6 +380,7 @@ def test_results_outlive_their_runs(tiny, tmp_path, capsys):
     assert len(tables.read_csv(results / "effective_lr.csv")) == len(effective) * 8    # 7 roles, and matrix
 
 
+@pytest.mark.slow
 def test_what_runs_say_together(tiny, tmp_path, capsys):
     """A picture of runs comes with the mean and the spread over seeds. Diverged and broken runs are named."""
     losses = []

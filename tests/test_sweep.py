@@ -19,6 +19,8 @@ from trainer import settings
 from trainer.build import build_optimizer
 from zoo import RULES
 
+pytestmark = pytest.mark.slow
+
 
 def sweep(folder, *arguments, **environment):
     """Runs the sweep.sh of a folder and returns the ended process."""
@@ -36,7 +38,6 @@ def copy(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
 def test_a_grid_is_run_once_and_completed(tiny, copy):
     """Two of four runs diverge. Started again, the sweep only resumes the run that was interrupted."""
     command = ["grid", str(tiny), "optimizer=sgd,signum", "lr=1e-3,1e12", "--",
@@ -65,7 +66,6 @@ def test_a_grid_is_run_once_and_completed(tiny, copy):
     assert mtimes == {p: p.stat().st_mtime_ns for p in mtimes}
 
 
-@pytest.mark.slow
 def test_failed_runs_are_listed(tiny, copy):
     result = sweep(copy, "grid", str(tiny), "init_from=nowhere.pt", "--", "--compile=false", "--threads=1")
     assert result.returncode == 1 and "failed: tiny,init_from=nowhere.pt" in result.stdout
@@ -210,7 +210,6 @@ def test_the_league_has_every_rule(stub):
         assert values[0] < settings.learning_rate(tables, name) < values[-1], name
 
 
-@pytest.mark.slow
 def test_a_new_rule_is_one_function_in_a_file_of_its_own(copy):
     """README's rule is in the list, and in the league about its usual learning rate."""
     rule = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
@@ -292,7 +291,6 @@ def test_a_failed_job_says_why(tiny, copy, stub):
     assert done.stderr.count("train.py: error: as told") == 2
 
 
-@pytest.mark.slow
 def test_other_settings_do_not_pass_for_an_ended_run(tiny, copy):
     """Options after -- are not in the run's name, so the sweep compares them with those of the ended run."""
     folder = copy / "runs/tiny,seed=0"

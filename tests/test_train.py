@@ -588,6 +588,7 @@ def test_sample(tiny, tmp_path, capsys):
     assert sample.main([]) == 2
 
 
+@pytest.mark.slow
 def test_padded_ids_are_never_drawn():
     model = Decoder(width=8, layers=1, heads=1, context=4, vocab_size=5)    # 128 rows, 123 of them padding
     with torch.no_grad():

@@ -85,6 +85,7 @@ def test_golden(case):
     assert deviation(case) <= LOOSER.get(case, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_scions_embedding_compiles_at_the_size_of_a_model():
     """A mean over rows of what has just been changed in place does not, in torch 2.13; small ones do."""
@@ -175,6 +176,7 @@ def test_scion_moves_by_its_radii():
     assert 0.3 < matrix.min() and matrix.max() < 1.3
 
 
+@pytest.mark.slow
 def test_soap_turns_into_eigenvectors():
     """At t = 2 they are exact; the refreshes after that come nearer to them with each step."""
     w = {"matrix": torch.zeros(6, 6, dtype=torch.float64)}
@@ -521,6 +523,7 @@ def test_sampled_gradients_that_are_not_finite_stop_before_the_update(tiny, tmp_
     assert [path.name for path in (tmp_path / "a").glob("*.pt")] == ["step-00000002.pt"]
 
 
+@pytest.mark.slow
 def test_drawn_labels_follow_the_prediction():
     model = Decoder(width=16, layers=1, heads=2, context=8, vocab_size=5, padded_vocab=6, loss_chunk=3)
     with torch.no_grad():
