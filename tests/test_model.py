@@ -167,6 +167,7 @@ def test_the_loss_in_chunks_is_the_loss(chunk):
         assert (a.grad - b.grad).norm() <= 1e-5 * b.grad.norm(), name
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_compiled_parts_agree_with_eager():
     tokens = torch.randint(0, 50, (2, 17))

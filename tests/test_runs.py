@@ -1,4 +1,4 @@
-"""The folder of a run and the failures that it must survive: a quick part of what torture.py does."""
+"""The folder of a run and the failures that it must survive: a quick part of what tests/torture does."""
 import json
 import os
 import resource

@@ -201,6 +201,7 @@ def test_every_claim_is_tested():
     assert list(CASES) == [claim.__name__ for claim in claims.CLAIMS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_claim_holds_fails_and_is_open(name, truth, tmp_path):
     claim = getattr(claims, name)

@@ -196,6 +196,7 @@ def test_resume_at_every_step_and_after_the_end(tiny, tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change, words", [
     ("--lr=0.5", "--lr=0.5: this run was started with 0.01"), ("--seed=1", "--seed=1"),
     ("--layers=3", "--layers=3"), ("--batch=4", "--batch=4"), ("--optimizer=lion", "lion"),
@@ -262,7 +263,7 @@ def test_init_from(tiny, tmp_path, capsys):
 # Broken steps
 
 @pytest.mark.parametrize("variant", quick_or_slow(VARIANTS))
-@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("where", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_stops_before_the_update(tiny, tmp_path, capsys, monkeypatch,
                                                            variant, where):
     """Sign rules would go on for ever: sign(nan) is 0."""
