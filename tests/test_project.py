@@ -138,6 +138,7 @@ def test_imports_run_one_way():
             assert top_levels <= {"torch"} | sys.stdlib_module_names, name
 
 
+@pytest.mark.slow
 def test_a_training_run_loads_no_figures():
     code = ("import sys, train; print([name for name in sys.modules "
             "if name.partition('.')[0] in ('study', 'matplotlib')])")

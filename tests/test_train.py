@@ -240,6 +240,7 @@ def test_plain_torch_load_reads_a_checkpoint(tiny, tmp_path):
         assert torch.load(path, weights_only=True, mmap=mmap)["step"] == 12
 
 
+@pytest.mark.slow
 def test_init_from(tiny, tmp_path, capsys):
     """A new run from another's weights, and its state where the optimizer is the same."""
     assert run(tiny, tmp_path, "a") == 0
@@ -430,6 +431,7 @@ def test_help_explains_every_option(capsys):
         assert f"--{name} " in text and len(field.metadata["help"]) > 5
 
 
+@pytest.mark.slow
 def test_a_used_folder_is_safe(tiny, tmp_path, capsys):
     assert run(tiny, tmp_path, "a") == 0
     before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}

@@ -535,6 +535,7 @@ def test_drawn_labels_follow_the_prediction():
     assert torch.allclose(shares, model(tokens)[0].softmax(-1), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_options_that_are_hyperparameters_reach_the_rule(tiny, tmp_path):
     """steps, heads, seed, batch and context are the run's; everything else is a flag of its own."""
     for name, more, wanted in (("ademamix", [], dict(steps=12, alpha=3.0)), ("adam_mini", [], dict(heads=2)),
