@@ -157,7 +157,7 @@ class Training:
                          **self.environment)
         self.run.status("running", step=first, steps=self.steps)
         if self.config.compile:
-            print(announce.compile_notice(), flush=True)
+            print(announce.COMPILING, flush=True)
         self.bar = tqdm(total=self.steps, initial=first, unit="step", disable=self.machine.rank > 0,
                         dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15)
         self.clock, self.logged_step = time.perf_counter(), first    # of the newest line of metrics.jsonl

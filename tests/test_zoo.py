@@ -289,6 +289,19 @@ def test_the_state_of_other_modifiers_is_refused():
         assert a.param_groups[0]["rule"] != b.param_groups[0]["rule"]
 
 
+def test_the_state_of_an_earlier_version_with_modifiers_is_loaded():
+    """There the names of the modifiers stood apart from that of the rule."""
+    w = [torch.ones(2), torch.ones(2)]
+    one, other = (Optimizer([p], zoo.modified("adamw", "cautious+adagc"), lr=0.1) for p in w)
+    w[0].grad = torch.ones(2)
+    one.step()
+    state = one.state_dict()
+    state["param_groups"][0] |= dict(rule="adamw", modify=["cautious", "adagc"])
+    other.load_state_dict(state)
+    assert torch.equal(other.state[w[1]]["m"], one.state[w[0]]["m"])
+    assert other.param_groups[0]["rule"] == "adamw+cautious+adagc"
+
+
 def test_a_basis_beyond_ten_thousand_is_left_out():
     with torch.device("meta"):
         optimizer = Optimizer([torch.empty(50304, 768)], RULES["soap"], lr=0.1)

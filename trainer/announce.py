@@ -3,7 +3,6 @@ Prints what a run says before its first step: all settings, their meaning on thi
 groups, and how long compilation takes.
 """
 from dataclasses import fields
-from pathlib import Path
 
 from trainer.build import state_bytes
 from trainer.measure import sizes_of
@@ -60,14 +59,5 @@ def print_optimizer(settings: Settings, hyper: dict, tables: dict, optimizer) ->
               f"{note}: {', '.join(roles)}; {state_bytes(optimizer, group):,} bytes of state")
 
 
-def compile_notice() -> str:
-    """Returns the line that a run prints while its first step compiles.
-
-    torch keeps compiled code on the disk, so later runs start sooner."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir    # here, because not every run compiles
-    cache = Path(cache_dir())
-    is_first = not cache.is_dir() or not any(cache.iterdir())
-    seconds = "20 to 40 seconds"
-    if not is_first:
-        seconds = "about 5 seconds if this model ran here before, else 20 to 40"
-    return f"compiling the first step: {seconds}; --compile=false starts at once but runs slower"
+COMPILING = ("compiling the first step: 20 to 40 seconds, and about 5 when this model runs again; "
+             "--compile=false starts at once but runs slower")

@@ -156,6 +156,14 @@ class Optimizer(optim.Optimizer):
                 given["gs"] = self.sampled.pop(p).to(gradient.dtype)
             refresh(**{name: given[name] for name in names})
 
+    def load_state_dict(self, state_dict):
+        """As in optim.py. Checkpoints of earlier versions name the modifiers apart from the rule."""
+        groups = []
+        for group in state_dict["param_groups"]:
+            names = [group.get("rule", "another optimizer"), *group.get("modify", [])]
+            groups.append(group | dict(rule="+".join(names)))
+        super().load_state_dict(state_dict | dict(param_groups=groups))
+
 # ---- The optimizer of a model ---------------------------------------------------------------------------
 
 def role_set(option: str, text: str) -> set:
