@@ -461,10 +461,10 @@ import torch, optim
 torch.manual_seed(0)
 for compile in COMPILE:
     for name, rule in optim.RULES.items():
-        net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+        net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8))
         optimizer = optim.Optimizer(net.parameters(), rule, lr=3e-3 * rule.lr_factor / 10, compile=compile)
         x = torch.randn(256, 8)
-        y = x[:, :1] * x[:, 1:2]
+        y = x * x.roll(1, 1)
         losses = []
         for _ in range(20):
             optimizer.zero_grad()
