@@ -15,7 +15,7 @@ import train
 import zoo
 from conftest import ROOT
 from tiny_runs import assert_same_run, rewound, run
-from trainer import machine, runs
+from trainer import machine, restore, runs
 from trainer.errors import UserError
 
 
@@ -105,6 +105,17 @@ def test_a_pickle_that_does_something_is_refused(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_error_without_a_text_is_named_by_its_type(tmp_path, monkeypatch):
+    runs.Run(tmp_path, "a").save(1, dict(step=1), keep=2)
+
+    def fail(*arguments, **options):
+        raise EOFError
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(UserError, match="is no checkpoint of this program: EOFError"):
+        runs.load_checkpoint(tmp_path / "a/step-00000001.pt")
+    assert restore.reason_of(KeyError()) == "KeyError"
+
+
 def test_metrics_hold_each_measurement_once(tiny, tmp_path):
     """After a kill between a validation and the next checkpoint, and with a last line torn in two."""
     assert run(tiny, tmp_path, "a", "--keep=9") == 0

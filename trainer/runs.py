@@ -197,7 +197,7 @@ def load_checkpoint(path: str | Path) -> dict:
     except UserError:
         raise
     except Exception as error:    # an undamaged file of another program, for which torch.load has many errors
-        reason = one_line(str(error).splitlines()[0], 100)
+        reason = one_line((str(error).splitlines() or [type(error).__name__])[0], 100)
         raise UserError(f"{path}: is no checkpoint of this program: {reason}") from None
 
 
