@@ -63,6 +63,6 @@ def load_state(optimizer, state_dict: dict) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Returns the last line of an error's message, or its type if there is none, in at most 150 characters."""
+    """Returns the last line of an error's message, or its type if it has no message, in 150 characters."""
     lines = str(error).splitlines() or [type(error).__name__]
     return one_line(lines[-1].strip(), 150)
