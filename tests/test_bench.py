@@ -52,6 +52,7 @@ def test_wrong_use_is_one_line(capsys):
     assert len(errors) == 3 and all(line.startswith("bench.py: error: --") for line in errors)
 
 
+@pytest.mark.slow
 def test_every_rule_has_its_turn(monkeypatch):
     torch.manual_seed(0)
     model = Decoder(width=8, layers=1, heads=2, context=16, vocab_size=100)

@@ -73,6 +73,7 @@ def test_the_loss_is_the_mean_over_the_whole_batch_and_split(tiny, tmp_path):
     assert rows[-1]["bits_per_byte"] == pytest.approx(bits * entry["tokens"] / entry["bytes"])
 
 
+@pytest.mark.slow
 def test_looking_changes_nothing(tiny, tmp_path):
     """Any interval of logging, validating and saving gives the same weights and state."""
     assert run(tiny, tmp_path, "a") == 0
@@ -84,6 +85,7 @@ def test_looking_changes_nothing(tiny, tmp_path):
         assert all(torch.equal(state[i][k], state2[i][k]) for i in state for k in ("m", "v"))
 
 
+@pytest.mark.slow
 def test_log_blocks(tiny, tmp_path):
     assert run(tiny, tmp_path, "a", "--optimizer=adalayer_star", "--log_blocks", "--weight_decay=0.1") == 0
     row = json.loads((tmp_path / "a/metrics.jsonl").read_text().splitlines()[3])
@@ -115,6 +117,7 @@ def test_frozen_ratios_measure_first(tiny, tmp_path):
         [peak * optim.schedule(t, 12) for t in range(1, 13)]
 
 
+@pytest.mark.slow
 def test_the_promised_loss(tiny, tmp_path, capsys):
     promise = tmp_path / "promise.toml"
     promise.write_text(tiny.read_text() + "[expect]\nsignum = {loss = 5.0, tolerance = 2.0}\n"
