@@ -36,7 +36,8 @@ import optim
 import zoo
 from model import Decoder
 from trainer import data
-from trainer.build import build_optimizer, decoder_shape, state_bytes
+from trainer.build import build_optimizer, decoder_shape
+from zoo.table import state_bytes
 from trainer.errors import UserError, one_line
 from trainer.machine import Machine, compiler_works, keep_imports, versions
 from trainer.options import load, option

@@ -320,12 +320,12 @@ class Optimizer(torch.optim.Optimizer):
         """Inputs of a rule that never change, and are compiled into its code. These rules have none."""
         return {}
 
-    def start(self, group, i, device=None):
+    def start(self, group, i, device=None, starts=None):
         """The state of parameter i of a group before its first step: fp32, or fp64 for fp64 weights."""
         p, blocks = group["params"][i].detach().to(device), group["blocks"][i]
         dtype = torch.promote_types(p.dtype, torch.float32)
         return {"t": 0} | {name: (make_state(p, blocks) if make_state else torch.zeros_like(p)).to(dtype)
-                           for name, make_state in self.rules[group["rule"]].state.items()}
+                           for name, make_state in (starts or self.rules[group["rule"]].state).items()}
 
     def decay(self, group: dict, t: int) -> float:
         """The factor on the weights in step t. 1 is no decay. In zoo/ it depends on t."""

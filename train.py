@@ -130,7 +130,8 @@ class Training:
             for group in optimizer.param_groups:
                 group["lr"] = group["lr_peak"] * scale
             is_logged = step % config.log_every == 0 or step in (1, self.steps)
-            before = self.copy_of_weights() if is_logged and config.log_blocks else None
+            looks = is_logged and config.log_blocks and machine.rank == 0
+            before = self.copy_of_weights() if looks else None
             optimizer.step()
             if step == first + 1:    # Ctrl-C may stop a compiler; from now on a signal waits for the step
                 on_signals(lambda number, frame: self.stop.append(number))

@@ -15,7 +15,7 @@ from conftest import ROOT
 from optim import Optimizer, adafactor, adalayer, adamw, adasgd, lion, sgd, signum
 from rule_cases import PAPER_CASES as CASES
 from rule_cases import SHAPES, built, gradients, groups_of, run, weights
-from trainer.build import state_bytes
+from zoo.table import state_bytes
 from zoo import make
 from zoo.frozen import FROZEN
 

@@ -185,6 +185,16 @@ def test_resume_is_exact_in_a_new_process_and_compiled(tiny, tmp_path):
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_run_is_resumed_with_a_config_that_has_moved(tiny, tmp_path):
+    moved, gone = tmp_path / "moved.toml", tmp_path / "gone.toml"
+    gone.write_text(tiny.read_text())
+    assert run(gone, tmp_path, "a", "--keep=9") == 0
+    rewound(tmp_path / "a", tmp_path / "b", 10)
+    gone.rename(moved)
+    assert run(moved, tmp_path, "b", "--keep=9", "--resume") == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
 @pytest.mark.slow
 def test_resume_at_every_step_and_after_the_end(tiny, tmp_path, capsys):
     assert run(tiny, tmp_path, "a", "--save_every=1", "--keep=99") == 0

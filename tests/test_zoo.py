@@ -302,6 +302,20 @@ def test_the_state_of_an_earlier_version_with_modifiers_is_loaded():
     assert other.param_groups[0]["rule"] == "adamw+cautious+adagc"
 
 
+def test_a_rule_of_the_users_own_keeps_its_line_of_the_table():
+    def stubborn(g, v, *, beta2=0.95, pace=1.0, eps=0.0):
+        v += g.square()
+        return pace * g
+    rule = optim.Rule(stubborn, second_moment="v", corrected=False, bounds=dict(pace=(1, 3)))
+    w = torch.ones(2)
+    optimizer = Optimizer([w], rule, lr=1.0)
+    w.grad = torch.full((2,), 2.0)
+    optimizer.step()
+    assert optim.effective_lr(optimizer)[0]["values"].tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match="pace=4.0: must be of type float and in .1, 3."):
+        Optimizer([w], rule, lr=1.0, pace=4.0)
+
+
 def test_a_basis_beyond_ten_thousand_is_left_out():
     with torch.device("meta"):
         optimizer = Optimizer([torch.empty(50304, 768)], RULES["soap"], lr=0.1)

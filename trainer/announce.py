@@ -4,7 +4,7 @@ groups, and how long compilation takes.
 """
 from dataclasses import fields
 
-from trainer.build import state_bytes
+from zoo.table import state_bytes
 from trainer.measure import sizes_of
 from trainer.settings import Settings, is_tuned, settings_of_roles
 

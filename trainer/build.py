@@ -1,8 +1,6 @@
 """
 Builds a model's shape and its optimizer from the settings.
 """
-import torch
-
 import zoo
 from model import Decoder
 from trainer.errors import UserError
@@ -32,9 +30,3 @@ def build_optimizer(model: Decoder, settings: Settings, hyper: dict) -> zoo.Opti
                         of_role=settings_of_roles(settings, hyper), **values, **chosen)
     except ValueError as error:
         raise UserError(f"--{error}") from None
-
-
-def state_bytes(optimizer: zoo.Optimizer, group: dict) -> int:
-    """Returns the bytes of state that the parameters of a group have after their first step."""
-    states = [optimizer.start(group, i, "meta") for i in range(len(group["params"]))]
-    return sum(x.numel() * x.element_size() for state in states for x in state.values() if torch.is_tensor(x))

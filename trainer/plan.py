@@ -14,7 +14,8 @@ import torch
 
 from model import Decoder
 from trainer.announce import print_optimizer
-from trainer.build import build_optimizer, decoder_shape, state_bytes
+from trainer.build import build_optimizer, decoder_shape
+from zoo.table import state_bytes
 from trainer.errors import UserError, one_line
 from trainer.settings import Settings, read, split_batch
 

@@ -193,12 +193,6 @@ def read_stored(path: Path) -> dict:
         raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(stored, dict):
         raise UserError(f"{path}: cannot be read: it holds no table of options")
-    try:
-        options.fill_in(Settings, {}, TABLES, stored)
-    except TypeError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except UserError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
     return stored
 
 

@@ -38,7 +38,7 @@ def joined(tables) -> dict:
 def as_zoo_rule(rule: optim.Rule) -> ZooRule:
     """A rule of optim.py with what a line of the zoo says besides."""
     return ZooRule(rule.function, lr_factor=rule.lr_factor, rows=rule.rows,
-                   second_moment=" ".join(rule.second_moment),
+                   second_moment=" ".join(rule.second_moment), corrected=rule.corrected,
                    bounds={name: limits for name, limits in rule.bounds.items() if name in rule.hyper})
 
 RULES = joined([{name: as_zoo_rule(rule) for name, rule in optim.RULES.items()}, *TABLES])
@@ -46,11 +46,10 @@ RULES = joined([{name: as_zoo_rule(rule) for name, rule in optim.RULES.items()},
 @functools.cache
 def rule_of(rule) -> ZooRule:
     """The ZooRule of a function or of a rule of optim.py: that of the table, or a new one."""
-    if isinstance(rule, ZooRule):
-        return rule
-    update = rule.function if isinstance(rule, optim.Rule) else rule
-    known = [one for one in (*RULES.values(), FROZEN) if one.function is update]
-    return known[0] if known else ZooRule(update)
+    if isinstance(rule, optim.Rule):
+        return rule if isinstance(rule, ZooRule) else as_zoo_rule(rule)
+    known = [one for one in (*RULES.values(), FROZEN) if one.function is rule]
+    return known[0] if known else ZooRule(rule)
 
 def find(name: str) -> ZooRule:
     """The rule of that name. Raises ValueError with the nearest name."""
@@ -69,14 +68,10 @@ def find_modifiers(text: str) -> list:
     return [MODIFIERS[name] for name in names]
 
 @functools.cache
-def modified(name: str, modify: str = "") -> ZooRule:
-    """The rule of that name, changed by modifiers such as "cautious+cautious_decay" if there are any."""
-    return ModifiedRule(find(name), find_modifiers(modify)) if modify else find(name)
-
-@functools.cache
-def frozen(modify: str = "") -> ZooRule:
-    """The rule of frozen ratios, changed by modifiers if there are any."""
-    return ModifiedRule(FROZEN, find_modifiers(modify)) if modify else FROZEN
+def modified(rule: str | ZooRule, modify: str = "") -> ZooRule:
+    """A rule, or the rule of that name, changed by modifiers such as "cautious+cautious_decay"."""
+    rule = find(rule) if isinstance(rule, str) else rule
+    return ModifiedRule(rule, find_modifiers(modify)) if modify else rule
 
 # ---- The class ------------------------------------------------------------------------------------------
 
@@ -94,17 +89,12 @@ class Optimizer(optim.Optimizer):
         known = dict(blocks=group["blocks"][i], role=group["roles"][i])
         return {name: known[name] for name in self.rules[group["rule"]].inputs if name in known}
 
-    def start(self, group, i, device=None):
-        p, blocks = group["params"][i].detach().to(device), group["blocks"][i]
-        dtype, known = torch.promote_types(p.dtype, torch.float32), group | dict(role=group["roles"][i])
-        state = {"t": 0}
-        for name, make_state in self.rules[group["rule"]].state.items():
-            if make_state is None:
-                tensor = torch.zeros_like(p)
-            else:
-                tensor = make_state(p, blocks, **{key: known[key] for key in keyword_names(make_state)})
-            state[name] = tensor.to(dtype)
-        return state
+    def start(self, group, i, device=None, starts=None):
+        known, starts = group | dict(role=group["roles"][i]), dict(self.rules[group["rule"]].state)
+        for name, make_state in starts.items():
+            if make_state and (keys := keyword_names(make_state)):
+                starts[name] = functools.partial(make_state, **{key: known[key] for key in keys})
+        return super().start(group, i, device, starts)
 
     def measuring_steps(self, group) -> int:
         """How many first steps of a group only measure: they neither move nor decay a weight."""
@@ -121,10 +111,12 @@ class Optimizer(optim.Optimizer):
 
     def wants_sampled(self) -> bool:
         """Whether the next step needs gradients of the loss on labels that are drawn from the model."""
-        for group, _, p in self.each_parameter():
-            refresh = self.refresh_before(group, self.state.get(p, {}).get("t", 0) + 1)
+        for group in self.param_groups:
+            refresh = self.rules[group["rule"]].refresh
             if refresh and "gs" in parameter_names(refresh):
-                return True
+                steps = [self.state.get(p, {}).get("t", 0) + 1 for p in group["params"]]
+                if any(self.refresh_before(group, t) for t in steps):
+                    return True
         return False
 
     def check_gradients(self):
@@ -214,7 +206,7 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
     elif of_rest:
         raise ValueError(f"rest_{next(iter(of_rest))}: there is no other rule; give adaptive, rest, rest_lr")
     if freeze_steps is not None:
-        rule_of_ratios = frozen(modify or "")
+        rule_of_ratios = modified(FROZEN, modify or "")
         own = own | dict(freeze_steps=freeze_steps)
         main = dict(rule=rule_of_ratios, lr=lr) | rule_of_ratios.checked(own)
 

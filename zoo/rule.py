@@ -68,12 +68,11 @@ class ModifiedRule(ZooRule):
     given = Modifier.given
 
     def __init__(self, rule, modifiers):
-        first = [part for part in modifiers if part.changes == "g"]
-        after = [part for part in modifiers if part.changes != "g" and not part.last]
-        last = [part for part in modifiers if part.changes != "g" and part.last]
+        before = [part for part in modifiers if part.changes == "g"]
+        after = sorted((part for part in modifiers if part.changes != "g"), key=lambda part: part.last)
         self.__dict__ |= rule.__dict__
-        self.parts = [*((part, part.changes) for part in first), (rule, "u"),
-                      *((part, part.changes) for part in [*after, *last])]
+        self.parts = [*((part, part.changes) for part in before), (rule, "u"),
+                      *((part, part.changes) for part in after)]
         self.name = "+".join(part.name for part in [rule, *modifiers])
         self.changes_decay = any(part.changes == "decay" for part in modifiers)
         self.state, self.hyper, self.bounds = {}, {}, {}

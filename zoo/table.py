@@ -12,11 +12,16 @@ import optim
 import zoo
 
 
+def state_bytes(optimizer: optim.Optimizer, group: dict) -> int:
+    """Returns the bytes of state that the parameters of a group have after their first step."""
+    states = [optimizer.start(group, i, "meta") for i in range(len(group["params"]))]
+    return sum(x.numel() * x.element_size() for state in states for x in state.values() if torch.is_tensor(x))
+
+
 def bytes_per_weight(rule) -> float:
     """Returns the bytes of state per weight of a hidden matrix of 1,024 x 1,024."""
     optimizer = zoo.Optimizer([torch.zeros(1024, 1024, device="meta")], rule, lr=1.0)
-    state = optimizer.start(optimizer.param_groups[0], 0)
-    return sum(x.numel() * x.element_size() for x in state.values() if torch.is_tensor(x)) / 1024**2
+    return state_bytes(optimizer, optimizer.param_groups[0]) / 1024**2
 
 
 def read_docstring(function) -> tuple:
