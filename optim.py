@@ -7,13 +7,16 @@ The file needs only torch, so you can copy it into a project of your own.
     w <- decay * w - lr * u                          They all share this line, in apply(). decay 1: no decay.
 
 Read the rules from top to bottom. Most differ by a line or two from a rule above. Look for these lines.
-    python optim.py signum                           prints three steps on two weights, to check with a pencil
+    python optim.py signum                           prints three steps, to check with a pencil
     Optimizer(model.parameters(), signum, lr=3e-4)   applies one rule in any training loop
     make("adalayer_star", model.roles(), lr=3e-3)    sets lr and blocks by the role of each parameter
 """
+import difflib
 import functools
 import inspect
 import math
+import numbers
+import subprocess
 import sys
 
 import torch
@@ -40,7 +43,7 @@ def scalar(w, blocks):    # one number for each parameter tensor: ()
 # ---- Rules without a second moment: steps in proportion to the gradient, or all of one size -------------
 
 def sgd(g, m, *, beta1=0.98):
-    """Heavy-ball SGD follows the sum of past gradients.
+    """Heavy-ball SGD follows the sum of past gradients, because a single gradient is mostly noise.
         m <- b1 m + g
         u  = m
 
@@ -66,7 +69,7 @@ def sgd_ema(g, m, t, *, beta1=0.9):
     return hat(m, beta1, t)
 
 def signum(g, m, *, beta1=0.9):
-    """Signum moves every weight by the same distance, in the direction of its mean gradient.
+    """Signum takes only the sign of the mean gradient, because its size says little about how far to go.
         m <- b1 m + (1 - b1) g
         u  = sign(m)
 
@@ -97,7 +100,7 @@ def lion(g, m, *, beta1=0.9, beta2=0.95):
 # they cancel. These rules differ only in how they keep v: one for each weight, or one that many share.
 
 def adamw(g, m, v, t, *, beta1=0.9, beta2=0.95, eps=1e-15):
-    """Adam divides each weight's mean gradient by the root of its mean squared gradient.
+    """Adam divides the mean gradient by the root of its mean square, so noisy weights make smaller steps.
         m <- b1 m + (1 - b1) g
         v <- b2 v + (1 - b2) g^2
         u  = m_hat / (sqrt(v_hat) + eps)      m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
@@ -191,12 +194,14 @@ class Rule:
     second_moment  the name of the state whose root the rule divides by: "v", or "r c" if v is factored
     corrected      whether the rule corrects that state for its start at 0, as v_hat does
     bounds         {hyperparameter: (at least, below)}. A number without bounds is at least 0
+    elementwise    whether each weight moves as if it were alone. Then one piece of code fits all shapes
     """
     given = ("g", "w", "lr", "t", "g2")    # what a rule may ask for besides its own state
 
-    def __init__(self, function, *, lr_factor=1, rows=(), second_moment="", corrected=True, bounds={}):
+    def __init__(self, function, *, lr_factor=1, rows=(), second_moment="", corrected=True, bounds={},
+                 elementwise=False):
         self.function, self.name, self.lr_factor, self.rows = function, function.__name__, lr_factor, rows
-        self.bounds = dict(beta1=(0, 1), beta2=(0, 1)) | bounds
+        self.bounds, self.elementwise = dict(beta1=(0, 1), beta2=(0, 1)) | bounds, elementwise
         self.second_moment, self.corrected = second_moment.split(), corrected
         parameters = inspect.signature(function, eval_str=True).parameters.values()
         self.inputs = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
@@ -207,32 +212,40 @@ class Rule:
 
     def checked(self, hyper: dict) -> dict:
         """All hyperparameters: those in hyper, else the defaults. A ValueError names a bad one."""
+        values = dict(self.hyper)
         for name, value in hyper.items():
             if name not in self.hyper:
                 takes = ", ".join(self.hyper)
                 raise ValueError(f"{name}: is not a hyperparameter of {self.name}, which takes {takes}")
             kind, (low, high) = type(self.hyper[name]), self.bounds.get(name, (0, math.inf))
-            if not (type(value) is kind or kind is float and type(value) is int) or not low <= value < high:
+            if not fits(value, kind) or not low <= value < high:
                 raise ValueError(f"{name}={value!r}: must be of type {kind.__name__} and in [{low}, {high})")
-        return self.hyper | hyper
+            values[name] = kind(value)    # numpy's numbers become Python's
+        return values
+
+def fits(value, kind) -> bool:    # whether value, perhaps numpy's, can be a float, an int or a bool
+    general = {float: numbers.Real, int: numbers.Integral, bool: bool}[kind]
+    return isinstance(value, general) and isinstance(value, bool) is (kind is bool)
 
 RULES = {
-    "sgd":           Rule(sgd, lr_factor=300),
-    "sgd_ema":       Rule(sgd_ema, lr_factor=3000),
-    "signum":        Rule(signum, lr_factor=0.1),
-    "lion":          Rule(lion, lr_factor=0.1),
-    "adamw":         Rule(adamw, second_moment="v"),
+    "sgd":           Rule(sgd, lr_factor=300, elementwise=True),
+    "sgd_ema":       Rule(sgd_ema, lr_factor=3000, elementwise=True),
+    "signum":        Rule(signum, lr_factor=0.1, elementwise=True),
+    "lion":          Rule(lion, lr_factor=0.1, elementwise=True),
+    "adamw":         Rule(adamw, second_moment="v", elementwise=True),
     "adafactor":     Rule(adafactor, second_moment="r c"),
     "adalayer":      Rule(adalayer, second_moment="v"),
-    "adasgd":        Rule(adasgd, second_moment="v"),
+    "adasgd":        Rule(adasgd, second_moment="v", elementwise=True),
     "adalayer_star": Rule(adalayer, second_moment="v", rows=("head",)),
 }
 
 @functools.cache
 def rule_of(rule) -> Rule:
-    """The Rule of a function: that of the table, or a new one for a function of your own."""
-    if isinstance(rule, Rule):
-        return rule
+    """The Rule of a name or a function: that of the table, or a new one for a function of your own."""
+    if isinstance(rule, str) and rule not in RULES:
+        raise ValueError(f"{rule!r} is no rule of this file; there are {', '.join(RULES)}")
+    if isinstance(rule, Rule | str):
+        return RULES.get(rule, rule)
     return next((known for known in RULES.values() if known.function is rule), None) or Rule(rule)
 
 def apply(rule, inputs, hyper, weights, grads, states, shared):
@@ -243,36 +256,43 @@ def apply(rule, inputs, hyper, weights, grads, states, shared):
         u = rule(*(given[name] for name in inputs), **hyper)
         w.copy_(shared["decay"] * w.to(u.dtype) - shared["lr"] * u)
 
-def sum_of_squares(grads):
-    return sum(g.square().sum(-1).sum() for g in grads)    # by rows first, as in mean_of_blocks
-
 @functools.cache
-def compiled(function, kind):    # kind is only the key of the cache: each kind is compiled once
-    return torch.compile(function, fullgraph=True, dynamic=False, isolate_recompiles=True)
+def compiled(function, kind, elementwise):    # kind is only the key of the cache: each kind is compiled once
+    return torch.compile(function, fullgraph=True, dynamic=elementwise, isolate_recompiles=True)
+
+def flattened(kind, p, g, state):
+    """A tensor with its gradient and state in one dimension: then all tensors of a type are of one kind."""
+    if p.numel() == 1 or not p.is_contiguous():    # the compiler makes special code for a single weight
+        return kind, p, g, state
+    def flat(x):    # x.view(-1) is a view, and the compiler would look at the shape of x itself
+        return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), (x.numel(),))
+    state = {name: flat(x) if x.numel() == p.numel() else x for name, x in state.items()}
+    return (p.dtype, p.device), flat(p), flat(g), state
 
 def batches_of_one_kind(members, most=8):
-    """Yields (kind, weights, gradients, states). A batch holds at most 8 tensors of one kind, so that batches
-    share compiled code. One tensor a batch costs 35 us a call; 67 in a batch compile three times longer."""
+    """Yields (kind, weights, gradients, states). A batch holds 8 tensors of one kind or one, so that batches
+    share compiled code. One tensor a batch costs 35 us a call; 67 in a batch compile three times longer.
+    The largest come first, because the compiler decides by the first batch whether to use threads."""
     kinds = {}
-    for kind, *tensors in members:
+    for kind, *tensors in sorted(members, key=lambda member: -member[1].numel()):
         kinds.setdefault(kind, []).append(tensors)
     for kind, same in kinds.items():
-        size = math.ceil(len(same) / math.ceil(len(same) / most))
-        for i in range(0, len(same), size):
-            yield (*kind, len(same[i:i + size])), *zip(*same[i:i + size])
+        while same:
+            size = most if len(same) >= most else 1
+            yield (*kind, size), *zip(*same[:size])
+            same = same[size:]
 
 class Optimizer(torch.optim.Optimizer):
     """Applies an update rule. In all else it is a torch optimizer, with groups, closures and schedulers.
     params             tensors, (name, tensor) pairs, or groups, as torch takes them. A group may have its own
                        rule, lr, decay and hyperparameters, and blocks: how many blocks each tensor has
-    rule, **hyper      the rule: a function, such as signum, or a Rule; then values of its hyperparameters
+    rule, **hyper      the rule: a name of RULES, a function or a Rule; then values of its hyperparameters
     lr                 the peak learning rate, in the unit that the rule's docstring states
     weight_decay_kind  "coupled": a step multiplies weights by 1 - lr * weight_decay, as torch does;
                        "independent": by 1 - weight_decay * lr / lr_peak, as the paper does. lr_peak is the lr
                        that a group has when it is added
     strict             raise an error if a gradient is missing; otherwise skip that parameter, as torch does
-    compile            compile each step as a whole. A step that skips parameters runs without
-    Raises a ValueError that names what does not fit together.
+    compile            run compiled code. Raises a ValueError that names what does not fit together
     """
     rule_of = staticmethod(rule_of)
 
@@ -293,27 +313,33 @@ class Optimizer(torch.optim.Optimizer):
         if self.rules.setdefault(rule.name, rule).function is not rule.function:
             raise ValueError(f"{rule.name}: the name of two different rules; rename one")
         known = {"params", "param_names", "names", "roles", "blocks", "rule", "lr_peak", *self.defaults}
-        hyper = {name: value for name, value in group.items() if name not in known}
+        hyper = {name: value for name, value in group.items() if name in rule.hyper}
+        usual_names = {*rule.hyper, *(name for usual in RULES.values() for name in usual.hyper), "momentum"}
+        for name in group.keys() - known - hyper.keys():    # torch allows names of the user's own
+            if difflib.get_close_matches(name, usual_names, 1, 0.75):
+                rule.checked({name: group[name]})    # raises the error
         group |= rule.checked(self.hyper | hyper if rule is self.rule else hyper)
         names = [p[0] if isinstance(p, tuple) else f"parameter {i} of shape {tuple(p.shape)}"
                  for i, p in enumerate(params)]
         usual = dict(blocks=[1] * len(params), roles=[None] * len(params), lr_peak=group["lr"])
         group = usual | group | dict(rule=rule.name, params=params, names=names)
-        for name in ("lr", "weight_decay"):
-            if type(group[name]) not in (int, float) or not 0 <= group[name] < math.inf:
+        for name in ("lr", "lr_peak", "weight_decay"):
+            if not fits(group[name], float) or not 0 <= group[name] < math.inf:
                 raise ValueError(f"{name}={group[name]!r}: must be a plain number, 0 or more")
+            group[name] = float(group[name])
         if (kind := group["weight_decay_kind"]) not in ("coupled", "independent"):
             raise ValueError(f"weight_decay_kind={kind!r}: must be coupled or independent")
         tensors = [p[1] if isinstance(p, tuple) else p for p in params]
-        if len({id(p) for p in tensors}) < len(tensors):
+        if len(set(map(id, tensors))) < len(tensors):
             raise ValueError("params: a tensor is given twice in one group")
         for name, p, blocks in zip(names, tensors, group["blocks"], strict=True):
             if p.numel() % blocks:
                 raise ValueError(f"{name}: {p.numel()} weights do not divide into {blocks} blocks")
+            if p.is_complex():
+                raise ValueError(f"{name}: has complex weights; give torch.view_as_real of them")
         super().add_param_group(group)
 
-    def each_parameter(self):
-        """Yields (group, number in the group, parameter)."""
+    def each_parameter(self):    # yields (group, number in the group, parameter)
         return ((group, i, p) for group in self.param_groups for i, p in enumerate(group["params"]))
 
     def constants(self, group, i):
@@ -324,7 +350,8 @@ class Optimizer(torch.optim.Optimizer):
         """The state of parameter i of a group before its first step: fp32, or fp64 for fp64 weights."""
         p, blocks = group["params"][i].detach().to(device), group["blocks"][i]
         dtype = torch.promote_types(p.dtype, torch.float32)
-        return {"t": 0} | {name: (make_state(p, blocks) if make_state else torch.zeros_like(p)).to(dtype)
+        zeros = torch.zeros_like(p, memory_format=torch.contiguous_format)    # rules may take a view of state
+        return {"t": 0} | {name: (make_state(p, blocks) if make_state else zeros.clone()).to(dtype)
                            for name, make_state in (starts or self.rules[group["rule"]].state).items()}
 
     def decay(self, group: dict, t: int) -> float:
@@ -356,48 +383,67 @@ class Optimizer(torch.optim.Optimizer):
         """Returns {step: [(kind, weight, gradient, state)]}. Usually all parameters are at the same step."""
         members = {}
         for i, p in enumerate(group["params"]):
-            if p.grad is not None:
+            if p.grad is not None and p.numel():
                 state = self.state[p] = self.state[p] or self.start(group, i)
                 state["t"] += 1
                 constants = self.constants(group, i)
                 kind = (p.shape, p.dtype, p.device, group["blocks"][i], *constants.values())
                 tensors = {name: x for name, x in state.items() if name != "t"} | constants
-                g = p.grad.to(torch.promote_types(p.dtype, torch.float32))
+                g = p.grad.to(torch.promote_types(p.dtype, torch.float32)).contiguous()
                 members.setdefault(state["t"], []).append((kind, p, g, tensors))
         return members
 
     def update(self, group, t, members):
         """Does step t for the members: those parameters of the group whose own count of steps is t."""
-        rule, batches = self.rules[group["rule"]], list(batches_of_one_kind(members))
+        rule = self.rules[group["rule"]]
         hyper = {name: group[name] for name in rule.hyper}
-        numbers = torch.tensor([t, group["lr"], self.decay(group, t)], dtype=torch.float64)
-        shared = dict(zip(("t", "lr", "decay"), numbers.unbind()))
-        is_whole = len(members) == len(group["params"])
-        code = compiled if self.compile and is_whole else lambda function, kind: function
+        values = torch.tensor([t, group["lr"], self.decay(group, t)], dtype=torch.float64)
+        shared = dict(zip(("t", "lr", "decay"), values.unbind()))
         if "g2" in rule.inputs:
-            squares = [code(sum_of_squares, kind)(grads) for kind, _, grads, _ in batches]
-            shared["g2"] = sum(squares) / sum(g.numel() for _, _, g, _ in members)
-        for kind, *tensors in batches:
-            run = code(apply, (rule, *hyper.values(), *kind))
-            run(rule.function, rule.inputs, hyper, *tensors, shared)
+            grads = [g for _, _, g, _ in members]
+            shared["g2"] = torch.nn.utils.get_total_norm(grads).square() / sum(g.numel() for g in grads)
+        if not self.compile:
+            return apply(rule.function, rule.inputs, hyper, *list(zip(*members))[1:], shared)
+        if rule.elementwise:
+            members = [flattened(*member) for member in members]
+        with torch.fx.experimental._config.patch(use_duck_shape=False):    # equal sizes may differ next time
+            for kind, *tensors in batches_of_one_kind(members):
+                run = compiled(apply, (rule, *hyper.values(), *kind), rule.elementwise)
+                run(rule.function, rule.inputs, hyper, *tensors, shared)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restores what state_dict() gave. State keeps its saved dtype; torch's own method would cast it."""
-        saved_groups = state_dict["param_groups"]
-        for group, saved in zip(self.param_groups, saved_groups):
+        states = {}
+        check = self.register_load_state_dict_pre_hook(lambda _, d: states.update(self.checked_states(d)))
+        keep = self.register_load_state_dict_post_hook(lambda _: self.state.update(states), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            check.remove()
+            keep.remove()
+
+    def checked_states(self, state_dict: dict) -> dict:
+        """{parameter: its state in state_dict}. Raises ValueError if rule or shapes are not those of here."""
+        states = {}
+        for group, saved in zip(self.param_groups, state_dict["param_groups"]):
             if group["rule"] != (theirs := saved.get("rule", "another optimizer")):
                 raise ValueError(f"the state is of {theirs}, not of {group['rule']}")
-        states, numbers = {}, [number for saved in saved_groups for number in saved["params"]]
-        for (group, i, p), number in zip(self.each_parameter(), numbers):
-            if (saved := state_dict["state"].get(number)) is not None:
+            for i, (p, number) in enumerate(zip(group["params"], saved["params"])):
+                state = state_dict["state"].get(number) or {}
                 theirs, ours = ({name: getattr(x, "shape", None) for name, x in state.items()}
-                                for state in (saved, self.start(group, i)))
-                if theirs != ours:
+                                for state in (state, self.start(group, i)))
+                if state and theirs != ours:
                     raise ValueError(f"{group['names'][i]}: the state holds {theirs}, not {ours}")
-                states[p] = {name: x.to(p.device, copy=True) if torch.is_tensor(x) else x
-                             for name, x in saved.items()}
-        super().load_state_dict(state_dict)
-        self.state.update(states)
+                states[p] = {name: x.to(p.device, copy=True, memory_format=torch.contiguous_format)
+                             if torch.is_tensor(x) else x for name, x in state.items()}
+        return states
+
+def triples(roles) -> list:
+    """A list of triples such as those of model.roles(). Raises ValueError for anything else."""
+    roles = list(roles)
+    if not all(type(entry) is tuple and len(entry) == 3 for entry in roles):
+        raise ValueError("roles: give (name, parameter, role); without roles use Optimizer(params, rule)")
+    return roles
 
 ROLES = ("embed", "qkv", "attn_out", "mlp_up", "mlp_down", "norm", "head")
 
@@ -413,9 +459,8 @@ def make(rule, roles, *, lr, rows=(), by_role={}, weight_decay=0.0, weight_decay
               settings. {role: None} leaves a role untrained
     The rest is as in Optimizer, but the decay is the paper's. Raises a ValueError that names what is wrong.
     """
-    rule = rule if isinstance(rule, Rule) else RULES[rule]
-    groups = {}
-    for name, p, role in roles:
+    rule, groups = rule_of(rule), {}
+    for name, p, role in triples(roles):
         if role not in ROLES:
             raise ValueError(f"{name}: has the unknown role {role!r}; there are {', '.join(ROLES)}")
         if (own := by_role.get(role, {})) is None:
@@ -424,57 +469,12 @@ def make(rule, roles, *, lr, rows=(), by_role={}, weight_decay=0.0, weight_decay
         group = groups.setdefault(tuple(own.items()), own | dict(params=[], roles=[], blocks=[]))
         if role in rows and not own["rule"].has_blocks:
             raise ValueError(f"rows: {own['rule'].name}, the rule of {role}, has no blocks")
-        blocks = len(p) if role in (rows or own["rule"].rows) else 3 if role == "qkv" else 1
+        blocks = max(1, len(p)) if role in (rows or own["rule"].rows) else 3 if role == "qkv" else 1
         group["params"].append((name, p))
         group["roles"].append(role)
         group["blocks"].append(blocks if own["rule"].has_blocks else 1)
     return optimizer(list(groups.values()), rule, lr=lr, weight_decay=weight_decay,
                      weight_decay_kind=weight_decay_kind, strict=True, compile=compile)
 
-def effective_lr(optimizer: Optimizer) -> list:
-    """What Fig. 7 of the paper shows: the lr that each block really has, lr / (sqrt(v_hat) + eps).
-    Returns a list of {name, role, values}, one for each parameter that has moved and has a second moment.
-    values: 1-D, fp32, in weight per gradient, one for each block (of adamw, adafactor: for each weight)."""
-    rows = []
-    for group, i, p in optimizer.each_parameter():
-        rule, state = optimizer.rules[group["rule"]], optimizer.state.get(p)
-        if state and rule.second_moment:
-            v, *c = [state[name] for name in rule.second_moment]    # v, or the factors r and c of v
-            v = (factored(v, *c) if c else v) / (1 - group["beta2"] ** state["t"] if rule.corrected else 1)
-            values = (group["lr"] / (v.sqrt() + group["eps"])).flatten().float()
-            rows.append(dict(name=group["names"][i], role=group["roles"][i], values=values))
-    return rows
-
-SHAPES = {    # from 1 (the peak) down to 0 (the floor), when the fraction p of the fall is over; see zoo/
-    "cosine": lambda p, floor: (1 + math.cos(math.pi * p)) / 2,
-    "linear": lambda p, floor: 1 - p,
-}
-
-def schedule(t, steps, shape=SHAPES["cosine"], warmup=0.1, warmup_from=0.1, floor=0.1, cooldown=1.0) -> float:
-    """The fraction of the peak lr at step t = 1 ... steps. It rises in a line from warmup_from to 1 in the
-    first warmup * steps, then falls to floor in the last cooldown * steps. The defaults are the paper's."""
-    rise = round(warmup * steps)
-    if t < rise:
-        return warmup_from + (1 - warmup_from) * t / rise
-    fall = max(rise, steps - round(cooldown * steps))
-    return floor + (1 - floor) * shape((t - fall) / (steps - fall), floor) if t > fall else 1.0
-
-def by_hand(rule, optimizer_class=Optimizer, **hyper):
-    """Prints a rule's docstring and three of its steps on a row of two weights, to check with a pencil."""
-    def show(label, x):
-        print(f"{label:8s} " + " ".join(f"{number:10.6f}" for number in x.flatten().tolist()))
-    w = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
-    optimizer = optimizer_class([w], rule, lr=0.1, **hyper)
-    print(f"{inspect.getdoc(rule.function)}\n\none row of two weights, lr 0.1, {optimizer.hyper}\n")
-    show("       w", w)
-    for t, g in enumerate(([1.0, -0.5], [0.5, 0.5], [-1.0, 0.25]), 1):
-        before, w.grad = w.clone(), torch.tensor([g], dtype=torch.float64)
-        optimizer.step()
-        show(f"step {t} g", w.grad)
-        for name, x in (optimizer.state[w] | dict(u=(before - w) / 0.1, w=w)).items():
-            show(f"       {name}", torch.as_tensor(x))
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in RULES:
-        sys.exit(f"{__doc__.strip()}\n\npython optim.py NAME, where NAME is one of {', '.join(RULES)}")
-    by_hand(RULES[sys.argv[1]])
+if __name__ == "__main__":    # a short way to start this other program, in which optim.py is a module
+    sys.exit(subprocess.call([sys.executable, "-m", "zoo", *sys.argv[1:]], cwd=sys.path[0]))

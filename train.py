@@ -214,7 +214,7 @@ class Training:
     def lr_scale(self, step: int) -> float:
         """The fraction of the peak lr at a step. Steps that only measure use that of the first real step."""
         config = self.config
-        return optim.schedule(max(1, step - config.freeze_steps), config.steps, zoo.SHAPES[config.schedule],
+        return zoo.schedule(max(1, step - config.freeze_steps), config.steps, zoo.SHAPES[config.schedule],
                               config.warmup, config.warmup_from, config.floor, config.cooldown)
 
     def refuse_a_broken_step(self, step: int, loss: float, norm: float, mean_loss: torch.Tensor):

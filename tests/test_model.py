@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import optim
+import zoo
 import prepare_c4
 from conftest import ROOT
 from model import Decoder, causal_attention, rotary_tables, rotate
@@ -33,7 +34,7 @@ def test_the_papers_sizes_and_settings(i, size):
     assert (config.width, config.layers, config.heads, config.steps) == (width, layers, heads, steps)
     assert (config.batch, config.context, config.vocab_size, config.padded_vocab) == (256, 512, 32100, 32128)
     assert (config.warmup, config.warmup_from, config.floor, config.schedule) == (0.1, 0.1, 0.1, "cosine")
-    assert optim.schedule(WARMUP[size], steps) == 1 > optim.schedule(WARMUP[size] - 1, steps)
+    assert zoo.schedule(WARMUP[size], steps) == 1 > zoo.schedule(WARMUP[size] - 1, steps)
     assert (config.throughput, config.seed, config.data) == (speed, 0, "data/c4_t5")
     prepared = load(prepare_c4.Options, config.prepare.split())[0]
     assert (prepared.dataset, prepared.tokenizer) == ("c4", "t5")

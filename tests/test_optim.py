@@ -2,10 +2,13 @@
 import copy
 import inspect
 import math
+import re
 import shutil
 import subprocess
 import sys
+from multiprocessing.reduction import ForkingPickler
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,8 +18,10 @@ from conftest import ROOT
 from optim import Optimizer, adafactor, adalayer, adamw, adasgd, lion, sgd, signum
 from rule_cases import PAPER_CASES as CASES
 from rule_cases import SHAPES, built, gradients, groups_of, run, weights
+from trainer.measure import effective_lr
 from zoo.table import state_bytes
 from zoo import make
+from zoo.__main__ import main as pencil_main
 from zoo.frozen import FROZEN
 
 
@@ -264,6 +269,74 @@ def test_sparse_gradients_are_refused():
         optimizer.step()
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_tensors_of_no_weights_do_nothing(case):
+    """As in torch. They have no state, and a loaded state may lack them."""
+    w, plain = weights(), weights()
+    more = dict(w) | {"none": torch.ones(0, 4).requires_grad_()}
+    with_none = [(role, p, "mlp_up" if role == "none" else role) for role, p in more.items()]
+    name, options = CASES[case]
+    optimizer = make(name, with_none, lr=0.1, **options)
+    for g in gradients():
+        run(optimizer, more, [g | {"none": torch.ones(0, 4)}])
+    run(built(case, plain), plain, gradients())
+    assert all(torch.equal(w[role], plain[role]) for role in w)
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_memory_format_changes_a_step(case):
+    """The same weights, transposed, or as convolutions with channels last: the same steps."""
+    name, options = CASES[case]
+    contiguous, strided = {}, {}
+    for role, shape in dict(mlp_up=(4, 6), attn_out=(4, 3, 2, 2), head=(12, 4), norm=(4,)).items():
+        p = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).view(shape)
+        contiguous[role] = p.clone().requires_grad_()
+        other = (p.to(memory_format=torch.channels_last) if p.dim() == 4 else
+                 p.mT.contiguous().mT if p.dim() == 2 else p.repeat_interleave(2)[::2])
+        strided[role] = other.clone(memory_format=torch.preserve_format).requires_grad_()
+        assert strided[role].is_contiguous() is (role == "norm")
+    options = {key: re.sub(r"qkv\+|embed\+|\+embed", "", value) if type(value) is str else value
+               for key, value in options.items()}    # this model has no such roles
+    for w in (contiguous, strided):
+        optimizer = make(name, [(role, p, role) for role, p in w.items()], lr=0.01, **options)
+        draw = torch.Generator().manual_seed(0)
+        for _ in range(6):
+            for p in w.values():
+                g = torch.randn(p.shape, generator=draw, dtype=torch.float64)
+                p.grad = torch.empty_like(p).copy_(g)
+            optimizer.sampled = {p: 2 * p.grad for p in w.values()}
+            optimizer.step()
+    for role in contiguous:
+        same(strided[role], contiguous[role], 1e-12)
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiled)])
+@pytest.mark.parametrize("name", [name for name, rule in zoo.RULES.items() if rule.elementwise])
+def test_an_elementwise_rule_moves_each_weight_as_if_it_were_alone(name, compile):
+    """A tensor moves like its pieces, bit for bit in eager code."""
+    draw = torch.Generator().manual_seed(0)
+    whole = torch.randn(6, 8, generator=draw)
+    pieces = [piece.clone() for piece in whole.flatten().split([5, 16, 27])]
+    one, many = (zoo.Optimizer(params, name, lr=0.01, weight_decay=0.1, compile=compile)
+                 for params in ([whole], pieces))
+    for _ in range(5):
+        whole.grad = torch.randn(6, 8, generator=draw)
+        for piece, g in zip(pieces, whole.grad.flatten().split([5, 16, 27])):
+            piece.grad = g
+        one.sampled, many.sampled = {whole: whole.grad}, {piece: piece.grad for piece in pieces}
+        one.step(), many.step()
+    found = torch.cat(pieces).view(6, 8)
+    tolerance = 1e-6 if compile or name == "adasgd" else 0    # adasgd adds the squares in another order
+    assert torch.allclose(found, whole, rtol=tolerance, atol=tolerance)
+
+
+def test_complex_weights_are_refused_before_anything_moves():
+    for name in zoo.RULES:
+        with pytest.raises(ValueError, match="parameter 0 of shape .2,.: has complex weights; give"):
+            zoo.Optimizer([torch.ones(2, dtype=torch.complex64)], name, lr=0.1)
+
+
 def test_bf16_weights_are_rounded_once():
     w, exact = (torch.linspace(-2, 2, 64).to(dtype) for dtype in (torch.bfloat16, torch.float32))
     w32 = w.float()
@@ -310,6 +383,13 @@ TRIPLES = [("a", torch.ones(4, 2), "mlp_up"), ("b", torch.ones(4, 2), "head"), (
     (lambda: Optimizer([dict(params=[P], blocks=[3])], adalayer, lr=1),
      "2 weights do not divide into 3 blocks"),
     (lambda: Optimizer([dict(params=[P], beta3=1)], signum, lr=1), "beta3: is not a hyperparameter"),
+    (lambda: Optimizer([dict(params=[P], betas=(0.9, 0.9))], adamw, lr=1), "betas: is not a hyperparameter"),
+    (lambda: Optimizer([dict(params=[P], momentum=0.9)], sgd, lr=1), "momentum: is not a hyperparameter"),
+    (lambda: Optimizer([P], adamw, lr=True), "lr=True: must be a plain number"),
+    (lambda: Optimizer([P], "muon", lr=1), "'muon' is no rule of this file; there are sgd, "),
+    (lambda: zoo.Optimizer([P], "mun", lr=1), "'mun' is no optimizer; did you mean "),
+    (lambda: make("adamw", [("a", P)], lr=1), "roles: give .name, parameter, role.; without roles use Opt"),
+    (lambda: optim.make("adamw", [P], lr=1), "roles: give .name, parameter, role.; without roles use Opt"),
     (lambda: make("adam", TRIPLES, lr=1), "'adam' is no optimizer; did you mean adamw"),
     (lambda: make("adamw", [("a", P, "bias")], lr=1), "a: has the unknown role 'bias'"),
     (lambda: make("adamw", [("a", P, "norm"), ("b", P, "norm")], lr=1), "given twice"),
@@ -361,6 +441,81 @@ def test_loading_what_does_not_fit():
         Optimizer([b], adamw, lr=1).load_state_dict(state)
 
 
+def remap(optimizer, state_dict):
+    """A hook as torch documents it: it returns another state, in which two parameters have changed places."""
+    state = state_dict["state"]
+    return state_dict | dict(state={0: state[1], 1: state[0]})
+
+
+def forget(optimizer):
+    for state in optimizer.state.values():
+        state["exp_avg" if "exp_avg" in state else "m"].zero_()
+
+
+@pytest.mark.parametrize("before, after", [(remap, None), (None, forget), (remap, forget), (None, None)])
+def test_hooks_of_load_state_dict_work_as_with_torch(before, after):
+    """Adam with torch's eps, against torch.optim.AdamW with the same hooks."""
+    ends = []
+    for build in (lambda p: Optimizer(p, adamw, lr=0.1, beta2=0.999, eps=1e-8),
+                  lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.0)):
+        w = [torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]
+        optimizer = build(w)
+        w[0].grad, w[1].grad = torch.tensor([1.0, 3.0]).double(), torch.tensor([-2.0, 0.5]).double()
+        optimizer.step()
+        loaded = build(w)
+        if before:
+            loaded.register_load_state_dict_pre_hook(before)
+        if after:
+            loaded.register_load_state_dict_post_hook(after)
+        loaded.load_state_dict(optimizer.state_dict())
+        w[0].grad = w[1].grad = torch.tensor([0.5, 0.5]).double()
+        loaded.step()
+        ends.append(torch.cat(w))
+    same(*ends, 1e-9)
+
+
+def test_a_state_of_fewer_parameters_is_refused_in_torchs_words():
+    messages = []
+    for build in (lambda p: Optimizer(p, adamw, lr=0.1), lambda p: torch.optim.AdamW(p, lr=0.1)):
+        with pytest.raises(ValueError) as caught:
+            build([torch.ones(2), torch.ones(2)]).load_state_dict(build([torch.ones(2)]).state_dict())
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_reading_never_changes_state():
+    w = torch.ones(2)
+    optimizer = Optimizer([w, torch.ones(2)], adamw, lr=1)
+    w.grad = torch.ones(2)
+    optimizer.step()
+    effective_lr(optimizer)
+    optimizer.state[optimizer.param_groups[0]["params"][1]]    # to read a defaultdict makes an entry
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert len(effective_lr(optimizer)) == 1
+
+
+def test_groups_may_hold_names_of_the_users_own():
+    """Lightning's monitor names groups, and torch's schedulers keep initial_lr there."""
+    w = torch.ones(2)
+    own = dict(name="all", initial_lr=0.1, lr_scale=0.5)
+    optimizer = Optimizer([dict(params=[w], **own)], adamw, lr=np.float32(0.5), beta1=np.float64(0.5), eps=1)
+    group = optimizer.state_dict()["param_groups"][0]
+    assert {key: group[key] for key in own} == own
+    assert (group["lr"], group["beta1"], group["eps"]) == (0.5, 0.5, 1.0)
+    assert {type(group[key]) for key in ("lr", "lr_peak", "beta1", "eps")} == {float}
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_an_optimizer_can_be_pickled(compile):
+    w = torch.ones(2)
+    optimizer = zoo.Optimizer([w], "muon", lr=0.1, compile=compile)
+    w.grad = torch.ones(2)
+    if not compile:    # the code that the compiler made is not part of the optimizer
+        optimizer.step()
+    copied = ForkingPickler.loads(ForkingPickler.dumps(optimizer))
+    assert copied.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+
+
 # ---------------------------------------------------------------------------------------------------------
 # What is seen from outside, schedules, and the file itself
 
@@ -372,7 +527,7 @@ def test_effective_lr_is_the_one_in_the_step(case):
     run(optimizer, w, gradients()[:4])
     start = {role: p.detach().clone() for role, p in w.items()}
     run(optimizer, w, gradients()[4:5])
-    rows = {row["name"]: row for row in optim.effective_lr(optimizer)}
+    rows = {row["name"]: row for row in effective_lr(optimizer)}
     for role, group in groups_of(optimizer).items():
         if group["rule"] in ("sgd", "sgd_ema", "signum", "lion"):
             assert role not in rows
@@ -402,25 +557,61 @@ def test_schedule():
     """The paper's: t < Tw: 0.1 + 0.9 t / Tw; then 0.1 + 0.9 (1 + cos(pi (t - Tw) / (T - Tw))) / 2."""
     for t in range(1, 41):
         expected = 0.1 + 0.9 * t / 4 if t < 4 else 0.1 + 0.9 * (1 + math.cos(math.pi * (t - 4) / 36)) / 2
-        assert math.isclose(optim.schedule(t, 40), expected, rel_tol=1e-15)
-    assert optim.schedule(40, 40) == pytest.approx(0.1) and optim.schedule(4, 40) == 1
-    assert [optim.schedule(t, 10, zoo.SHAPES["constant"], 0.0) for t in (1, 5, 10)] == [1, 1, 1]
-    linear = [optim.schedule(t, 10, optim.SHAPES["linear"], 0.0, floor=0.0) for t in (1, 5, 10)]
+        assert math.isclose(zoo.schedule(t, 40), expected, rel_tol=1e-15)
+    assert zoo.schedule(40, 40) == pytest.approx(0.1) and zoo.schedule(4, 40) == 1
+    assert [zoo.schedule(t, 10, zoo.SHAPES["constant"], 0.0) for t in (1, 5, 10)] == [1, 1, 1]
+    linear = [zoo.schedule(t, 10, zoo.SHAPES["linear"], 0.0, floor=0.0) for t in (1, 5, 10)]
     assert linear == pytest.approx([0.9, 0.5, 0])
     # No room: no division by 0.
-    assert optim.schedule(10, 10, warmup=1.0) == 1 and optim.schedule(1, 1) == 0.1
+    assert zoo.schedule(10, 10, warmup=1.0) == 1 and zoo.schedule(1, 1) == 0.1
+
+
+def pencil(capsys, *words):
+    """{label: the numbers of each line that python -m zoo prints with it}."""
+    assert pencil_main([*words]) == 0
+    rows = {}
+    printed = re.split(r"\nlr [0-9.]+, {.*\n", capsys.readouterr().out)[1]
+    for line in printed.splitlines():
+        if found := re.search(r"(\w+) +(-?\d+\.\d.*)", line):
+            rows.setdefault(found[1], []).append([float(x) for x in found[2].replace("|", " ").split()])
+    return rows
 
 
 def test_by_hand(capsys):
-    """g 1, 0.5, -1 with beta1 0.9: m 0.1, 0.14, 0.026; w 1 - 0.1, - 0.1, - 0.1."""
-    optim.by_hand(optim.RULES["signum"])
-    lines = capsys.readouterr().out.partition("one row of two weights")[2].splitlines()
-    column = {key: [float(line.split()[-2]) for line in lines
-                    if line[:8].split()[-1:] == [key] and len(line) > 25]
-              for key in "gmuw"}
-    assert column == dict(g=[1, 0.5, -1], m=[0.1, 0.14, 0.026], u=[1, 1, 1], w=[1, 0.9, 0.8, 0.7])
-    for rule in optim.RULES.values():
-        optim.by_hand(rule)
+    """The first of five weights has g 1, 0.5, -1. With beta1 0.9: m 0.1, 0.14, 0.026."""
+    rows = pencil(capsys, "signum")
+    first = {label: [numbers[0] for numbers in lines] for label, lines in rows.items()}
+    assert first == dict(g=[1, 0.5, -1], m=[0.1, 0.14, 0.026], u=[1, 1, 1], w=[1, 0.9, 0.8, 0.7])
+    rows = pencil(capsys, "adamw", "--lr=0.5", "--steps=4", "--grads=2 1 1 1 1; 0 1 1 1 1")
+    assert [numbers[0] for numbers in rows["g"]] == [2, 0, 2, 0]
+    assert rows["m_hat"][0] == [2, 1, 1, 1, 1] and rows["v_hat"][0] == [4, 1, 1, 1, 1]
+    assert rows["w"][1] == [0.5, -2.5, 2.5, 0, 0.5]
+
+
+def test_by_hand_tells_every_rule_apart(capsys):
+    """On one row of two weights, many rules gave equal digits. One pair is left: Adam-mini has a block for
+    each row of a matrix without a role, and so has Adalayer* here."""
+    updates = {name: str(pencil(capsys, name, "--steps=6")["u"]) for name in zoo.RULES}
+    equal = {frozenset((a, b)) for a in updates for b in updates if a != b and updates[a] == updates[b]}
+    assert equal == {frozenset(("adam_mini", "adalayer_star"))}
+    assert min(max(abs(x) for x in pencil(capsys, name)["u"][-1]) for name in zoo.RULES) > 1e-3
+
+
+@pytest.mark.parametrize("words, line", [
+    (["adam"], "argument NAME: invalid choice: 'adam' (choose from 'sgd', "),
+    (["adamw", "--grads=1 2 3"], "argument --grads: invalid gradients value: '1 2 3'"),
+    (["adamw", "--lr=x"], "argument --lr: invalid float value: 'x'")])
+def test_by_hand_refuses(words, line, capsys):
+    with pytest.raises(SystemExit):
+        pencil_main(words)
+    assert line in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_optim_starts_the_pencil_example(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "optim.py", "adalayer_star"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Adalayer* is Adalayer with one block for each row of the output head. In")
 
 
 @pytest.mark.parametrize("rule", [rule.function for rule in (*optim.RULES.values(), FROZEN)])

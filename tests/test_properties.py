@@ -155,7 +155,7 @@ def test_compiled_is_eager_to_rounding_and_compiles_once(case):
     for t, g in enumerate(gradients(12, dtype=torch.float32), 1):
         for one, w in ((optimizer, a), (eager, b)):
             for group in one.param_groups:
-                group["lr"] = group["lr_peak"] * optim.schedule(t, 12)
+                group["lr"] = group["lr_peak"] * zoo.schedule(t, 12)
             run(one, w, [g])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == optim.compiled.cache_info().currsize > 0
     for role in a:

@@ -43,7 +43,7 @@ def test_a_run(tiny, tmp_path, capsys):
     assert rows[0]["torch"] == torch.__version__ and rows[0]["threads"] == len(os.sched_getaffinity(0))
     assert all(0 < row["clipped_norm"] <= 1.0 for row in rows if row["kind"] == "train")
     lrs = [row["lr"] for row in rows if row["kind"] == "train"]
-    assert lrs == [1e-3 * optim.schedule(t, 12) for t in range(1, 13)]
+    assert lrs == [1e-3 * zoo.schedule(t, 12) for t in range(1, 13)]
     status = json.loads((tmp_path / "a/status.json").read_text())
     assert status["status"] == "done" and status["loss"] == rows[-1]["loss"]
     assert (tmp_path / "a/loss.png").read_bytes()[:4] == b"\x89PNG"
@@ -114,7 +114,7 @@ def test_frozen_ratios_measure_first(tiny, tmp_path):
     rows = final(tmp_path / "a")[2]
     peak = json.loads((tmp_path / "a/config.json").read_text())["lr"]
     assert [row["lr"] for row in rows if row["kind"] == "train" and row["step"] > 5] == \
-        [peak * optim.schedule(t, 12) for t in range(1, 13)]
+        [peak * zoo.schedule(t, 12) for t in range(1, 13)]
 
 
 @pytest.mark.slow

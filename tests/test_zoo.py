@@ -17,6 +17,7 @@ from model import Decoder
 from rule_cases import ZOO_RULES, built, gradients, groups_of, run, weights
 from tiny_runs import run as run_tiny
 from trainer import data, runs
+from trainer.measure import effective_lr
 from zoo import Optimizer
 from zoo.rule import ModifiedRule, ZooRule
 
@@ -311,7 +312,7 @@ def test_a_rule_of_the_users_own_keeps_its_line_of_the_table():
     optimizer = Optimizer([w], rule, lr=1.0)
     w.grad = torch.full((2,), 2.0)
     optimizer.step()
-    assert optim.effective_lr(optimizer)[0]["values"].tolist() == [0.5, 0.5]
+    assert effective_lr(optimizer)[0]["values"].tolist() == [0.5, 0.5]
     with pytest.raises(ValueError, match="pace=4.0: must be of type float and in .1, 3."):
         Optimizer([w], rule, lr=1.0, pace=4.0)
 
@@ -332,7 +333,7 @@ def test_effective_lr_is_of_the_second_moment_that_the_table_names():
         run(optimizer, w, gradients(3))
         start = {role: p.detach().clone() for role, p in w.items()}
         run(optimizer, w, gradients(4)[3:])
-        rows = {row["name"]: row for row in optim.effective_lr(optimizer)}
+        rows = {row["name"]: row for row in effective_lr(optimizer)}
         assert bool(rows) == bool(rule.second_moment), name
         assert set(rule.second_moment) <= set(rule.state)
         assert not rule.second_moment or "beta2" in rule.hyper
@@ -469,11 +470,102 @@ def test_a_function_is_short_and_explains_itself(name):
         assert all(name.startswith(function.__name__) for name in own)
 
 
+@pytest.mark.parametrize("name", ["muon", "normuon", "scion", "soap"])
+def test_experts_are_matrices_of_their_own(name):
+    """A tensor (E, rows, columns) with E blocks moves as E tensors do, in stacks of any layout."""
+    start = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(3, 5, 4)
+    stack, apart = start.clone(), [x.clone() for x in start]
+    together = Optimizer([dict(params=[stack], blocks=[3])], name, lr=0.1)
+    separate = Optimizer(apart, name, lr=0.1)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        stack.grad = torch.randn(3, 5, 4, generator=draw, dtype=torch.float64)
+        for x, g in zip(apart, stack.grad):
+            x.grad = g.clone()
+        together.step(), separate.step()
+    assert torch.allclose(stack, torch.stack(apart), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(stack, start, atol=0.01)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A rule that is wrong is refused before it trains
+
+def forgotten_star(g, m, beta1=0.9):
+    return m.lerp_(g, 1 - beta1)
+
+def state_named_beta1(g, m, beta1):
+    return m.lerp_(g, 1 - beta1)
+
+def no_default(g, m, *, beta1):
+    return m.lerp_(g, 1 - beta1)
+
+def lr_of_its_own(g, m, *, lr=0.1):
+    return lr * m.add_(g)
+
+def grad_for_g(grad, m):
+    return m.add_(grad)
+
+def no_return(g, m):
+    m.add_(g)
+
+def other_shape(g, m):
+    return g.sum()
+
+def row_only(g, m):
+    return g[:1]
+
+def changes_w(g, w):
+    w.sub_(0.1 * g)
+    return g
+
+def changes_g(g, m):
+    return g.mul_(2)
+
+def typo(g, m):
+    return mm.add_(g)  # noqa: F821
+
+def no_number(g, m):
+    return g / m
+
+
+@pytest.mark.parametrize("rule, line", [
+    (forgotten_star, "forgotten_star: beta1 is a hyperparameter; put a * before it"),
+    (state_named_beta1, "state_named_beta1: beta1 is a hyperparameter; put a * before it"),
+    (no_default, "no_default: the hyperparameter beta1 needs a default"),
+    (lr_of_its_own, "lr_of_its_own: lr is an input; put it before the *, with no default"),
+    (grad_for_g, "grad_for_g: needs a parameter named g, the gradient, before the *"),
+    (no_return, "no_return, on a tensor of shape (2, 2): returns a value of type NoneType; return the update, "
+                "with the shape of g"),
+    (other_shape, "other_shape, on a tensor of shape (2, 2): returns a value of shape (); return the update, "
+                  "with the shape of g"),
+    (row_only, "row_only, on a tensor of shape (2, 2): returns a value of shape (1, 2); return the update, "
+               "with the shape of g"),
+    (changes_w, "changes_w, on a tensor of shape (2, 2): changes w or g; only return the update, and apply() "
+                "changes w"),
+    (changes_g, "changes_g, on a tensor of shape (2, 2): changes w or g; only return the update, and apply() "
+                "changes w"),
+    (typo, "typo, on a tensor of shape (2, 2): NameError: name 'mm' is not defined"),
+    (no_number, "no_number, on a tensor of shape (2, 2): its first update is not finite: "
+                "[[inf, inf], [inf, inf]]")])
+def test_a_wrong_rule_is_one_line(rule, line):
+    w = torch.ones(2)
+    with pytest.raises(ValueError) as caught:
+        Optimizer([w], rule, lr=0.1)
+    assert str(caught.value) == line and w.tolist() == [1, 1]
+
+
+def test_a_wrong_rule_ends_the_run_before_its_first_step(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(zoo.RULES, "typo", ZooRule(typo))
+    assert run_tiny(tiny, tmp_path, "wrong", "--optimizer=typo", "--lr=1") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(
+        "train.py: error: --optimizer=typo: typo, on a tensor of shape (2, 2): NameError: name 'mm' is not ")
+
+
 def test_the_table_has_all(capsys):
     assert train.main(["--optimizer=list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 110
-    for name in [*zoo.RULES, *MODIFIERS, *(set(zoo.SHAPES) - set(optim.SHAPES))]:
+    for name in [*zoo.RULES, *MODIFIERS, *zoo.SHAPES]:
         assert any(line.split()[:1] == [name] for line in lines), name
     assert next(line for line in lines if line.startswith("soap ")).split()[1:3] == ["24.00", "3e-3"]
     text = " ".join(lines)
@@ -491,17 +583,17 @@ def test_the_table_has_all(capsys):
 def test_shapes(kind, quarters):
     for cooldown, shift in ((1.0, 0), (0.2, 800)):    # over the whole run, or WSD: over its last fifth
         steps = [shift + round(1000 * cooldown * part) for part in (0.25, 0.5, 0.75)]
-        found = [optim.schedule(t, 1000, zoo.SHAPES[kind], warmup=0, floor=0, cooldown=cooldown)
+        found = [zoo.schedule(t, 1000, zoo.SHAPES[kind], warmup=0, floor=0, cooldown=cooldown)
                  for t in steps]
         assert found == pytest.approx(quarters, abs=6e-4)
         if shift:
-            assert optim.schedule(790, 1000, zoo.SHAPES[kind], warmup=0.1, floor=0, cooldown=cooldown) == 1
-    last = optim.schedule(1000, 1000, zoo.SHAPES[kind], floor=0.2)
+            assert zoo.schedule(790, 1000, zoo.SHAPES[kind], warmup=0.1, floor=0, cooldown=cooldown) == 1
+    last = zoo.schedule(1000, 1000, zoo.SHAPES[kind], floor=0.2)
     assert last == pytest.approx(1 if kind == "constant" else 0.2)
 
 
 def test_exponential_falls_by_the_same_fraction():
-    found = [optim.schedule(t, 40, zoo.SHAPES["exponential"], warmup=0, floor=0.01) for t in (10, 20, 30, 40)]
+    found = [zoo.schedule(t, 40, zoo.SHAPES["exponential"], warmup=0, floor=0.01) for t in (10, 20, 30, 40)]
     assert found == pytest.approx([0.01**0.25, 0.1, 0.01**0.75, 0.01])
 
 

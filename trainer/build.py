@@ -28,5 +28,7 @@ def build_optimizer(model: Decoder, settings: Settings, hyper: dict) -> zoo.Opti
         return zoo.make(settings.optimizer, model.roles(), lr=settings.lr, weight_decay=settings.weight_decay,
                         weight_decay_kind=settings.weight_decay_kind, compile=settings.compile,
                         of_role=settings_of_roles(settings, hyper), **values, **chosen)
+    except zoo.WrongRule as error:
+        raise UserError(f"--optimizer={settings.optimizer}: {error}") from None
     except ValueError as error:
         raise UserError(f"--{error}") from None

@@ -9,8 +9,8 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-import optim
 import zoo
+from optim import factored
 from trainer.settings import FREE, Settings, defaults
 
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
@@ -45,6 +45,22 @@ def evaluate(model: torch.nn.Module, tokens, count: int, machine, autocast, *, m
     return None if stopped else total / count
 
 
+def effective_lr(optimizer: zoo.Optimizer) -> list:
+    """What Fig. 7 of the paper shows: the lr that each block really has, lr / (sqrt(v_hat) + eps).
+
+    Returns a list of {name, role, values}, one for each parameter that has moved and has a second moment.
+    values: 1-D, fp32, in weight per gradient, one for each block (of adamw, adafactor: for each weight)."""
+    rows = []
+    for group, i, p in optimizer.each_parameter():
+        rule, state = optimizer.rules[group["rule"]], optimizer.state.get(p)
+        if state and rule.second_moment:
+            v, *c = [state[name] for name in rule.second_moment]    # v, or the factors r and c of v
+            v = (factored(v, *c) if c else v) / (1 - group["beta2"] ** state["t"] if rule.corrected else 1)
+            values = (group["lr"] / (v.sqrt() + group["eps"])).flatten().float()
+            rows.append(dict(name=group["names"][i], role=group["roles"][i], values=values))
+    return rows
+
+
 def look_into(optimizer: zoo.Optimizer, before: dict) -> dict:
     """Returns what the last step did.
 
@@ -56,7 +72,7 @@ def look_into(optimizer: zoo.Optimizer, before: dict) -> dict:
             its own decay.
         blocks: {parameter: {update, weight, grad}}, root mean squares."""
     effective, largest, blocks = {}, {}, {}
-    for row in optim.effective_lr(optimizer):
+    for row in effective_lr(optimizer):
         for label in labels_of(row["role"]):
             effective.setdefault(label, []).append(row["values"])
     for label, values in effective.items():

@@ -10,6 +10,7 @@ A new rule is a function and a line in the table of its file. A new file is a li
 """
 import difflib
 import functools
+import math
 
 import torch
 
@@ -18,8 +19,8 @@ from optim import ROLES
 from zoo import adaptive, curvature, factored, lowrank, orthogonal
 from zoo.frozen import FROZEN
 from zoo.modifiers import MODIFIERS
-from zoo.rule import ModifiedRule, ZooRule, keyword_names, parameter_names
-from zoo.schedules import SHAPES    # noqa: F401, part of what the package offers
+from zoo.rule import ModifiedRule, WrongRule, ZooRule, keyword_names, parameter_names
+from zoo.schedules import SHAPES, schedule    # noqa: F401, part of what the package offers
 
 TABLES = (adaptive.RULES, factored.RULES, lowrank.RULES, orthogonal.RULES, curvature.RULES)
 ROLE_SETS = {role: (role,) for role in ROLES} | {"matrix": ("attn_out", "mlp_up", "mlp_down")}
@@ -39,13 +40,16 @@ def as_zoo_rule(rule: optim.Rule) -> ZooRule:
     """A rule of optim.py with what a line of the zoo says besides."""
     return ZooRule(rule.function, lr_factor=rule.lr_factor, rows=rule.rows,
                    second_moment=" ".join(rule.second_moment), corrected=rule.corrected,
+                   elementwise=rule.elementwise,
                    bounds={name: limits for name, limits in rule.bounds.items() if name in rule.hyper})
 
 RULES = joined([{name: as_zoo_rule(rule) for name, rule in optim.RULES.items()}, *TABLES])
 
 @functools.cache
 def rule_of(rule) -> ZooRule:
-    """The ZooRule of a function or of a rule of optim.py: that of the table, or a new one."""
+    """The ZooRule of a name, a function or a rule of optim.py: that of the table, or a new one."""
+    if isinstance(rule, str):
+        return find(rule)
     if isinstance(rule, optim.Rule):
         return rule if isinstance(rule, ZooRule) else as_zoo_rule(rule)
     known = [one for one in (*RULES.values(), FROZEN) if one.function is rule]
@@ -75,6 +79,8 @@ def modified(rule: str | ZooRule, modify: str = "") -> ZooRule:
 
 # ---- The class ------------------------------------------------------------------------------------------
 
+TRIED = set()    # functions of rules that have returned a right update once in this process
+
 class Optimizer(optim.Optimizer):
     """The class of optim.py for rules that ask for more: see ZooRule. Its arguments are the same.
 
@@ -96,6 +102,37 @@ class Optimizer(optim.Optimizer):
                 starts[name] = functools.partial(make_state, **{key: known[key] for key in keys})
         return super().start(group, i, device, starts)
 
+    def add_param_group(self, param_group):
+        super().add_param_group(param_group)
+        rule = self.rules[self.param_groups[-1]["rule"]]
+        if rule.function not in TRIED and not rule.refresh:    # a refresh comes before the first update
+            self.try_out(rule)
+        TRIED.add(rule.function)
+
+    def try_out(self, rule):
+        """Calls a rule once, with a matrix and with a vector. WrongRule says what is wrong with it."""
+        if "g" not in rule.inputs:
+            raise WrongRule(f"{rule.name}: needs a parameter named g, the gradient, before the *")
+        for shape in ((2, 2), (2,)):
+            w, g = torch.ones(shape), torch.arange(1.0, 1 + math.prod(shape)).view(shape)
+            group = rule.hyper | dict(params=[w], blocks=[1], roles=[None], rule=rule.name)
+            one = torch.ones((), dtype=torch.float64)
+            given = self.start(group, 0) | self.constants(group, 0)
+            given |= dict(g=g.clone(), w=w.clone(), t=one, lr=one, decay=one, g2=g.square().mean(),
+                          norm=g.norm())
+            where = f"{rule.name}, on a tensor of shape {shape}:"
+            try:
+                u = rule.function(*(given[name] for name in rule.inputs), **rule.hyper)
+            except Exception as error:
+                raise WrongRule(f"{where} {type(error).__name__}: {error}") from error
+            if not torch.is_tensor(u) or u.shape != w.shape:
+                what = f"shape {tuple(u.shape)}" if torch.is_tensor(u) else f"type {type(u).__name__}"
+                raise WrongRule(f"{where} returns a value of {what}; return the update, with the shape of g")
+            if not (w.equal(given["w"]) and g.equal(given["g"])):
+                raise WrongRule(f"{where} changes w or g; only return the update, and apply() changes w")
+            if not u.isfinite().all():
+                raise WrongRule(f"{where} its first update is not finite: {u.tolist()}")
+
     def measuring_steps(self, group) -> int:
         """How many first steps of a group only measure: they neither move nor decay a weight."""
         measures = self.rules[group["rule"]].measures
@@ -114,7 +151,7 @@ class Optimizer(optim.Optimizer):
         for group in self.param_groups:
             refresh = self.rules[group["rule"]].refresh
             if refresh and "gs" in parameter_names(refresh):
-                steps = [self.state.get(p, {}).get("t", 0) + 1 for p in group["params"]]
+                steps = [self.state.get(p, {}).get("t", 0) + 1 for p in group["params"] if p.numel()]
                 if any(self.refresh_before(group, t) for t in steps):
                     return True
         return False
@@ -139,13 +176,13 @@ class Optimizer(optim.Optimizer):
         numbers = {p: number for number, (_, _, p) in enumerate(self.each_parameter(), 1)}
         names = parameter_names(refresh)
         for i, p in enumerate(group["params"]):
-            if p.grad is None or self.state[p]["t"] != t:
+            if p.grad is None or self.state.get(p, {}).get("t") != t:    # a tensor of no weights has no state
                 continue
-            gradient = p.grad.to(torch.promote_types(p.dtype, torch.float32))
+            gradient = p.grad.to(torch.promote_types(p.dtype, torch.float32)).contiguous()
             given = group | self.state[p] | dict(g=gradient, w=p, t=t, index=numbers[p],
                                                  role=group["roles"][i], blocks=group["blocks"][i])
             if "gs" in names:
-                given["gs"] = self.sampled.pop(p).to(gradient.dtype)
+                given["gs"] = self.sampled.pop(p).to(gradient.dtype).contiguous()
             refresh(**{name: given[name] for name in names})
 
     def load_state_dict(self, state_dict):
@@ -185,7 +222,7 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
     **hyper    hyperparameters of the rule and of modifiers, and with rest_ before the name of the rule `rest`
     Raises ValueError that names the option for what does not fit together.
     """
-    roles, rule = list(roles), modified(name, modify or "")
+    roles, rule = optim.triples(roles), modified(name, modify or "")
     if rule.roles:
         if rest_lr is None:
             raise ValueError(f"rest_lr: {name} is for {rule.roles}; give the lr of {rest or rule.rest}, "

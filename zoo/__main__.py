@@ -1,13 +1,22 @@
 """
-python -m zoo          prints the table of all rules, modifiers and schedules
-python -m zoo NAME     prints a rule's docstring and three of its steps on two weights, to check with a pencil
+Prints a rule's docstring and then its steps on five weights, to check with a pencil. Without a name it prints
+the table of all rules, modifiers and schedules.
+
+    python -m zoo adamw
+    python -m zoo adamw --lr=0.01 --steps=5 --grads="1 1 1 1 1; -1 0 1 1 1"
 """
+import argparse
+import inspect
 import sys
 
+import torch
+
 import zoo
-from optim import by_hand
+from optim import factored, hat
 from zoo.frozen import FROZEN
-from zoo.table import table
+from zoo.table import STAR, table
+
+GRADIENTS = "1 -.5 8 4 .1; .5 .5 8 -4 .1; -1 .25 8 4 -.1"
 
 
 class SampledByHand(zoo.Optimizer):
@@ -17,16 +26,71 @@ class SampledByHand(zoo.Optimizer):
         super().check_gradients()
 
 
+def show(label: str, tensors: list) -> None:
+    """Prints a line of numbers: those of the matrix, a bar, and that of the vector."""
+    texts = [" ".join(f"{x:10.6f}" for x in torch.as_tensor(x).flatten().tolist()) for x in tensors]
+    print(f"{label:14s}" + "  |".join(texts))
+
+
+def by_hand(rule: zoo.ZooRule, lr: float, steps: int, grads: list, hyper: dict) -> None:
+    """Prints a rule's docstring and its steps on a matrix of two unlike rows and on a vector of one weight.
+
+    Args:
+        rule: the rule. A rule of which rows are blocks, such as adalayer_star, has them in the matrix.
+        lr: the learning rate.
+        steps: how many steps to take.
+        grads: the gradients, five numbers for each step. They begin anew when they are used up.
+        hyper: values of the rule's hyperparameters."""
+    w = [torch.tensor([[1.0, -2.0], [3.0, 0.5]], dtype=torch.float64), torch.ones(1, dtype=torch.float64)]
+    optimizer = SampledByHand([dict(params=w, blocks=[2 if rule.rows else 1, 1])], rule, lr=lr, **hyper)
+    if rule.rows:
+        print(f"{STAR} In this example these are the rows of the matrix.\n")
+    print(f"{inspect.getdoc(rule.function)}\n\nA matrix of 2 x 2, row by row | a vector of one weight\n"
+          f"lr {lr:g}, {optimizer.hyper}\n")
+    show("w", w)
+    for t in range(1, steps + 1):
+        numbers = torch.tensor(grads[(t - 1) % len(grads)], dtype=torch.float64)
+        w[0].grad, w[1].grad = numbers[:4].view(2, 2), numbers[4:]
+        before, step_count = [x.clone() for x in w], torch.tensor(t, dtype=torch.float64)
+        optimizer.step()
+        show(f"step {t}  g", [x.grad for x in w])
+        states = [optimizer.state[x] for x in w]
+        for name in rule.state:
+            show(f"        {name}", [state[name] for state in states])
+        if "m_hat =" in rule.function.__doc__:
+            show("        m_hat", [hat(state["m"], optimizer.hyper["beta1"], step_count) for state in states])
+        if rule.second_moment and rule.corrected:
+            v = [[state[name] for name in rule.second_moment] for state in states]    # v itself, or r and c
+            v = [factored(*parts) if len(parts) == 2 else parts[0] for parts in v]
+            show("        v_hat", [hat(x, optimizer.hyper["beta2"], step_count) for x in v])
+        show("        u", [(old - new) / lr for old, new in zip(before, w)])
+        show("        w", w)
+
+
+def gradients(text: str) -> list:
+    """Reads "1 2 3 4 5; ..." as a list of lists of five numbers. Raises ValueError for anything else."""
+    grads = [[float(number) for number in step.split()] for step in text.split(";")]
+    if any(len(step) != 5 for step in grads):
+        raise ValueError("each step needs five numbers")
+    return grads
+
+
 def main(argv: list) -> int:
-    if not argv:
+    rules = zoo.RULES | {"adalayer_frozen": FROZEN}
+    parser = argparse.ArgumentParser("python -m zoo", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rule", nargs="?", choices=rules, metavar="NAME", help=", ".join(rules))
+    parser.add_argument("--lr", type=float, default=0.1, help="default: 0.1")
+    parser.add_argument("--steps", type=int, default=3, help="default: 3")
+    parser.add_argument("--grads", type=gradients, default=GRADIENTS,
+                        help=f'gradients of the five weights, step by step; default: "{GRADIENTS}"')
+    given = parser.parse_args(argv)
+    if not given.rule:
         print(table())
         return 0
-    rules = zoo.RULES | {"adalayer_frozen": FROZEN}
-    if len(argv) > 1 or argv[0] not in rules:
-        print(f"{__doc__.strip()}\n\nNAME is one of {', '.join(rules)}.", file=sys.stderr)
-        return 2
-    hyper = dict(freeze_steps=1) if argv[0] == "adalayer_frozen" else {}
-    by_hand(rules[argv[0]], SampledByHand, **hyper)
+    hyper = dict(freeze_steps=1) if given.rule == "adalayer_frozen" else {}
+    hyper |= {name: given.steps if name == "steps" else 1 for name in rules[given.rule].from_run}
+    by_hand(rules[given.rule], given.lr, given.steps, given.grads, hyper)
     return 0
 
 

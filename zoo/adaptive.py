@@ -142,10 +142,11 @@ def mars(g, m, v, last, t, *, beta1=0.95, beta2=0.99, gamma=0.025, eps=1e-8):
     return hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)
 
 RULES = {
-    "ademamix":  ZooRule(ademamix, second_moment="v", from_run=("steps",), bounds=dict(beta3=BELOW_ONE)),
-    "adopt":     ZooRule(adopt, measures=1),
-    "laprop":    ZooRule(laprop, second_moment="v"),
-    "radam":     ZooRule(radam),
-    "adabelief": ZooRule(adabelief, lr_factor=1 / 3),
+    "ademamix":  ZooRule(ademamix, second_moment="v", from_run=("steps",), bounds=dict(beta3=BELOW_ONE),
+                         elementwise=True),
+    "adopt":     ZooRule(adopt, measures=1, elementwise=True),
+    "laprop":    ZooRule(laprop, second_moment="v", elementwise=True),
+    "radam":     ZooRule(radam, elementwise=True),
+    "adabelief": ZooRule(adabelief, lr_factor=1 / 3, elementwise=True),
     "mars":      ZooRule(mars, lr_factor=2, second_moment="v", roles="embed+qkv+matrix+head", rest="adamw"),
 }

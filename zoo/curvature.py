@@ -35,5 +35,5 @@ def curvature(h, gs, *, beta2):
 
 RULES = {
     "sophia": ZooRule(sophia, lr_factor=0.2, refresh=curvature, from_run=("batch", "context"),
-                      bounds=dict(refresh_steps=AT_LEAST_ONE)),
+                      elementwise=True, bounds=dict(refresh_steps=AT_LEAST_ONE)),
 }

@@ -67,7 +67,7 @@ def trust_ratio(u, w, decay, lr):
 
 MODIFIERS = {
     "cautious":       Modifier(cautious, changes="u"),
-    "cautious_decay": Modifier(cautious_decay, changes="decay"),
+    "cautious_decay": Modifier(cautious_decay, changes="decay", elementwise=True),
     "adagc":          Modifier(adagc, changes="g", bounds=dict(adagc_beta=BELOW_ONE,
                                                                adagc_warmup_steps=AT_LEAST_ONE)),
     "trust_ratio":    Modifier(trust_ratio, changes="u", last=True),

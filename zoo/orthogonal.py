@@ -11,8 +11,14 @@ def matrices(x, blocks):
     """Returns x as (blocks, rows, columns).
 
     q, k and v become three matrices. In a convolution, a row holds all kernels of one output. A vector
-    becomes one row."""
+    becomes one row. In a tensor of experts, (E, rows, columns) with E blocks, each expert is a matrix."""
+    if x.dim() > 2 and len(x) == blocks > 1:
+        return x.flatten(2)
     return x.reshape(blocks, len(x) // blocks, -1) if x.dim() > 1 else x.reshape(1, 1, -1)
+
+def row_of_matrix(w, blocks):
+    """Makes one number for each row of each matrix."""
+    return w.new_zeros(*matrices(w, blocks).shape[:2], 1) if w.dim() > 2 else per_row(w, blocks)
 
 def orthogonal(x, steps=5):
     """Returns nearly U V', where x = U S V': the singular values of each matrix become 0.7 ... 1.2.
@@ -46,7 +52,7 @@ def muon(g, m, blocks, *, beta1=0.95):
     o = orthogonal(matrices(g.lerp(m, beta1), blocks))
     return max(1, o.shape[1] / o.shape[2]) ** 0.5 * o.reshape(g.shape)
 
-def normuon(g, m, s: per_row, blocks, *, beta1=0.95, beta2=0.95, eps=1e-10):
+def normuon(g, m, s: row_of_matrix, blocks, *, beta1=0.95, beta2=0.95, eps=1e-10):
     """NorMuon is Muon that then gives all rows the same size.
         m <- b1 m + (1 - b1) g
         o  = orthogonal(b1 m + (1 - b1) g)
@@ -108,11 +114,11 @@ def square(w, blocks, side):
 
 def left(w, blocks, *, role):
     """Makes a matrix for the rows. It is empty for a vector, and where the rows are the vocabulary."""
-    return square(w, blocks, 0 if w.dim() < 2 or role in ("embed", "head") else len(w) // blocks)
+    return square(w, blocks, 0 if w.dim() < 2 or role in ("embed", "head") else matrices(w, blocks).shape[1])
 
 def right(w, blocks):
     """Makes a matrix for the columns. It is empty for a vector."""
-    return square(w, blocks, w[0].numel() if w.dim() > 1 else 0)
+    return square(w, blocks, matrices(w, blocks).shape[2] if w.dim() > 1 else 0)
 
 def change_basis(x, ql, qr):
     """Returns ql' x qr. An empty basis changes nothing."""

@@ -9,6 +9,9 @@ from optim import Rule, per_block
 
 BELOW_ONE, AT_LEAST_ONE = (0, 1), (1, math.inf)    # bounds of hyperparameters: (at least, below)
 
+class WrongRule(ValueError):
+    """A function that does not do what a rule must do."""
+
 class ZooRule(Rule):
     """A rule that may ask for more than the rules of optim.py. It may ask for these values:
 
@@ -39,6 +42,13 @@ class ZooRule(Rule):
         self.roles, self.rest, self.measures = roles, rest, measures
         self.refresh, self.from_run = refresh, from_run
         self.has_blocks = per_block in self.state.values() or "blocks" in self.inputs
+        for p in inspect.signature(function).parameters.values():
+            if p.name in self.hyper and p.name in (*self.given, "weight_decay"):
+                raise WrongRule(f"{self.name}: {p.name} is an input; put it before the *, with no default")
+            if p.name in self.hyper and p.default is p.empty:
+                raise WrongRule(f"{self.name}: the hyperparameter {p.name} needs a default")
+            if p.name in self.inputs and (p.default is not p.empty or p.name in ("beta1", "beta2", "eps")):
+                raise WrongRule(f"{self.name}: {p.name} is a hyperparameter; put a * before it")
         if refresh and "refresh_steps" not in self.hyper:
             raise ValueError(f"{self.name}: has a refresh, so it needs the hyperparameter refresh_steps")
         if missing := [name for name in (*from_run, *line.get("bounds", ())) if name not in self.hyper]:
@@ -84,6 +94,7 @@ class ModifiedRule(ZooRule):
             names += part.inputs
         self.inputs = tuple(dict.fromkeys(name for name in names if name != "u"))
         self.has_blocks = any(part.has_blocks for part, _ in self.parts)
+        self.elementwise = all(part.elementwise for part, _ in self.parts)
         self.function = functools.partial(apply_parts, self.inputs, self.parts, self.changes_decay)
 
 def apply_parts(inputs, parts, changes_decay, *tensors, **hyper):

@@ -8,7 +8,23 @@ floor that is left. A linear fall to zero is --schedule=linear --floor=0: Bergsm
 """
 import math
 
-import optim
+def schedule(t, steps, shape=None, warmup=0.1, warmup_from=0.1, floor=0.1, cooldown=1.0) -> float:
+    """The fraction of the peak lr at step t = 1 ... steps. It rises in a line from warmup_from to 1 in the
+    first warmup * steps, then falls to floor in the last cooldown * steps. The defaults are the paper's.
+    shape: a function of SHAPES. None stands for the cosine."""
+    rise = round(warmup * steps)
+    if t < rise:
+        return warmup_from + (1 - warmup_from) * t / rise
+    fall = max(rise, steps - round(cooldown * steps))
+    return floor + (1 - floor) * (shape or cosine)((t - fall) / (steps - fall), floor) if t > fall else 1.0
+
+def cosine(p, floor):
+    """(1 + cos(pi p)) / 2 falls like half a wave. Loshchilov, Hutter (2016), arXiv 1608.03983."""
+    return (1 + math.cos(math.pi * p)) / 2
+
+def linear(p, floor):
+    """1 - p falls in a line."""
+    return 1 - p
 
 def sqrt(p, floor):
     """1 - sqrt(p) falls fast at first and then slowly. Hägele et al. (2024), arXiv 2405.18392."""
@@ -40,7 +56,9 @@ def constant(p, floor):
     """The lr stays at its peak."""
     return 1.0
 
-SHAPES = optim.SHAPES | {
+SHAPES = {
+    "cosine":      cosine,
+    "linear":      linear,
     "constant":    constant,
     "sqrt":        sqrt,
     "square":      square,

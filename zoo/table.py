@@ -11,6 +11,8 @@ import torch
 import optim
 import zoo
 
+STAR = "Adalayer* is Adalayer with one block for each row of the output head."
+
 
 def state_bytes(optimizer: optim.Optimizer, group: dict) -> int:
     """Returns the bytes of state that the parameters of a group have after their first step."""
@@ -46,11 +48,10 @@ def table() -> str:
     for name, rule in zoo.RULES.items():
         idea, source, lr = read_docstring(rule.function)
         if name == "adalayer_star":
-            idea = "Adalayer* is Adalayer with one block for each row of the output head."
+            idea = STAR
         add(f"{name:15s}{bytes_per_weight(rule):6.2f}  {lr:8s}", idea, source)
     modifiers = {name: modifier.function for name, modifier in zoo.MODIFIERS.items()}
-    schedules = {name: shape for name, shape in zoo.SHAPES.items() if name not in optim.SHAPES}
-    for option, functions in (("--modify", modifiers), ("--schedule", schedules)):
+    for option, functions in (("--modify", modifiers), ("--schedule", zoo.SHAPES)):
         lines += ["", option]
         for name, function in functions.items():
             idea, source, _ = read_docstring(function)

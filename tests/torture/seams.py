@@ -40,8 +40,8 @@ def compiler_works():
 
 def schedule_late_by(steps):
     """Patches the schedule of the learning rate: it answers as if a step were some steps earlier."""
-    schedule = optim.schedule
-    return mock.patch.object(optim, "schedule", lambda step, *rest: schedule(max(1, step - steps), *rest))
+    schedule = zoo.schedule
+    return mock.patch.object(zoo, "schedule", lambda step, *rest: schedule(max(1, step - steps), *rest))
 
 
 def catch_optimizers(made):
