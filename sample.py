@@ -1,6 +1,7 @@
 """
 Writes text with a trained model.
 
+    python sample.py                                                             with the newest run
     python sample.py --name=0001 --prompt="Fellow citizens" --temperature=0.8
 """
 import sys
@@ -19,7 +20,7 @@ from trainer.options import load, option
 
 @dataclass
 class Options:
-    name: str = option("", None, "name of the run, a folder in --runs")
+    name: str = option("", None, "name of the run, a folder in --runs; default: the newest")
     runs: str = option("runs", None, "folder of all runs")
     data: str = option("", None, "folder of the run's data, for its tokenizer; default: where it was when "
                                  "the run was trained")
@@ -57,7 +58,9 @@ def generate(model: Decoder, tokens: Sequence[int], count: int, temperature: flo
         if temperature == 0:
             token = logits.argmax()
         else:
-            token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+            # in float64, and with a largest logit of 0, so that no temperature makes all of them infinite
+            scaled = (logits.double() - logits.max()) / temperature
+            token = torch.multinomial(scaled.softmax(-1).float(), 1, generator=generator)
         tokens.append(int(token))
     return tokens
 
@@ -92,20 +95,47 @@ def show(model: Decoder, folder: str, count: int) -> None:
         print(f"\n--- {count} tokens from the model\n{text(model, tokenizer, '', count)}\n---\n")
 
 
+def newest_checkpoint(runs_folder: str, name: str) -> Path:
+    """Returns the newest checkpoint of a run, or of all runs if the name is "". Raises UserError if there is
+    none."""
+    folder = Path(runs_folder, name)
+    if not name:
+        checkpoints = sorted(folder.glob("*/step-*.pt"), key=lambda path: path.stat().st_mtime_ns)
+        if not checkpoints:
+            raise UserError(f"--runs={folder}: no run in it has a checkpoint; train one first")
+        folder = checkpoints[-1].parent
+        print(f"note: the newest run is {folder}", file=sys.stderr)
+    if not folder.is_dir():
+        raise UserError(f"--name={name}: no such folder in {runs_folder}")
+    checkpoints = sorted(folder.glob("step-*.pt"))
+    if not checkpoints:
+        raise UserError(f"--name={name}: no checkpoint in {folder}; train it first")
+    return checkpoints[-1]
+
+
+def tokenizer_of(checkpoint: dict, settings: Options) -> tiktoken.Encoding | data.T5:
+    """Loads the tokenizer of the data that a checkpoint was trained on. Raises UserError if these data are
+    not found."""
+    folder = Path(settings.data or checkpoint["config"]["data"])
+    if not folder.exists():    # training started in another folder, which usually holds data and runs
+        folder = Path(settings.runs).absolute().parent / folder
+    if not folder.exists():
+        raise UserError(f"--data={folder}: no such folder; say where the data of the run are")
+    found, expected = data.fingerprint(data.read_meta(folder)), checkpoint["data"]
+    if found != expected:
+        raise UserError(f"--data={folder}: holds other tokens than the run was trained on (sha256 "
+                        f"{found[:12]}, not {expected[:12]}); say where the data of the run are")
+    return data.load_tokenizer(folder)
+
+
 def main(argv: list[str]) -> int:
     """Runs a command line. Returns the exit code: 0 for success, otherwise that of the UserError."""
     try:
         settings = load(Options, argv, __doc__)[0]
-        folder = Path(settings.runs) / settings.name
-        if not settings.name or not folder.is_dir():
-            raise UserError(f"--name={settings.name!r}: no such folder in {settings.runs}")
-        checkpoints = sorted(folder.glob("step-*.pt"), reverse=True)
-        if not checkpoints:
-            raise UserError(f"--name={settings.name}: {folder} holds no checkpoint")
-        newest = runs.load_checkpoint(checkpoints[0])
-        model = Decoder(**newest["shape"])
-        model.load_state_dict(newest["model"])
-        tokenizer = data.load_tokenizer(settings.data or newest["config"]["data"])
+        checkpoint = runs.load_checkpoint(newest_checkpoint(settings.runs, settings.name))
+        tokenizer = tokenizer_of(checkpoint, settings)
+        model = Decoder(**checkpoint["shape"])
+        model.load_state_dict(checkpoint["model"])
         print(text(model, tokenizer, settings.prompt, settings.tokens, settings.temperature, settings.top_k,
                    settings.seed))
     except UserError as error:

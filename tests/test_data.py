@@ -63,6 +63,25 @@ def test_bpe_round_trips_every_byte_string():
     assert encoding.n_vocab == 300 and encoding.eot_token == 299
 
 
+BLANKS = [b"  ", b"    ", b" " * 8, b"\n\n", b" \n", b" b", b"  b"]
+
+
+@pytest.mark.parametrize("run", [" " * 100_001, "\n \t" * 40_000, "\r\n" * 49_999])
+def test_a_long_run_of_blanks_has_the_same_ids(run):
+    """tiktoken can encode 120,000 blanks, and the ids are the same, whatever follows the run."""
+    encoding = vocabulary.make_encoding({token: i for i, token in enumerate([*map(bytes, zip(range(256))),
+                                                                             *BLANKS])})
+    for text in (run, f"a{run}b", f"{run}'tis {run}1", f"a{run}\n", f"{run}\u3000é{run}."):
+        assert vocabulary.ids_of(text, encoding).tolist() == encoding.encode_ordinary(text)
+
+
+def test_a_million_blanks():
+    """tiktoken cannot encode them. All blanks but the last one are a word, as in a short run."""
+    ranks = {token: i for i, token in enumerate([*map(bytes, zip(range(256))), *BLANKS])}
+    ids = vocabulary.byte_tokenizer("bpe", ranks).encode(["a" + " " * 1_000_001 + "b"])[0].tolist()
+    assert ids == [97, *[258] * 125_000, 261, 263]
+
+
 def test_bpe_of_too_little_text():
     with pytest.raises(UserError, match="--vocab=400: the text gives only"):
         vocabulary.train_bpe(["abc abc"], 400)

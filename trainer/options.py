@@ -77,8 +77,8 @@ def check(key: str, value, kind: type, choices=None, low=None, high=None, **_):
 def read_toml(path: str) -> dict:
     """Returns the tables of a TOML file. Raises UserError."""
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
+        with open(path, encoding="utf-8-sig") as file:    # -sig: without a byte order mark
+            return tomllib.loads(file.read())
     except OSError as error:
         raise UserError(f"--config={path!r}: {error.strerror}; the shipped ones are configs/*.toml") from None
     except (ValueError, RecursionError) as error:    # TOMLDecodeError and UnicodeDecodeError are ValueErrors

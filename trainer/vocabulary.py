@@ -31,6 +31,7 @@ BPE_TEXT = 20_000_000    # a BPE is trained on the first documents, until they h
 END = "<|endoftext|>"
 # How GPT-2 splits a text into words.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+MANY_BLANKS = regex.compile(r"((?<!\s)\s{100000,}(?!\S))")
 
 
 class PairCounts:
@@ -242,6 +243,20 @@ def gpt2_ranks() -> dict[bytes, int]:
     return ranks
 
 
+def ids_of(text: str, encoding: tiktoken.Encoding) -> np.ndarray:
+    """Returns the ids of a text, uint32.
+
+    tiktoken fails at a run of a million blanks, so a long run is encoded by itself. This changes no id:
+    PATTERN makes one word of a run at the end of a text, and of all but the last blank of any other run.
+    """
+    pieces = MANY_BLANKS.split(text) if len(text) >= 100_000 else [text]
+    if len(pieces) == 1:
+        return encoding.encode_to_numpy(text, disallowed_special=())
+    return np.concatenate([np.array(encoding._encode_single_piece(piece) if k % 2 else
+                                    encoding.encode_ordinary(piece), np.uint32)
+                           for k, piece in enumerate(pieces)])    # the odd pieces are the runs
+
+
 def byte_tokenizer(name: str, ranks: dict[bytes, int]) -> Tokenizer:
     """Makes the tokenizer of a byte-level BPE. It encodes any text, and decodes it without loss.
 
@@ -253,8 +268,7 @@ def byte_tokenizer(name: str, ranks: dict[bytes, int]) -> Tokenizer:
     content = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
 
     def encode(texts):
-        return [np.append(encoding.encode_to_numpy(text, disallowed_special=()), encoding.eot_token)
-                for text in texts]
+        return [np.append(ids_of(text, encoding), encoding.eot_token) for text in texts]
 
     meta = dict(name=name, file="tokenizer.tiktoken", pattern=PATTERN, end_of_text=END)
     return Tokenizer(encode, encoding.n_vocab, content, meta)
@@ -274,6 +288,8 @@ def t5_tokenizer(path: str) -> Tokenizer:
                         4) from None
     sha256 = T5_PACKAGE[2]
     if path:
+        if not Path(path).is_file():
+            raise UserError(f"--t5_model={path}: no such file")
         content = checked(Path(path).read_bytes(), sha256, f"--t5_model={path}")
     elif not why_no_hub(lambda hub: hub.model_info(T5, timeout=5)):
         from huggingface_hub import hf_hub_download

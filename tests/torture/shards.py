@@ -19,6 +19,7 @@ from test_data import BROKEN
 from tools import DATA, DRAW, WORK, options, refused, small_disk
 from trainer import data, runs
 from trainer.errors import UserError
+from trainer.vocabulary import Tokenizer
 
 
 def broken_shards_are_refused(folder):
@@ -167,7 +168,7 @@ def id_is_refused(place, value):
     entry = dict(tokens=0, bytes=0, documents=0, shards=[])
     try:
         prepare_c4.write_split(place, "train", entry, [(["a"], (1, 0, 1))],
-                               lambda texts: [np.array([value])], 65536, 0, False, lambda: None)
+                               Tokenizer(lambda texts: [np.array([value])], 65536, b"", {}), 0, lambda: None)
     except UserError:
         return True
     return False
