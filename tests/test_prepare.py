@@ -17,7 +17,7 @@ import pytest
 import prepare_c4
 import train
 from conftest import documents
-from trainer import data, runs, vocabulary
+from trainer import corpora, data, runs, vocabulary
 
 TEXTS = documents(90)
 
@@ -98,12 +98,12 @@ def test_a_large_text_is_cut_where_no_token_changes(tmp_path, monkeypatch):
     of the whole text."""
     text = "".join(f"  line {i}, {t}" + "\n" * (1 + (i % 7 == 0)) for i, t in enumerate(TEXTS))
     (tmp_path / "in.txt").write_text(text)
-    monkeypatch.setattr(prepare_c4, "PART", 1000)
-    parts = list(prepare_c4.file_texts(str(tmp_path / "in.txt")))
+    monkeypatch.setattr(corpora, "PART", 1000)
+    parts = list(corpora.file_texts(str(tmp_path / "in.txt")))
     assert "".join(parts) == text and len(parts) > 30 and max(map(len, parts)) <= 2000
     (tmp_path / "one.txt").write_text("x" * 5000)
     # a file without line ends is cut, too
-    assert max(map(len, prepare_c4.file_texts(str(tmp_path / "one.txt")))) == 2000
+    assert max(map(len, corpora.file_texts(str(tmp_path / "one.txt")))) == 2000
     encoding = vocabulary.make_encoding(vocabulary.train_bpe(TEXTS, 300))
     plain = [part for part in parts if not part.endswith("\n\n")]
     assert sum((encoding.encode_ordinary(part) for part in plain), []) == \
@@ -153,7 +153,7 @@ def test_prepared_data_that_is_not_what_was_asked_for(tmp_path, capsys, options,
     assert prepare(tmp_path / "out", *first) == 0
     before = (tmp_path / "out/meta.json").read_bytes()
     assert prepare(tmp_path / "out", "--dataset=files", *[o.format(**{"in": folder}) for o in options]) == 2
-    contents = {name: prepare_c4.content_of(folder / path) for name, path in
+    contents = {name: corpora.content_of(folder / path) for name, path in
                 (("b", "b.jsonl"), ("c", "c.json.gz"), ("edited", "edited/b.jsonl"))}
     assert capsys.readouterr().err.endswith(f"delete this one; {words.format(**contents)}\n")
     (folder / "b.jsonl").touch()
@@ -168,12 +168,12 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name):
     content = "é b" if name == "a.txt" else '{"text": "é b"}\n'
     content = content.encode("utf-8-sig")
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
-    assert list(prepare_c4.file_texts(str(tmp_path / name))) == ["é b"]
+    assert list(corpora.file_texts(str(tmp_path / name))) == ["é b"]
 
 
 def test_half_a_character_is_replaced(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a \\ud800 b"}\n')
-    assert list(prepare_c4.file_texts(str(tmp_path / "a.jsonl"))) == ["a ? b"]
+    assert list(corpora.file_texts(str(tmp_path / "a.jsonl"))) == ["a ? b"]
 
 
 @pytest.mark.parametrize("options, words", [
@@ -339,13 +339,13 @@ class Hub:
                             lambda name: "5" if name == "datasets" else version(name))
 
     def dataset_info(self, repository, revision, timeout):
-        assert (repository, revision, timeout) == ("allenai/c4", prepare_c4.C4_REVISION, 5)
+        assert (repository, revision, timeout) == ("allenai/c4", corpora.C4_REVISION, 5)
         if self.error:
             raise self.error
 
     def load_dataset(self, repository, data_files, split, revision, streaming):
         assert (repository, split, streaming) == ("allenai/c4", "train", True)
-        assert revision == prepare_c4.C4_REVISION
+        assert revision == corpora.C4_REVISION
         kind, number = data_files.removeprefix("en/c4-").split("-")[0].split(".")
         self.read.append(f"{kind}.{number}")
         texts = TEXTS[60:] if kind == "validation" else TEXTS[20 * int(number):20 * int(number) + 20]
@@ -366,7 +366,7 @@ def test_c4(tmp_path, monkeypatch):
     assert "".join(text + vocabulary.END for text in TEXTS[60:]).startswith(val_text)
     meta = data.read_meta(tmp_path / "c4")
     assert 9000 <= meta["splits"]["train"]["tokens"] < 9500 and 3000 <= meta["splits"]["val"]["tokens"] < 3500
-    assert meta["source"] == dict(repository="allenai/c4", revision=prepare_c4.C4_REVISION)
+    assert meta["source"] == dict(repository="allenai/c4", revision=corpora.C4_REVISION)
     assert meta["versions"]["datasets"] == "5"
     assert hub.read[-1] == "validation.00000" and "train.00003" not in hub.read
 
