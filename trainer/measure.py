@@ -1,7 +1,9 @@
 """
-Measurements during a run, and the picture of its loss.
+Measurements during a run, and the picture of what it did.
 """
 import contextlib
+import os
+import sys
 from collections.abc import Sized
 from dataclasses import asdict
 from typing import BinaryIO
@@ -132,23 +134,58 @@ def promise(settings: Settings, hyper: dict, tables: dict, loss: float) -> str:
 
 
 def draw_run(rows: list, file: BinaryIO, title: str) -> None:
-    """Draws the loss curve of one run as a PNG.
+    """Draws one run over its steps as a PNG.
 
     Args:
         rows: the lines of its metrics.jsonl.
         file: the file that receives the picture.
         title: the title of the picture."""
-    import matplotlib    # here, because it takes half a second, and only the end of a run needs it
-    matplotlib.use("Agg")    # this draws into files and needs no screen
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    styles = dict(train=dict(color="0.6", lw=1, label="training"),
-                  val=dict(color="#0072B2", marker="o", label="validation"))
-    for kind, style in styles.items():
-        points = [(row["step"], row["loss"]) for row in rows if row["kind"] == kind]
-        axes.plot([x for x, _ in points], [y for _, y in points], **style)
-    axes.set(xlabel="step", ylabel="loss, nats per token", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+    draw_runs({"": rows}, file, title)
+
+
+def draw_runs(rows_of: dict[str, list], file: BinaryIO, title: str, format: str = "png") -> None:
+    """Draws the losses, learning rates and gradient norms of runs over their steps, one below the other.
+
+    Args:
+        rows_of: {name of a run: the lines of its metrics.jsonl}.
+        file, title: as in draw_run.
+        format: what the file is to hold, such as png or pdf."""
+    figure = blank_figure(7, 7.5)
+    panels = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 1))
+    loss, lr, norm = panels
+    for i, (name, rows) in enumerate(rows_of.items()):
+        color = f"C{i % 10}"
+        curves = ((loss, "train", "loss", dict(alpha=0.45, label=f"{name} training".strip())),
+                  (loss, "val", "loss", dict(marker="o", label=f"{name} validation".strip())),
+                  (lr, "train", "lr", {}),
+                  (norm, "train", "norm", {}))
+        for axes, kind, key, style in curves:
+            of_kind = [row for row in rows if row["kind"] == kind]
+            mark = {} if len(of_kind) > 2 else dict(marker="o")    # a line through one point cannot be seen
+            axes.plot([row["step"] for row in of_kind], [row[key] for row in of_kind],
+                      color=color, lw=1, ms=4, **mark | style)
+    loss.set(ylabel="loss, nats per token", title=title)
+    loss.legend()
+    lr.set(ylabel="learning rate")
+    norm.set(ylabel="gradient norm", xlabel="step", yscale="log")
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120, format=format)
+
+
+def blank_figure(width: float, height: float):
+    """Returns an empty matplotlib Figure. It needs neither a screen nor a backend.
+
+    matplotlib is imported only here, because that takes half a second. The import fails if MPLBACKEND names a
+    backend that is not installed, as in a program that a notebook starts. So the variable is hidden from it.
+
+    Args:
+        width, height: the size in inches."""
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+    from matplotlib.figure import Figure
+    if backend is not None:
+        os.environ["MPLBACKEND"] = backend
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend    # for the notebook itself, where it is installed
+    return Figure(figsize=(width, height), layout="constrained")
