@@ -1,8 +1,13 @@
 """
 From finished runs to tables, figures and verdicts on the paper's claims.
 
-    python -m study                                 adds runs/ to study/results/ and draws all that it allows
-    python -m study --runs=runs --out=nano.png      prints a table and draws a picture of these runs alone
+    python -m study                                adds the study's runs to study/results/ and draws all of it
+    python -m study --match='nano*' --out=x.png    prints a table and draws a picture of these runs alone
+    python -m study 0001 0002                      prints what differs between runs, and draws them together
+    python -m study --runs=ann,ben --out=x.png     takes the runs of several folders
+
+Without --out and without --match, only runs of sweeps enter the results: those that sweep.sh names, at the
+study's setting or at a variant of it. --match=PATTERN takes the runs of these names, whatever they are.
 
 study/results/  results.csv          a row for each ended run, with the command that runs it again
                 curves.jsonl, effective_lr.csv    what figures need beside the rows
@@ -11,6 +16,7 @@ study/results/  results.csv          a row for each ended run, with the command 
 
 The rows of runs whose folders are gone stay in the results.
 """
+import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -22,30 +28,34 @@ from study.tables import (
     RecordedRun,
     as_table,
     by_name_and_lr,
+    differences,
     league,
     mean_loss,
     merge,
     read_curves,
+    read_run,
     read_runs,
     read_study,
     sd,
     table,
-    text,
     variant_of,
 )
-from trainer.errors import UserError, one_line
+from trainer.errors import UserError, nearest, one_line
+from trainer.measure import draw_runs
 from trainer.options import load, option
+from trainer.runs import whole_file
 from zoo import RULES
 
 
 @dataclass
 class Options:
     """The options of `python -m study`."""
-    runs: str = option("runs", None, "folder of runs")
-    match: str = option("*", None, "pattern of the names of the runs to take")
+    runs: str = option("runs", None, "folder of runs; or several, joined by commas")
+    match: str = option("", None, "pattern of the names of the runs to take; default: all, of which only "
+                                  "those of the study's sweeps enter the results")
     results: str = option("study/results", None, "folder of what is kept of them")
     setting: str = option("study", None, "name of the config that claims and figures are about")
-    out: str = option("", None, "only this picture, of these runs")
+    out: str = option("", None, "only this picture, of these runs; of runs that are named: overlay.png")
 
 
 def everything(runs: list[RecordedRun], options: Options) -> None:
@@ -57,7 +67,7 @@ def everything(runs: list[RecordedRun], options: Options) -> None:
     folder = Path(options.results)
     if not runs and not (folder / "results.csv").exists():
         raise UserError(f"--runs={options.runs}, --results={folder}: hold no runs and no results")
-    merge(runs, folder)
+    merge(runs, folder, base="" if options.match else options.setting)
     study = read_study(folder, options.setting)
     (folder / "table.md").write_text(table(study))
     (folder / "league.md").write_text(league(study, RULES, read_milliseconds(folder / "rules.json")))
@@ -81,16 +91,16 @@ def one_picture(runs: list[RecordedRun], options: Options) -> None:
     """Prints a table and draws a picture of these runs alone.
 
     Raises:
-        UserError: none of the runs is finished, or they are of several settings.
+        UserError: none of the runs is finished, or their losses do not compare.
     """
     finished = [run for run in runs if run.status["status"] == "done"]
     if not finished:
-        raise UserError(f"--runs={options.runs}: holds no finished run that matches {options.match}")
-    settings = {" ".join(f"{name}={text(run.config[name])}" for name in ("config", "width", "steps"))
-                for run in finished}
-    if len(settings) > 1:
-        raise UserError(f"--match={options.match}: takes runs of several settings, too many for one picture: "
-                        f"{'; '.join(sorted(settings))}")
+        raise UserError(f"--runs={options.runs}: holds no finished run that matches {options.match or '*'}")
+    sources = sorted({f"{Path(run.config['config']).stem} on {Path(run.config['data']).name} "
+                      f"({run.start['data']:.8})" for run in finished})
+    if len(sources) > 1:
+        raise UserError(f"--match={options.match or '*'}: takes runs of several configs or data, which "
+                        f"do not compare: {'; '.join(sources)}")
     runs_of = by_name_and_lr(finished)
     rows: list[tuple] = []
     for name, lrs in runs_of.items():
@@ -102,22 +112,84 @@ def one_picture(runs: list[RecordedRun], options: Options) -> None:
             what_happened = f"{run.status['status']}, seed {run.config['seed']}"
             rows.append((variant_of(run), f"{run.config['lr']:g}", what_happened, "", ""))
     print(as_table(("optimizer", "peak lr", "final validation loss", "sd", "n"), rows), end="")
-    draw_study(runs_of, options.out)
+    draw_study(runs_of, Path(options.out))
     print(f"wrote {options.out}")
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command. Returns its exit code: 0, or 2 if an option or a file is wrong."""
+def overlay(names: list[str], options: Options) -> None:
+    """Prints what differs between two runs or more, and draws them into one picture.
+
+    Raises:
+        UserError: there is no such run, or it is not the only one of its name.
+    """
+    if len(names) < 2:
+        raise UserError(f"{names[0]}: give the names of two runs or more; or give options, as --key=value")
+    runs = [find_run(name, options.runs) for name in names]
+    are_unique = len({run.name for run in runs}) == len(runs)
+    names = [run.name if are_unique else str(run.path) for run in runs]
+    rows = differences(runs) or [("no setting differs", *[""] * len(runs))]
+    rows.append(("status", *(run.status["status"] for run in runs)))
+    rows.append(("final validation loss", *(
+        f"{run.status['loss']:.4f}" if run.status["status"] == "done" else "" for run in runs)))
+    print(as_table(("", *names), rows), end="")
+    out = Path(options.out or "overlay.png")
+    with whole_file(out) as file:
+        draw_runs({name: run.metrics for name, run in zip(names, runs)}, file, "", out.suffix[1:])
+    print(f"wrote {out}")
+
+
+def find_run(name: str, folders: str) -> RecordedRun:
+    """Returns the run of a name in these folders, or the run whose folder has this path.
+
+    Raises:
+        UserError: there is none, or several folders have one.
+    """
+    places = [Path(folder) / name for folder in folders.split(",")] + [Path(name)]
+    found = [path for path in dict.fromkeys(places) if (path / "metrics.jsonl").exists()]
+    if len(found) > 1:
+        raise UserError(f"{name}: is in several folders; name one of {', '.join(map(str, found))}")
+    if not found:
+        known = [path.name for folder in folders.split(",") for path in Path(folder).glob("*")]
+        raise UserError(f"{name}: no such run in --runs={folders}{nearest(name, known)}")
     try:
-        options = load(Options, argv, __doc__)[0]
-        runs = read_runs(options.runs, options.match)
-        if options.out:
-            one_picture(runs, options)
+        return read_run(found[0])
+    except UserError as error:
+        raise UserError(f"{found[0]}: {error}") from None
+
+
+def read_options(argv: list[str]) -> tuple[list[str], Options]:
+    """Returns the names of runs, which stand first on the command line, and the options.
+
+    Raises:
+        UserError: an option is wrong, or no picture can be written to --out.
+    """
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    options = load(Options, argv[len(names):], __doc__, program="python -m study")[0]
+    out = Path(options.out or "overlay.png")
+    if out.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--out={out}: must end with .png, .pdf or .svg")
+    if not out.parent.is_dir():
+        raise UserError(f"--out={out}: there is no folder {out.parent}")
+    return names, options
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command. Returns its exit code: 0, 2 if an option or a file is wrong, 4 if a file cannot be
+    written."""
+    try:
+        names, options = read_options(argv)
+        if names:
+            overlay(names, options)
+        elif options.out:
+            one_picture(read_runs(options.runs, options.match or "*"), options)
         else:
-            everything(runs, options)
+            everything(read_runs(options.runs, options.match or "*"), options)
     except UserError as error:
         print(f"study: error: {one_line(error)}", file=sys.stderr)
         return error.code
+    except OSError as error:
+        print(f"study: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 4
     return 0
 
 

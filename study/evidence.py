@@ -94,6 +94,10 @@ class Study:
         return [setting for setting in self.variants({"qk_norm", "z_loss"})
                 if "qk_norm" in setting and "z_loss" in setting]
 
+    def settings_of_claims(self) -> list[str]:
+        """Returns the base and the settings beside it that claims and figures are about."""
+        return [self.base, *self.larger(), *self.longer(), *self.unstabilized()]
+
     # --- losses
 
     def unchanged(self, optimizer: str) -> list[Row]:

@@ -14,17 +14,40 @@ import numpy as np
 from optim import Rule
 from study.claims import FIVE
 from study.evidence import Study
-from study.panels import COLORS, HOLLOW, LOSS, MARKS, Curve, Line, Panel, Style, draw, finish, plots
+from study.panels import (
+    COLORS,
+    HEIGHT,
+    HOLLOW,
+    LARGE,
+    LOSS,
+    MARKS,
+    MORE_COLORS,
+    SMALL,
+    USUAL,
+    WIDTH,
+    Curve,
+    Line,
+    Panel,
+    Style,
+    draw,
+    draw_panel,
+    finish,
+    marks_of,
+    rows_of,
+    scaled,
+    write_above,
+)
 from study.tables import RecordedRun, mean_loss
+from trainer.measure import blank_figure
+from zoo import RULES
 
 NAMES = {"adamw": "Adam", "adafactor": "Adafactor", "lion": "Lion", "signum": "Signum", "sgd": "SGD",
-         "adalayer_star": "Adalayer*", "adalayer": "Adalayer", "adasgd": "AdaSGD", "sgd_ema": "SGD, averaged"}
-STYLES = {name: {"color": COLORS[i], "marker": MARKS[i]} for i, name in enumerate(NAMES)}
+         "adalayer_star": "Adalayer*", "adalayer": "Adalayer", "adasgd": "AdaSGD", "sgd_ema": "averaged SGD"}
 SIX = (*FIVE, "adalayer_star")
 STAR = "adalayer_star"
 PEAK_LR, SHIFTED_LR = "peak learning rate", "peak learning rate / the best one"
 # the league's panels and their titles, by the file that defines a rule
-KINDS = {"optim": "the paper's", "adaptive": "Adam's relatives", "curvature": "curvature",
+KINDS = {"optim": "the paper's rules", "adaptive": "Adam's relatives", "curvature": "curvature",
          "factored": "shared second moments", "lowrank": "low rank", "orthogonal": "matrices as matrices"}
 
 # {run: {"step": steps, "loss": mean training losses}}
@@ -67,6 +90,27 @@ def all_figures(study: Study, training_curves: TrainingCurves, rules: dict[str, 
 # What panels are made of
 
 
+def style_of(rule: str) -> Style:
+    """Returns the colour and the mark that a rule has in all figures. No other rule has the colour of one of
+    the paper's rules."""
+    if rule in NAMES:
+        i = list(NAMES).index(rule)
+        return {"color": COLORS[i], "marker": MARKS[i]}
+    i = [name for name in RULES if name not in NAMES].index(rule)
+    return {"color": MORE_COLORS[i % 9], "marker": MARKS[(i + i // 9) % 9]}
+
+
+def title_of(setting: str, study: Study) -> str:
+    """Returns a setting in words. The base is named after what the variants beside it lack."""
+    words = {"qk_norm=false": "QK-norm", "z_loss=0": "z-loss"}
+    name, *options = setting.split()
+    if setting == study.base:
+        return "with QK-norm and z-loss" if study.unstabilized() else f"the setting of {name}.toml"
+    lacking = " and ".join(words[option] for option in options if option in words)
+    others = [option.replace("=", " ") for option in options if option not in words]
+    return ", ".join([*([f"without {lacking}"] if lacking else []), *others]) or f"the setting of {name}.toml"
+
+
 def curve_of(study: Study, optimizer: str, along: str = "lr", setting: str | None = None,
              label: str | None = None, style: Style | None = None, **options: Any) -> Curve:
     """Returns an optimizer's curve in the optimizer's style.
@@ -77,19 +121,18 @@ def curve_of(study: Study, optimizer: str, along: str = "lr", setting: str | Non
 
     The other arguments are those of Study.curve.
     """
-    return Curve(label or NAMES[optimizer], STYLES.get(optimizer, {}) | (style or {}),
+    return Curve(label or NAMES.get(optimizer, optimizer), style_of(optimizer) | (style or {}),
                  study.curve(optimizer, along, setting, **options))
 
 
-def line_of(study: Study, optimizer: str, label: str | None = None) -> Line:
+def line_of(study: Study, optimizer: str, where: str = "") -> Line:
     """Returns a baseline: an optimizer at its best learning rate."""
-    return Line(label or f"{NAMES[optimizer]} at its best", STYLES[optimizer], study.lowest(optimizer).losses)
+    return Line(f"{NAMES[optimizer]}{where} at its best", style_of(optimizer), study.lowest(optimizer).losses)
 
 
 def baselines(study: Study) -> list[Line]:
-    """Returns the baselines of hybrids: SGD, Adalayer* and Adam."""
-    return [line_of(study, "sgd_ema", "that SGD everywhere, at its best"), line_of(study, STAR),
-            line_of(study, "adamw")]
+    """Returns the baselines of hybrids: the SGD that trains their rest, Adalayer* and Adam."""
+    return [line_of(study, name, " everywhere") for name in ("sgd_ema", STAR, "adamw")]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -98,13 +141,12 @@ def baselines(study: Study) -> list[Line]:
 
 def draw_learning_rates(study: Study, path: Path, shift: bool) -> list[str]:
     """Losses over the learning rate, in a panel for each setting."""
-    settings = [study.base, *study.larger(), *study.longer(), *study.unstabilized()]
     xlabel = SHIFTED_LR if shift else PEAK_LR
-    panels = [Panel(setting, xlabel, shift=shift, missing=study.command("lr", setting),
+    panels = [Panel(title_of(setting, study), xlabel, shift=shift, missing=study.command("lr", setting),
                     curves=[curve_of(study, name, setting=setting) for name in SIX])
-              for setting in settings]
+              for setting in study.settings_of_claims()]
     absent = [kind for kind in ("larger", "longer", "unstabilized") if not getattr(study, kind)()]
-    return [study.variant_command(kind) for kind in absent] + draw(path, panels, across=2)
+    return [study.variant_command(kind) for kind in absent] + draw(path, panels)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -114,13 +156,14 @@ def draw_learning_rates(study: Study, path: Path, shift: bool) -> list[str]:
 def draw_momentum(study: Study, path: Path) -> list[str]:
     """Losses over beta1. SGD, whose losses are far above the others, has a panel of its own."""
     def panel(title: str, setting: str, names: tuple[str, ...], top: float) -> Panel:
-        return Panel(title, "beta1", log=False, top=top, missing=study.command("momentum", setting),
+        return Panel(f"{title}, {title_of(setting, study)}", "momentum (beta1)", log=False, top=top,
+                     missing=study.command("momentum", setting),
                      curves=[curve_of(study, name, "beta1", setting) for name in names])
 
     without_sgd = tuple(name for name in SIX if name != "sgd")
     settings = [study.base, *study.unstabilized(), *study.larger()]
-    panels = [panel(setting, setting, without_sgd, 1.3) for setting in settings]
-    panels.append(panel(f"{study.base}, with SGD", study.base, SIX, 3.5))
+    panels = [panel("all but SGD", setting, without_sgd, 1.3) for setting in settings]
+    panels.append(panel("all", study.base, SIX, 3.5))
     return draw(path, panels, share=False)
 
 
@@ -129,16 +172,22 @@ def draw_tied(study: Study, path: Path) -> list[str]:
     tied_style = {"ls": "--", "zorder": 3} | HOLLOW
 
     def panel(setting: str) -> Panel:
-        return Panel(setting, "beta1", log=False, top=1.3, missing=study.command("tied", setting), curves=[
-            curve_of(study, "adamw", "tied", setting, "Adam, beta2 = beta1", tied_style),
-            curve_of(study, "adamw", "beta1", setting, "Adam, beta2 = 0.95"),
-            curve_of(study, "signum", "beta1", setting)])
+        curves = [curve_of(study, "adamw", "tied", setting, "Adam, beta2 = beta1", tied_style),
+                  curve_of(study, "adamw", "beta1", setting, "Adam, beta2 = 0.95"),
+                  curve_of(study, "signum", "beta1", setting)]
+        return Panel(title_of(setting, study), "momentum (beta1)", log=False, top=1.3,
+                     missing=study.command("tied", setting), curves=curves)
 
     return draw(path, [panel(setting) for setting in (study.base, *study.unstabilized(), *study.larger())])
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Fig. 5: the other hyperparameters, one at a time
+
+
+TITLES = {"weight_decay": "weight decay", "warmup": "warmup, a fraction of the steps",
+          "batch": "batch size, with as many tokens", "beta2": "memory of squares (beta2)",
+          "eps": "eps, at beta2 0.98"}
 
 
 def draw_other_hyperparameters(study: Study, path: Path) -> list[str]:
@@ -149,7 +198,7 @@ def draw_other_hyperparameters(study: Study, path: Path) -> list[str]:
         return rows_of_adam[0][option] if rows_of_adam else 0
 
     def panel(option: str, sweep: str, usual: float, without: tuple[str, ...] = (), **fixed: float) -> Panel:
-        return Panel(sweep, option, log=False, usual=usual, top=0.4, missing=study.command(sweep),
+        return Panel(TITLES[option], option, log=False, usual=usual, top=0.4, missing=study.command(sweep),
                      curves=[curve_of(study, name, option, paired=True, **fixed)
                              for name in SIX if name not in without])
 
@@ -158,13 +207,13 @@ def draw_other_hyperparameters(study: Study, path: Path) -> list[str]:
               panel("batch", "batch_size", usual("batch")),
               panel("beta2", "beta2", usual("beta2"), without=("signum", "sgd")),
               panel("eps", "eps", 1e-15, without=("lion", "signum", "sgd"), beta2=0.98)]
-    return draw(path, panels, ylabel="loss beyond that at the usual value")
+    return draw(path, panels, ylabel="loss minus the loss at the usual value")
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Fig. 7: effective learning rates
 
-EFFECTIVE_PANELS = {"last layer, a row each": {"head": 4},    # {title: {role: colour}}
+EFFECTIVE_PANELS = {"each row of the last layer": {"head": 4},    # {title: {role: colour}}
                     "matrices": {"matrix": 1, "qkv": 3},
                     "norms": {"norm": 5}}
 EFFECTIVE_LABELS = {"head": "rows of the last layer", "matrix": "attention output, MLP", "qkv": "q, k, v",
@@ -177,13 +226,15 @@ def draw_effective_lrs(study: Study, path: Path) -> list[str]:
     rows = [row for row in study.effective if row["run"] in runs]
     if not rows:
         return [study.command("effective_lr")]
-    figure, all_axes = plots().subplots(1, 3, figsize=(14, 4.8), layout="constrained", sharey=True)
+    figure = blank_figure(2.2 * WIDTH, HEIGHT + 0.6)
+    all_axes = figure.subplots(1, 3, sharey=True)
     for axes, (title, colors) in zip(all_axes, EFFECTIVE_PANELS.items()):
         for role, color in colors.items():
             draw_quantiles(axes, [row for row in rows if row["role"] == role], role, COLORS[color])
-        axes.set(title=title, xlabel="step", yscale="log")
-    all_axes[0].set_ylabel("effective learning rate, weight per gradient")
-    for label, alpha in (("all", 0.15), ("quantiles .05 to .95", 0.3), (".25 to .75", 0.6)):
+        axes.set(yscale="log")
+        label_axes(axes, title, "step")
+    all_axes[0].set_ylabel("effective lr, weight per gradient", size=USUAL)
+    for label, alpha in (("all values", 0.15), ("quantiles .05 to .95", 0.3), ("quantiles .25 to .75", 0.6)):
         all_axes[0].fill_between([], [], color="0.3", alpha=alpha, label=label, lw=0)    # for the legend
     finish(figure, all_axes, path)
     return []
@@ -214,17 +265,17 @@ def draw_quantiles(axes, rows: list[dict], role: str, color: str) -> None:
 def draw_hybrids(study: Study, path: Path) -> list[str]:
     """Losses over the learning rate of the SGD that trains the rest."""
     def panel(sweep: str, title: str, optimizer: str, lines: list[Line], **options: str) -> Panel:
-        curve = curve_of(study, optimizer, "rest_lr", label=f"{NAMES[optimizer]} there, SGD elsewhere",
-                         rest="sgd_ema", **options)
-        return Panel(title, "peak learning rate of the rest, SGD", [curve], study.command(sweep), lines)
+        label = f"{NAMES[optimizer]}, with averaged SGD elsewhere"
+        curve = curve_of(study, optimizer, "rest_lr", label=label, rest="sgd_ema", **options)
+        return Panel(title, "peak learning rate of averaged SGD", [curve], study.command(sweep), lines)
 
     lines = baselines(study)
-    lines_of_adafactor = [lines[0], line_of(study, "adafactor")]
+    lines_of_adafactor = [lines[0], line_of(study, "adafactor", " everywhere")]
     panels = [
         panel("hybrid_last", "Adalayer* on the last layer", STAR, lines, adaptive="head"),
         panel("hybrid_last_norm", "Adalayer* on last layer and norms", STAR, lines, adaptive="head+norm"),
         panel("hybrid_reverse", "Adalayer* on the matrices alone", STAR, lines, adaptive="qkv+matrix"),
-        panel("norms_untrained", "Adalayer* on the last layer, norms untrained", STAR, lines, adaptive="head",
+        panel("norms_untrained", "Adalayer* on last layer, norms untrained", STAR, lines, adaptive="head",
               untrained="norm"),
         panel("hybrid_adafactor", "Adafactor on last layer and norms", "adafactor", lines_of_adafactor,
               adaptive="head+norm")]
@@ -261,22 +312,23 @@ def draw_frozen(study: Study, path: Path) -> list[str]:
 def draw_adalayer(study: Study, path: Path) -> list[str]:
     """Losses over the learning rate, from one second moment for all weights to one for each weight."""
     curves = {
-        "adasgd": curve_of(study, "adasgd", label="AdaSGD: all weights"),
-        "adalayer": curve_of(study, "adalayer", label="Adalayer: a tensor"),
-        "star": curve_of(study, STAR, label="Adalayer*: and a row of the head"),
-        "embedding": curve_of(study, "adalayer", label="and a row of the embedding",
+        "adasgd": curve_of(study, "adasgd", label="AdaSGD: one v for all weights"),
+        "adalayer": curve_of(study, "adalayer", label="Adalayer: one v per tensor"),
+        "star": curve_of(study, STAR, label="Adalayer*: also one per row of the head"),
+        "embedding": curve_of(study, "adalayer", label="also one per row of the embedding",
                               style=HOLLOW | {"ls": "--"}, rows="head+embed"),
-        "rows": curve_of(study, "adalayer", label="a row everywhere",
+        "rows": curve_of(study, "adalayer", label="one v per row everywhere",
                          style=HOLLOW | {"ls": ":", "marker": "p"}, rows="embed+qkv+matrix+head"),
-        "adam": curve_of(study, "adamw", label="Adam: a weight"),
+        "adam": curve_of(study, "adamw", label="Adam: one v per weight"),
     }
     sweeps = {"adasgd": "adasgd", "adalayer": "adalayer", "star": "adalayer", "embedding": "adalayer",
               "rows": "granularity", "adam": "lr"}
-    sgd = curve_of(study, "sgd", label="SGD: none")
-    panels = [Panel("as is", PEAK_LR, list(curves.values())[1:], study.command("granularity"),
+    sgd = curve_of(study, "sgd", label="SGD: no v")
+    missing = study.command("granularity")
+    panels = [Panel("learning rates as they are", PEAK_LR, list(curves.values())[1:], missing,
                     [line_of(study, "sgd")]),
-              Panel("shifted", SHIFTED_LR, [sgd, *curves.values()], study.command("granularity"), shift=True)]
-    return draw(path, panels, across=2) + [
+              Panel("relative to each one's best", SHIFTED_LR, [sgd, *curves.values()], missing, shift=True)]
+    return draw(path, panels) + [
         study.command(sweeps[kind]) for kind, curve in curves.items() if not curve.points]
 
 
@@ -284,13 +336,13 @@ def draw_adasgd(study: Study, path: Path) -> list[str]:
     """Losses of AdaSGD alone, and of AdaSGD as the rest beside Adalayer*."""
     alone = [curve_of(study, "adasgd", label="AdaSGD, beta1 0.9"),
              curve_of(study, "adasgd", label="AdaSGD, beta1 0.98", style={"ls": "--"} | HOLLOW, beta1=0.98)]
-    hybrid = curve_of(study, STAR, "rest_lr", label="Adalayer* there, AdaSGD elsewhere", adaptive="head+norm",
+    hybrid = curve_of(study, STAR, "rest_lr", label="Adalayer*, with AdaSGD elsewhere", adaptive="head+norm",
                       rest="adasgd")
     missing, lines = study.command("adasgd"), baselines(study)
     return draw(path, [
         Panel("AdaSGD alone", PEAK_LR, alone, missing, lines),
-        Panel("with Adalayer* on last layer and norms", "peak learning rate of the rest, AdaSGD", [hybrid],
-              missing, lines)], across=2)
+        Panel("with Adalayer* on last layer and norms", "peak learning rate of AdaSGD", [hybrid],
+              missing, lines)])
 
 
 def draw_training_curves(study: Study, training_curves: TrainingCurves, path: Path) -> list[str]:
@@ -307,15 +359,17 @@ def draw_training_curves(study: Study, training_curves: TrainingCurves, path: Pa
             missing.append(study.command("lr" if name in SIX else name))
     if not curves:
         return missing
-    figure, axes = plots().subplots(figsize=(8, 5.4), layout="constrained")
+    figure = blank_figure(1.8 * WIDTH, 1.5 * HEIGHT)
+    axes = figure.subplots()
     for name, of_seeds in curves.items():
         steps, losses = of_seeds[0]["step"], np.array([curve["loss"] for curve in of_seeds])
         best_lr, final_losses = study.lowest(name)
-        axes.plot(steps, losses.mean(0), **STYLES[name], lw=1.6, ms=5, markevery=0.1,
+        style = style_of(name)
+        axes.plot(steps, losses.mean(0), **style, lw=1.4, ms=4, markevery=0.1,
                   label=f"{np.mean(final_losses):.2f}  {NAMES[name]}, lr {best_lr:g}")
-        axes.fill_between(steps, losses.min(0), losses.max(0), color=STYLES[name]["color"], alpha=0.3, lw=0)
-    axes.set(xlabel="step", ylabel="training loss, nats per token",
-             title=f"{study.base}: at the best learning rate, with its final validation loss")
+        axes.fill_between(steps, losses.min(0), losses.max(0), color=style["color"], alpha=0.3, lw=0)
+    label_axes(axes, "at the best learning rate, with the final validation loss", "step",
+               "training loss, nats per token")
     finish(figure, [axes], path)
     return missing
 
@@ -326,8 +380,8 @@ def draw_training_curves(study: Study, training_curves: TrainingCurves, path: Pa
 
 def draw_sophia(study: Study, path: Path) -> list[str]:
     """Sophia's losses over the learning rate, with Signum as the baseline."""
-    curve = curve_of(study, "sophia", label="Sophia", style=STYLES["adasgd"])
-    return draw(path, [Panel(study.base, PEAK_LR, [curve], study.command("sophia"),
+    curve = curve_of(study, "sophia", label="Sophia")
+    return draw(path, [Panel("Sophia beside Signum", PEAK_LR, [curve], study.command("sophia"),
                              [line_of(study, "signum")])])
 
 
@@ -338,10 +392,7 @@ def draw_league(study: Study, rules: dict[str, Rule], path: Path) -> list[str]:
         names_of.setdefault(rule.function.__module__.removeprefix("zoo."), []).append(name)
     panels = []
     for kind, names in names_of.items():
-        curves = []
-        for i, name in enumerate(names, 1):
-            style = {"color": COLORS[i % 9], "marker": MARKS[i % 9]} | STYLES.get(name, {})
-            curves.append(Curve(NAMES.get(name, name), style, study.curve(name)))
+        curves = [curve_of(study, name) for name in names]
         panels.append(Panel(KINDS.get(kind, kind), PEAK_LR, curves, study.command("league"),
                             [line_of(study, "adamw")], top=1.2, legend=True))
     return draw(path, panels)
@@ -351,42 +402,73 @@ def draw_league(study: Study, rules: dict[str, Rule], path: Path) -> list[str]:
 # A picture of run folders
 
 
-def smooth_training_loss(run: RecordedRun, width: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """Returns steps, and at each the mean training loss of the last `width` logged steps."""
-    rows = [row for row in run.metrics if row["kind"] == "train"]
-    steps = np.array([row["step"] for row in rows])
+def label_axes(axes, title: str, xlabel: str, ylabel: str = "") -> None:
+    """Gives axes their texts, in the sizes of all figures."""
+    axes.set_title(title, size=LARGE)
+    axes.set_xlabel(xlabel, size=USUAL)
+    axes.set_ylabel(ylabel, size=USUAL)
+    axes.tick_params(labelsize=SMALL)
+
+
+def smooth_training_loss(run: RecordedRun) -> tuple[list[int], np.ndarray]:
+    """Returns steps, and at each the mean training loss of the last five logged steps. A run of fewer than 20
+    logged steps is not smoothed."""
+    rows = run.training_rows()
+    steps = [row["step"] for row in rows]
     losses = np.array([row["loss"] for row in rows])
-    width = min(width, len(losses))
-    return steps[width - 1:], np.convolve(losses, np.ones(width) / width, "valid")
+    width = 5 if len(rows) >= 20 else 1
+    return steps[width - 1:], np.convolve(losses, np.ones(width) / width, "valid") if rows else losses
 
 
-def draw_study(runs_of: dict[str, dict[float, list[RecordedRun]]], path: str) -> None:
+def styles_of(rules: list[str]) -> list[Style]:
+    """Returns a style for each of several variants. Variants of one rule have its colour and differ in marks
+    and lines. If all are of one rule, they differ in colour, too.
+
+    rules: the rule of each variant.
+    """
+    styles = []
+    for i, rule in enumerate(rules):
+        before = rules[:i].count(rule)
+        if len(set(rules)) == 1:
+            styles.append({"color": COLORS[i % 9], "marker": MARKS[i % 9]})
+        elif before:
+            look = {"marker": MARKS[(MARKS.index(style_of(rule)["marker"]) + before) % 9],
+                    "ls": ("--", ":", "-.")[before % 3 - 1]}
+            styles.append(style_of(rule) | HOLLOW | look)
+        else:
+            styles.append(style_of(rule))
+    return styles
+
+
+def draw_study(runs_of: dict[str, dict[float, list[RecordedRun]]], path: Path) -> None:
     """Draws final losses over learning rates, and training losses at the best learning rate.
 
     Args:
         runs_of: {name: {learning rate: its runs, one for each seed}}, as by_name_and_lr() returns it.
         path: the file to write.
+
+    Raises:
+        UserError: the file cannot be written.
     """
-    figure, (left, right) = plots().subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    lowest = min(mean_loss(runs) for lrs in runs_of.values() for runs in lrs.values())
-    for i, (name, lrs) in enumerate(runs_of.items()):
-        style = {"color": COLORS[i % len(COLORS)], "lw": 1.6}
-        mark = MARKS[i % len(MARKS)]
-        losses = [[run.status["loss"] for run in runs] for runs in lrs.values()]
-        left.plot(list(lrs), [np.mean(of_seeds) for of_seeds in losses], mark + "-", ms=6, **style)
-        left.vlines(list(lrs), [min(of_seeds) for of_seeds in losses], [max(of_seeds) for of_seeds in losses],
-                    **style | {"lw": 4, "alpha": 0.5})
+    figure = blank_figure(2 * WIDTH, 1.3 * HEIGHT)
+    left, right = figure.subplots(1, 2)
+    all_lrs = list(runs_of.values())
+    rules = [next(iter(lrs.values()))[0].config["optimizer"] for lrs in all_lrs]
+    curves = []
+    for (name, lrs), style in zip(runs_of.items(), styles_of(rules)):
         best_lr = min(lrs, key=lambda lr: mean_loss(lrs[lr]))
-        curves = [smooth_training_loss(run) for run in lrs[best_lr]]
-        right.plot(curves[0][0], np.mean([smooth for _, smooth in curves], axis=0), "-", marker=mark,
-                   markevery=0.12, ms=5, **style,
-                   label=f"{mean_loss(lrs[best_lr]):.2f}  {name}, lr {best_lr:g}")
-    left.set(xscale="log", xlabel=PEAK_LR, ylabel=LOSS, ylim=(lowest - 0.1, lowest + 2.4),
-             title="every learning rate")
-    right.set(xlabel="step", ylabel="training loss, nats per token", ylim=(lowest - 0.1, lowest + 3.4),
-              title="at the best one")
-    right.legend(title="final validation loss", fontsize=8, title_fontsize=8)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
-    plots().close(figure)
+        curves.append(Curve(f"{mean_loss(lrs[best_lr]):.2f}  {name}, lr {best_lr:g}", style,
+                            {lr: [run.status["loss"] for run in runs] for lr, runs in lrs.items()}))
+        of_seeds = [smooth_training_loss(run) for run in lrs[best_lr]]
+        steps = of_seeds[0][0]
+        losses = [np.interp(steps, *of_seed) for of_seed in of_seeds if len(steps) and len(of_seed[0])]
+        right.plot(steps, np.mean(losses, axis=0) if losses else [], lw=1.4, ms=4,
+                   markevery=max(1, len(steps) // 8), **style)
+    one = scaled(Panel("final loss at every learning rate", PEAK_LR, curves, missing="", top=2.4))
+    numbers = draw_panel(left, one, one.lowest, one.highest)
+    write_above(left, numbers, one.lowest, one.highest, rows_of(numbers))
+    left.set_ylabel(LOSS, size=USUAL)
+    lowest_training = min((min(line.get_ydata(), default=np.inf) for line in right.lines))
+    right.set_ylim(min(one.lowest, lowest_training) - 0.1, one.lowest + 3.4)
+    label_axes(right, "training at the best one", "step", "training loss, nats per token")
+    finish(figure, [left, right], path, marks_of([numbers]))

@@ -3,6 +3,7 @@ How a figure is drawn: one or more panels, each with the losses of several optim
 
 study/figures.py says which panels there are, and this file draws them.
 """
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,15 +12,22 @@ import numpy as np
 
 from study.evidence import Losses
 from study.thresholds import GAIN
+from trainer.measure import blank_figure
+from trainer.runs import whole_file
 
-# the colours of Okabe and Ito, which can be told apart by the colour-blind, and another mark for each
+# inches and dots: a picture that is shown at half its width still has letters of ten pixels
+WIDTH, HEIGHT, DPI = 3.7, 3.0, 190
+SMALL, USUAL, LARGE = 8, 9, 10    # sizes of letters, in points
+# the colours of Okabe and Ito, which can be told apart by the colour-blind, and a mark for each; then others
 COLORS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#B8A900")
+MORE_COLORS = ("#332288", "#CC6677", "#117733", "#8C564B", "#44AA99", "#AA4499", "#7A7A00", "#557799",
+               "#882255")
 MARKS = "os^Dv<>P*"
-HOLLOW = {"mfc": "white", "mew": 1.4}    # a mark with a white inside
-DIVERGED = {"marker": "x", "ls": "", "ms": 7, "mew": 2}
-OFF_SCALE = {"marker": r"$\uparrow$", "ls": "", "ms": 9}
-SEEDS_BAR = {"lw": 6, "alpha": 0.35}
-LOSS = "final validation loss, nats per token"
+HOLLOW = {"mfc": "white", "mew": 1.2}    # a mark with a white inside
+DIVERGED = {"marker": r"$\times$", "ls": "", "ms": 7}
+ABOVE = {"color": "0.93", "lw": 9}
+SEEDS_BAR = {"lw": 5, "alpha": 0.35}
+LOSS = "final loss, nats per token"
 
 Style = dict[str, Any]    # what matplotlib's plot takes: color, marker, ls, ...
 
@@ -32,7 +40,7 @@ class Curve(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A level baseline, which is drawn dashed at the mean of its losses."""
+    """A level baseline, which is drawn dashed at the mean of its losses, without marks."""
     label: str
     style: Style
     losses: Losses
@@ -75,14 +83,6 @@ class Scaled:
     highest: float
 
 
-def plots():
-    """Returns matplotlib.pyplot, set up to write files. It is imported only here, because that takes long."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    return plt
-
-
 def relative_to(usual: float, points: dict[float, Losses]) -> dict[float, Losses]:
     """Subtracts the mean loss at the usual x from all losses. Returns {} if there is no such finite loss."""
     base = np.mean(points.get(usual, np.inf))
@@ -109,46 +109,115 @@ def scaled(panel: Panel) -> Scaled:
     else:
         highest = min(lowest + panel.top, max(map(max, to_show)))
     kept = replace(panel, curves=curves, lines=lines)
-    return Scaled(kept, means, lowest, highest)
+    return Scaled(kept, means, lowest, max(highest, lowest + 0.1))    # also if all losses are equal
 
 
 # ---------------------------------------------------------------------------------------------------------
 # One panel
 
 
-def draw_panel(axes, scaled_panel: Scaled, lowest: float, highest: float, edge: float) -> None:
-    """Draws the means over seeds, with a bar from the lowest to the highest seed.
+def draw_panel(axes, scaled_panel: Scaled, lowest: float, highest: float) -> list["Number"]:
+    """Draws the means over seeds, with a bar from the lowest to the highest seed. write_above() must follow.
 
-    Losses above `highest` appear as arrows in a grey strip, labelled with their value. The strip reaches up
-    to `edge`, which is the upper limit of y.
+    Returns:
+        The losses above `highest`, which write_above() shows as numbers.
     """
     panel, all_means = scaled_panel.panel, scaled_panel.means
-    height = highest - lowest
     values = sorted({x for means in all_means for x in means})
-    if any(loss > highest for means in all_means for loss in means.values()):
-        axes.axhspan(highest, edge, color="0.93", zorder=-1)
-    for number, (curve, means) in enumerate(zip(panel.curves, all_means)):
+    axes.set_xlabel(panel.xlabel, size=USUAL)
+    axes.set_title(panel.title, size=LARGE)
+    axes.tick_params(labelsize=SMALL)
+    axes.set_ylim(lowest, highest)
+    axes.margins(x=0.08)    # so that a number above the last value fits
+    if panel.log:
+        axes.set_xscale("log")
+        if len(values) == 1 and not panel.shift:
+            axes.set_xlim(values[0] / 3, values[0] * 3)    # matplotlib finds no limits on its own
+    else:
+        axes.set_xticks(range(len(values)), [f"{x:g}" for x in values])
+    above = []
+    for i, (curve, means) in enumerate(zip(panel.curves, all_means)):
         place = places(panel, means, values)
-        draw_means(axes, curve, means, place, highest)
+        covering = [other.label for other, of_other in zip(panel.curves[i + 1:], all_means[i + 1:])
+                    if not panel.shift and covers(of_other, means, highest, 0.015 * (highest - lowest))]
+        label = f"{curve.label} (under {covering[0]})" if covering else curve.label
+        draw_means(axes, curve._replace(label=label), means, place, highest)
         for x, losses in curve.points.items():
             if means[x] <= highest:
                 axes.vlines(place[x], min(losses), max(losses), color=curve.style["color"], **SEEDS_BAR)
             else:
-                side = "left" if x == min(means) else "right"
-                y = edge - (0.03 + 0.04 * number) * height    # curves are side by side in the strip
-                draw_off_scale(axes, place[x], y, means[x], curve.style["color"], side)
+                above.append((place[x], means[x], curve.style["color"]))
     for label, style, losses in panel.lines:
-        axes.axhline(np.mean(losses), color=style["color"], ls="--", lw=1.4, label=label, zorder=0)
+        axes.axhline(np.mean(losses), color=style["color"], ls="--", lw=1.2, zorder=0,
+                     label=with_note(label, np.mean(losses), highest))
         axes.axhspan(min(losses), max(losses), color=style["color"], alpha=0.12, lw=0, zorder=-1)
     if panel.usual is not None:
-        axes.axhspan(-GAIN, GAIN, color="0.85", zorder=0, label=f"+-{GAIN}")
-    axes.set(title=panel.title, xlabel=panel.xlabel, ylim=(lowest - 0.07 * height, edge))
-    if panel.log:
-        axes.set_xscale("log")
-    else:
-        axes.set_xticks(range(len(values)), [f"{x:g}" for x in values])
-    if panel.legend:
-        axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))    # below the panel
+        axes.axhspan(-GAIN, GAIN, color="0.85", zorder=0, label=f"at most {GAIN} from it")
+    if panel.legend:    # below the panel
+        labels = axes.get_legend_handles_labels()[1]
+        axes.legend(fontsize=SMALL, ncols=columns_of(labels, 0.85 * WIDTH), loc="upper center",
+                    bbox_to_anchor=(0.45, -0.21), columnspacing=1, handlelength=2)
+    return side_by_side(axes, above)
+
+
+def columns_of(labels: Iterable[str], width: float) -> int:
+    """Returns how many columns a legend with these labels has on a width in inches."""
+    longest = max(map(len, labels))
+    return max(1, int(width / (0.5 + 0.6 * SMALL / 72 * longest)))
+
+
+class Number(NamedTuple):
+    """A loss above the scale, written as a number at x in one of the rows of the strip above it."""
+    x: float
+    text: str
+    color: str
+    row: int
+
+
+def side_by_side(axes, above: list[tuple[float, float, str]]) -> list[Number]:
+    """Gives each loss above the scale the lowest row in which it covers no other number.
+
+    above: (x, loss, colour) of each.
+    """
+    numbers: list[Number] = []
+    ends: list[float] = []    # where the last number of each row ends, as a fraction of the panel's width
+    for x, loss, color in sorted(above):
+        text = f"{loss:.1f}" if np.isfinite(loss) else r"$\times$"
+        in_panel = axes.transAxes.inverted().transform(axes.transData.transform((x, 1)))[0]
+        half = 0.5 * (len(f"{min(loss, 99):.1f}") + 0.8) * 0.6 * SMALL / (0.85 * WIDTH * 72)
+        row = next((row for row, end in enumerate(ends) if end <= in_panel - half), len(ends))
+        ends[row:row + 1] = [in_panel + half]
+        numbers.append(Number(x, text, color, row))
+    return numbers
+
+
+def rows_of(numbers: list[Number]) -> int:
+    """Returns how many rows the numbers of a panel take."""
+    return len({number.row for number in numbers})
+
+
+def write_above(axes, numbers: list[Number], lowest: float, highest: float, rows: int) -> None:
+    """Sets the limits of y, with a grey strip above `highest` for rows of numbers, and writes the numbers."""
+    row_height = 0.09 * (highest - lowest)
+    edge = highest + row_height * (rows + 0.6 * bool(rows))
+    axes.set_ylim(lowest - 0.07 * (highest - lowest), edge)
+    if numbers:
+        axes.axhspan(highest, edge, color=ABOVE["color"], zorder=-1)
+    for x, text, color, row in numbers:
+        y = highest + row_height * (row + 0.7)
+        axes.text(x, y, text, size=SMALL, color=color, ha="center", va="center")
+
+
+def with_note(label: str, lowest: float, highest: float) -> str:
+    """Returns the label of a curve or line, with a note if all of it is above the scale."""
+    return f"{label} (above)" if lowest > highest else label
+
+
+def covers(above: dict[float, float], below: dict[float, float], highest: float, width: float) -> bool:
+    """Returns whether a curve hides the one below it. All means up to `highest` of that one are then within a
+    width of it."""
+    visible = {x for x, loss in below.items() if loss <= highest}
+    return bool(visible) and all(abs(above.get(x, np.inf) - below[x]) <= width for x in visible)
 
 
 def places(panel: Panel, means: dict[float, float], values: list[float]) -> dict[float, float]:
@@ -175,29 +244,15 @@ def draw_means(axes, curve: Curve, means: dict[float, float], place: dict[float,
         ys.append(mean if is_seen else highest)
         before_is_seen = is_seen
     marked = [i for i, y in enumerate(ys) if y in means.values()]
-    axes.plot(xs, ys, **{"ms": 6, "lw": 1.6, "label": curve.label, "markevery": marked} | curve.style)
-
-
-def draw_off_scale(axes, x: float, y: float, loss: float, color: str, side: str) -> None:
-    """Draws the mark of a loss above the scale at (x, y). Its value stands to the left or right of x, unless
-    it is infinite.
-
-    side: how the text is aligned; "left" puts it to the right of the mark.
-    """
-    if not np.isfinite(loss):
-        axes.plot(x, y, **DIVERGED, color=color)
-        return
-    axes.plot(x, y, **OFF_SCALE, color=color)
-    offset = 5 if side == "left" else -5    # points
-    axes.annotate(f"{loss:.1f}", (x, y), (offset, 0), textcoords="offset points", size=7, color=color,
-                  ha=side, va="center")
+    label = with_note(curve.label, min(means.values()), highest)
+    axes.plot(xs, ys, **{"ms": 5, "lw": 1.4, "label": label, "markevery": marked} | curve.style)
 
 
 # ---------------------------------------------------------------------------------------------------------
 # A figure
 
 
-def draw(path: Path, panels: list[Panel], across: int = 3, ylabel: str = LOSS,
+def draw(path: Path, panels: list[Panel], across: int = 2, ylabel: str = LOSS,
          share: bool = True) -> list[str]:
     """Draws a figure of those panels that have curves. If none has, an earlier figure is deleted.
 
@@ -205,7 +260,7 @@ def draw(path: Path, panels: list[Panel], across: int = 3, ylabel: str = LOSS,
         path: the file to write.
         panels: all panels of the figure.
         across: how many panels stand side by side.
-        ylabel: the text beside each row of panels.
+        ylabel: the text beside each row of panels; the final loss is that of validation.
         share: whether all panels have the same range of losses.
 
     Returns:
@@ -229,41 +284,46 @@ def draw(path: Path, panels: list[Panel], across: int = 3, ylabel: str = LOSS,
 def draw_figure(path: Path, ready: list[Scaled], across: int, ylabel: str, share: bool) -> None:
     """Draws panels, all of which have curves, into one file. The arguments are those of draw()."""
     down = -(-len(ready) // across)
-    figure, grid = plots().subplots(down, across, figsize=(max(5 * across, 7.5), 4.1 * down + 0.6),
-                                    layout="constrained", squeeze=False)
+    height = HEIGHT + 0.5 * any(one.panel.legend for one in ready)
+    figure = blank_figure(max(across, 1.4) * WIDTH, height * down + 0.8)
+    grid = figure.subplots(down, across, squeeze=False)
     low_of_all = min(one.lowest for one in ready)
     high_of_all = max(one.highest for one in ready)
-    most_curves = max(len(one.means) for one in ready)
-    marks: dict[str, Style] = {}
-    for axes, one in zip(grid.flat, ready):
-        low, high = (low_of_all, high_of_all) if share else (one.lowest, one.highest)
-        losses = [loss for means in one.means for loss in means.values()]
-        if np.inf in losses:
-            marks["a seed diverged"] = DIVERGED
-        if any(high < loss < np.inf for loss in losses):
-            marks["off the scale"] = OFF_SCALE
-        draw_panel(axes, one, low, high, high + (0.04 + 0.04 * most_curves) * (high - low))
+    ranges = [(low_of_all, high_of_all) if share else (one.lowest, one.highest) for one in ready]
+    numbers = [draw_panel(axes, one, *limits) for axes, one, limits in zip(grid.flat, ready, ranges)]
+    rows = list(map(rows_of, numbers))
+    for axes, of_panel, limits, own_rows in zip(grid.flat, numbers, ranges, rows):
+        write_above(axes, of_panel, *limits, max(rows) if share else own_rows)
     for axes in grid.flat[len(ready):]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
-        axes.set_ylabel(ylabel)
-    marks["seeds, lowest to highest"] = SEEDS_BAR
-    finish(figure, grid.flat[:len(ready)], path, marks)
+        axes.set_ylabel(ylabel, size=USUAL)
+    finish(figure, grid.flat[:len(ready)], path, marks_of(numbers) | {"seeds, lowest to highest": SEEDS_BAR})
+
+
+def marks_of(numbers: list[list[Number]]) -> dict[str, Style]:
+    """Returns {label: style} of the legend's entries that explain the numbers of all panels."""
+    texts = {number.text for of_panel in numbers for number in of_panel}
+    marks = {"a seed diverged": DIVERGED} if r"$\times$" in texts else {}
+    return marks | ({"losses above the scale": ABOVE} if texts else {})
 
 
 def finish(figure, all_axes, path: Path, marks: dict[str, Style] | None = None) -> None:
-    """Adds grids and one legend for all axes that have none, writes the file and closes the figure.
+    """Adds grids and one legend for all axes that have none, and writes the file.
 
     marks: {label: style} of further entries of the legend.
+
+    Raises:
+        UserError: the file cannot be written.
     """
+    from matplotlib.lines import Line2D    # here, because blank_figure() imports matplotlib first
     handles = {}
     for axes in all_axes:
         axes.grid(alpha=0.3)
         if not axes.get_legend():
             handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
-    mark = plots().Line2D
-    handles |= {label: mark([], [], color="0.3", **style) for label, style in (marks or {}).items()}
-    columns = int(figure.get_figwidth() / (0.7 + 0.078 * max(map(len, handles))))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
-    figure.savefig(path, dpi=130)
-    plots().close(figure)
+    handles |= {label: Line2D([], [], **{"color": "0.3"} | style) for label, style in (marks or {}).items()}
+    columns = columns_of(handles, figure.get_figwidth())
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=SMALL)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=DPI, format=path.suffix[1:])

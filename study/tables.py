@@ -13,6 +13,7 @@ import io
 import json
 import shlex
 from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from optim import Rule
 from study.evidence import Losses, Study
-from trainer.errors import UserError
+from trainer.errors import UserError, one_line
 from trainer.runs import whole_file
 from trainer.settings import FREE, Settings, defaults
 from zoo.table import bytes_per_weight
@@ -34,46 +35,64 @@ class RecordedRun:
     """What the folder of a run holds.
 
     Attributes:
-        name: the name of the folder.
+        path: the folder.
         config: all options in force, as {option: value}.
         start: the first line of metrics.jsonl, which has the machine and the versions.
         metrics: the other lines of metrics.jsonl.
         status: the content of status.json.
     """
-    name: str
+    path: Path
     config: dict[str, Any]
     start: dict[str, Any]
     metrics: list[dict[str, Any]]
     status: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the run, which is that of its folder."""
+        return self.path.name
 
     def training_rows(self) -> list[dict[str, Any]]:
         """Returns the lines of metrics that are about training steps."""
         return [row for row in self.metrics if row["kind"] == "train"]
 
 
-def read_runs(folder: str | Path, pattern: str) -> list[RecordedRun]:
-    """Returns the runs in a folder whose names match a pattern, by name. Says which it cannot read."""
+def read_run(path: Path) -> RecordedRun:
+    """Returns the run in a folder.
+
+    Raises:
+        UserError: a file is missing, or holds something else than a run writes into it.
+    """
+    try:
+        start, *metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        status = json.loads((path / "status.json").read_text())
+        run = RecordedRun(path, start["config"], start, metrics, status)
+        variant_of(run)    # raises an error if an option is missing, or if the config file cannot be read
+        return run
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError("it cannot be read") from None
+
+
+def read_runs(folders: str, pattern: str) -> list[RecordedRun]:
+    """Returns the runs in one folder or in several, whose names match a pattern, by folder and name. Prints
+    which runs it leaves out.
+
+    Args:
+        folders: the paths of the folders, joined by commas.
+        pattern: what the name of a run must match, such as "nano*".
+    """
     runs = []
-    for path in sorted(Path(folder).glob(f"{pattern}/metrics.jsonl")):
-        try:
-            start, *metrics = [json.loads(line) for line in path.read_text().splitlines()]
-            status = json.loads((path.parent / "status.json").read_text())
-            runs.append(RecordedRun(path.parent.name, start["config"], start, metrics, status))
-        except (OSError, ValueError, KeyError, TypeError):
-            print(f"note: {path.parent} is left out: it cannot be read")
+    for folder in folders.split(","):
+        if not Path(folder).is_dir():
+            print(f"note: {folder!r}: there is no such folder of runs")
+        for path in sorted(Path(folder).glob("*/metrics.jsonl")):
+            if not fnmatchcase(path.parent.name, pattern):
+                continue
+            try:
+                runs.append(read_run(path.parent))
+            except UserError as error:
+                print(f"note: {path.parent} is left out: {error}")
     return runs
-
-
-def variant_of(run: RecordedRun) -> str:
-    """Returns the optimizer of a run, with the options that make it a variant."""
-    config = run.config
-    hybrid = ""
-    if config["adaptive"]:
-        hybrid = f" on {config['adaptive']}, {config['rest']} at {config['rest_lr']:g} elsewhere"
-    options = ["modify", "rows", "untrained", "freeze_steps", "updating"]
-    options += [option for option in config if option.endswith("_of")]    # values by role
-    changed = "".join(f", {option} {config[option]}" for option in options if config.get(option))
-    return config["optimizer"] + hybrid + changed
 
 
 def mean_loss(runs: list[RecordedRun]) -> float:
@@ -82,40 +101,46 @@ def mean_loss(runs: list[RecordedRun]) -> float:
 
 
 def by_name_and_lr(runs: list[RecordedRun]) -> dict[str, dict[float, list[RecordedRun]]]:
-    """Groups finished runs.
+    """Groups finished runs. Of runs that differ in nothing, it takes the first and prints which others it
+    leaves out.
 
     Returns:
         {variant: {learning rate: runs, one for each seed}}, the best variant first and learning rates rising.
     """
-    found: dict[str, dict[float, list[RecordedRun]]] = {}
+    found: dict[str, dict[float, dict[int, RecordedRun]]] = {}
     for run in runs:
-        found.setdefault(variant_of(run), {}).setdefault(run.config["lr"], []).append(run)
-    found = {name: dict(sorted(lrs.items())) for name, lrs in found.items()}
-    return dict(sorted(found.items(), key=lambda item: min(map(mean_loss, item[1].values()))))
+        of_seed = found.setdefault(variant_of(run), {}).setdefault(run.config["lr"], {})
+        first = of_seed.setdefault(run.config["seed"], run)
+        if first is not run:
+            print(f"note: {run.path} is not counted: it has the settings and the seed of {first.path}")
+    groups = {name: {lr: list(of_seed.values()) for lr, of_seed in sorted(lrs.items())}
+              for name, lrs in found.items()}
+    return dict(sorted(groups.items(), key=lambda item: min(map(mean_loss, item[1].values()))))
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What is kept of a run: a row of results.csv, a thinned loss curve, and quantiles of effective learning rates
+# What differs between runs
 
-COLUMNS = ("run", "config", "setting", "optimizer", "lr", "seed", "changed", "beta1", "beta2", "eps",
-           "weight_decay", "warmup", "batch", "context", "steps", "rest_lr", "hidden", "status", "loss",
-           "bits_per_byte", "device", "precision", "threads", "tokens_per_second", "torch", "command")
-QUANTILES = ("q0", "q5", "q25", "q50", "q75", "q95", "q100")
-EFFECTIVE_COLUMNS = ("run", "step", "role", *QUANTILES)
-POINTS = 40    # of a thinned curve
 SHAPE = [field.name for field in fields(Settings) if field.metadata["table"] == "model"]
-# options that do not make a run another variant: those with a column of their own, those without effect on
-# the result, and those that the machine decides; "run" is what --name was called in older runs
-NOT_COMPARED = FREE | {"config", "optimizer", "lr", "seed", "device", "precision", "attention", "loss_chunk",
-                       "compile", "run"}
+# Options that do not make a run another variant: those with a column of their own, those without effect on
+# the result, and those that the machine decides; "run" is what --name was called in older runs. The final
+# loss depends on final_windows, although a resumed run may change it.
+NOT_COMPARED = FREE - {"final_windows"} | {"config", "optimizer", "lr", "seed", "device", "precision",
+                                           "attention", "loss_chunk", "compile", "run"}
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 @functools.cache
 def usual(config_file: str, optimizer: str, rest: str) -> dict[str, Any]:
     """Returns {option: value} of a run of this config, optimizer and rest in which nothing else is chosen.
 
-    "rest" itself has the value that it has without choice: some rules bring a rest of their own along.
+    A config of another machine is read from configs/, if it has the same name there. Then all values in which
+    the two differ count as chosen. "rest" itself has the value that it has without choice: some rules bring a
+    rest of their own along.
     """
+    shipped = CONFIGS / Path(config_file).name
+    if not Path(config_file).exists() and shipped.exists():
+        config_file = str(shipped)
     chosen = {"rest": rest} if rest else {}
     return defaults(config_file, optimizer, **chosen) | {"rest": defaults(config_file, optimizer)["rest"]}
 
@@ -130,30 +155,72 @@ def changed_options(config: dict[str, Any]) -> tuple[dict[str, str], dict[str, s
 
     Returns:
         The options that change the setting (the model's shape, the data, the number of tokens), and all
-        others, both as {option: text}. Steps that change with the batch, so that the tokens stay the same,
-        are among the others.
+        others by name, both as {option: text}. Steps that change with the batch, so that the number of tokens
+        stays the same, are in neither.
     """
     usual_options = usual(config["config"], config["optimizer"], config["rest"])
-    others = {option: text(value) for option, value in config.items()
-              if option not in NOT_COMPARED and value != usual_options.get(option)}
-    setting = {option: others.pop(option) for option in SHAPE if option in others}
+    changed = {option: text(value) for option, value in sorted(config.items())
+               if option not in NOT_COMPARED and value != usual_options.get(option)}
+    setting = {option: changed.pop(option) for option in SHAPE if option in changed}
     if Path(config["data"]).name != Path(usual_options["data"]).name:
         setting["data"] = config["data"]
-    same_tokens = config["steps"] * config["batch"] == usual_options["steps"] * usual_options["batch"]
-    if "steps" in others and not same_tokens:
-        setting["steps"] = others.pop("steps")
-    return setting, others
+    steps = changed.pop("steps", None)
+    if config["steps"] * config["batch"] != usual_options["steps"] * usual_options["batch"]:
+        if steps:
+            setting["steps"] = steps
+        else:    # another batch alone, which changes the number of tokens
+            changed["steps"] = text(config["steps"])
+    return setting, changed
+
+
+def assignments(options: dict[str, str]) -> str:
+    """Returns {option: value} as "option=value option=value"."""
+    return " ".join(f"{option}={value}" for option, value in options.items())
+
+
+def setting_of(run: RecordedRun) -> str:
+    """Returns the setting of a run as Study describes it, such as "study qk_norm=false z_loss=0"."""
+    return f"{Path(run.config['config']).stem} {assignments(changed_options(run.config)[0])}".strip()
+
+
+def variant_of(run: RecordedRun) -> str:
+    """Returns the optimizer of a run, with all options that differ from the usual ones, except its learning
+    rate and seed."""
+    setting, changed = changed_options(run.config)
+    return f"{run.config['optimizer']} {assignments(setting | changed)}".strip()
+
+
+def differences(runs: list[RecordedRun]) -> list[tuple[str, ...]]:
+    """Returns (option, its value in each run) of all options that differ between runs, then the same of what
+    the runs say of their machines. A run that does not have an option has "" there."""
+    def without(options: dict[str, Any], *names: str) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name not in names}
+
+    configs = [without(run.config, "name", "runs", "run", "resume", "overwrite", "plan") for run in runs]
+    machines = [without(run.start, "kind", "step", "config", "data", *run.config) for run in runs]
+    rows = []
+    for values_of in (configs, machines):
+        for key in dict.fromkeys(key for values in values_of for key in values):
+            texts = tuple(text(values.get(key, "")) for values in values_of)
+            if len(set(texts)) > 1:
+                rows.append((key, *texts))
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is kept of a run: a row of results.csv, a thinned loss curve, and quantiles of effective learning rates
+
+COLUMNS = ("run", "config", "setting", "optimizer", "lr", "seed", "changed", "beta1", "beta2", "eps",
+           "weight_decay", "warmup", "batch", "context", "steps", "rest_lr", "hidden", "status", "loss",
+           "bits_per_byte", "device", "precision", "threads", "tokens_per_second", "torch", "command")
+QUANTILES = ("q0", "q5", "q25", "q50", "q75", "q95", "q100")
+EFFECTIVE_COLUMNS = ("run", "step", "role", *QUANTILES)
+POINTS = 40    # of a thinned curve
 
 
 def row_of(run: RecordedRun) -> dict[str, str]:
-    """Returns a run's row of results.csv.
-
-    Raises:
-        UserError: the run's config file cannot be read.
-    """
+    """Returns a run's row of results.csv."""
     config, status = run.config, run.status
-    setting, others = changed_options(config)
-    changed = {option: value for option, value in sorted(others.items()) if option != "steps"}
     config_file = Path(config["config"])
     speeds = [row["tokens_per_second"] for row in run.training_rows()]
     is_done = status["status"] == "done"
@@ -162,20 +229,23 @@ def row_of(run: RecordedRun) -> dict[str, str]:
     return row | {
         "run": run.name,
         "config": config_file.name if config_file.is_absolute() else config["config"],
-        "setting": " ".join([config_file.stem, *(f"{option}={value}" for option, value in setting.items())]),
-        "changed": " ".join(f"{option}={value}" for option, value in changed.items()),
+        "setting": setting_of(run),
+        "changed": assignments(changed_options(config)[1]),
         "status": status["status"],
         "loss": f"{status['loss']:.5f}" if is_done else "",
         "bits_per_byte": f"{status['bits_per_byte']:.5f}" if is_done else "",
         "tokens_per_second": f"{np.median(speeds):.0f}" if speeds else "",
-        "command": command_of(run, setting | others)}
+        "command": command_of(run)}
 
 
-def command_of(run: RecordedRun, changed: dict[str, str]) -> str:
-    """Returns the command that runs a run again. changed: its options that differ from the usual ones."""
+def command_of(run: RecordedRun) -> str:
+    """Returns the command that runs a run again."""
     config = run.config
+    setting, changed = changed_options(config)
     options = {"config": config["config"], "optimizer": config["optimizer"], "lr": text(config["lr"]),
-               **changed, "seed": text(config["seed"])}
+               **setting, **changed, "seed": text(config["seed"])}
+    if config["steps"] != usual(config["config"], config["optimizer"], config["rest"])["steps"]:
+        options["steps"] = text(config["steps"])
     if config["log_blocks"]:
         options["log_blocks"] = "true"
     options |= {"name": run.name, "sample_tokens": "0"}
@@ -229,7 +299,7 @@ def read_curves(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def reason_to_skip(run: RecordedRun) -> str:
-    """Returns why a run does not belong into the results, or "" if it does."""
+    """Returns why a run cannot be kept in the results, or "" if it can."""
     if run.name.isdigit():
         return "is left out: another machine gives this number to another run; give runs a --name"
     if run.status["status"] not in ("done", "diverged"):
@@ -237,8 +307,24 @@ def reason_to_skip(run: RecordedRun) -> str:
     return ""
 
 
-def merge(runs: list[RecordedRun], folder: Path) -> None:
-    """Adds runs to the files in a folder. A run replaces what is there under its name, and all else stays."""
+def says_what_it_is(run: RecordedRun) -> bool:
+    """Returns whether the name of a run has its config and all options that differ from the usual ones, as
+    sweep.sh gives names."""
+    config, *named = run.name.split(",")
+    setting, changed = changed_options(run.config)
+    options = {assignment.partition("=")[0] for assignment in named}
+    is_complete = options >= setting.keys() | changed.keys()
+    return bool(named) and config == Path(run.config["config"]).stem and is_complete
+
+
+def merge(runs: list[RecordedRun], folder: Path, base: str = "") -> None:
+    """Adds runs to the files in a folder. A run replaces what is there under its name, and all else stays.
+
+    Args:
+        folder: the results folder.
+        base: if it is given, only runs of the study's sweeps are added. They are named as sweep.sh names
+            them, and their setting is `base` or one of those beside it that the claims are about.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = {row["run"]: row for row in read_csv(folder / "results.csv")}
     curves = read_curves(folder)
@@ -246,16 +332,23 @@ def merge(runs: list[RecordedRun], folder: Path) -> None:
     for row in read_csv(folder / "effective_lr.csv"):
         effective.setdefault(row["run"], []).append(row)
 
+    new: dict[str, RecordedRun] = {}
     for run in runs:
         if reason := reason_to_skip(run):
-            print(f"note: {run.name} {reason}")
-            continue
-        try:
-            rows[run.name] = row_of(run)
-        except UserError as error:
-            print(f"note: {run.name} is left out: {error}")
-            continue
-        curves[run.name], effective[run.name] = curve_of(run), effective_of(run)
+            print(f"note: {run.path} {reason}")
+        elif new.setdefault(run.name, run) is not run:
+            print(f"note: {run.path} is left out: {new[run.name].path} has its name")
+    rows_of_new = {name: row_of(run) for name, run in new.items()}
+    if base:
+        settings = Study(list(map(parsed, (rows | rows_of_new).values())), [], base).settings_of_claims()
+        of_sweeps = {name for name, run in new.items()
+                     if says_what_it_is(run) and rows_of_new[name]["setting"] in settings}
+        if others := sorted(new.keys() - of_sweeps):
+            print(one_line(f"note: {len(others)} runs are left out, because they are of no sweep of {base}; "
+                           f"--match=PATTERN adds runs by name: {' '.join(others)}"))
+        new = {name: new[name] for name in of_sweeps}
+    for name, run in new.items():
+        rows[name], curves[name], effective[name] = rows_of_new[name], curve_of(run), effective_of(run)
 
     write_csv(folder / "results.csv", COLUMNS, [rows[name] for name in sorted(rows)])
     write_csv(folder / "effective_lr.csv", EFFECTIVE_COLUMNS,
@@ -272,6 +365,19 @@ def number(value: str) -> float | str | None:
         return value or None
 
 
+WORDS = ("run", "config", "setting", "optimizer", "changed", "status", "device", "precision", "torch",
+         "command")    # the columns that hold no numbers
+
+
+def parsed(texts: dict[str, str]) -> dict[str, Any]:
+    """Returns a row of results.csv as Study takes it: with numbers, with {option: value} of what is changed,
+    and with an infinite loss if the run diverged."""
+    row = {column: value if column in WORDS else number(value) for column, value in texts.items()}
+    pairs = (assignment.partition("=") for assignment in texts["changed"].split())
+    loss = np.inf if row["status"] == "diverged" else row["loss"]
+    return row | {"changed": {option: number(value) for option, _, value in pairs}, "loss": loss}
+
+
 def read_study(folder: Path, base: str) -> Study:
     """Returns the content of the files in a folder.
 
@@ -279,15 +385,7 @@ def read_study(folder: Path, base: str) -> Study:
         folder: the results folder.
         base: the setting that the claims are about.
     """
-    words = ("run", "config", "setting", "optimizer", "changed", "status", "device", "precision", "torch",
-             "command")
-    rows: list[dict[str, Any]] = []
-    for texts in read_csv(folder / "results.csv"):
-        row = {column: value if column in words else number(value) for column, value in texts.items()}
-        assignments = (assignment.partition("=") for assignment in texts["changed"].split())
-        row["changed"] = {option: number(value) for option, _, value in assignments}
-        row["loss"] = np.inf if row["status"] == "diverged" else row["loss"]
-        rows.append(row)
+    rows = list(map(parsed, read_csv(folder / "results.csv")))
     effective = [{column: value if column in ("run", "role") else float(value)
                   for column, value in texts.items()}
                  for texts in read_csv(folder / "effective_lr.csv")]

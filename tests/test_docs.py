@@ -288,7 +288,7 @@ def check_python(argv: list[str], tmp_path: Path):
     elif script == "-m" and rest[0] == "pytest":
         check_pytest(rest[1:])
     elif script == "-m" and rest[0] == "study":
-        options.load(study.__main__.Options, rest[1:])
+        study.__main__.read_options(rest[1:])
     elif script == "-m":
         assert rest[0] in ("venv", "zoo")
         assert rest[0] == "venv" or len(rest) <= 2 and set(rest[1:]) <= set(zoo.RULES)

@@ -110,4 +110,5 @@ def test_hours_of_a_grid():
                     for lr in ("1e-3", "1e-4")}
     assert not (ROOT / "runs/150m,optimizer=adamw,lr=1e-3").exists()
     done = sweep("heads=3", "--print")
-    assert done.returncode == 2 and "plan.py: error: --heads=3" in done.stderr and "Trace" not in done.stderr
+    assert done.returncode == 2 and "Trace" not in done.stderr
+    assert "trainer.plan: error: --heads=3" in done.stderr

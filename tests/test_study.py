@@ -1,18 +1,26 @@
 """Tests of the study: rows outlive their runs, and verdicts and figures follow from the rows."""
 import itertools
 import json
+import os
+import re
 import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import matplotlib.image
+from matplotlib.figure import Figure
 import numpy as np
 import pytest
 
+from conftest import ROOT
 from study import __main__ as command
-from study import claims, evidence, tables, thresholds
+from study import claims, evidence, figures, panels, tables, thresholds
 from tiny_runs import run
-from trainer import settings
+from trainer import measure, settings
+from zoo import RULES
 
 PLAIN, LARGER, LONGER = "study qk_norm=false z_loss=0", "study width=128 heads=4", "study steps=4000"
 
@@ -346,9 +354,9 @@ def test_results_outlive_their_runs(tiny, tmp_path, capsys):
     assert run(tiny, runs, "a", *more, "--seed=1") == 0
     assert run(tiny, runs, "b", "--optimizer=sgd", "--lr=1e12", "--z_loss=0", "--steps=6", "--batch=16") == 3
     shutil.copytree(runs / "a", runs / "7")
-    merge = [f"--runs={runs}", f"--results={results}", "--setting=tiny"]
+    merge = [f"--runs={runs}", f"--results={results}", "--setting=tiny", "--match=*"]
     assert command.main(merge) == 0
-    assert "note: 7 is left out" in capsys.readouterr().out
+    assert f"note: {runs / '7'} is left out" in capsys.readouterr().out
     rows = {row["run"]: row for row in tables.read_csv(results / "results.csv")}
     status = json.loads((runs / "a/status.json").read_text())
     assert list(rows) == ["a", "b"] and rows["a"]["loss"] == f"{status['loss']:.5f}"
@@ -395,12 +403,9 @@ def test_what_runs_say_together(tiny, tmp_path, capsys):
     assert command.main([f"--runs={tmp_path}", f"--out={tmp_path / 'out.png'}"]) == 0
     out = capsys.readouterr().out
     mean, spread = sum(losses) / 2, abs(losses[0] - losses[1]) / 2**0.5
-    assert f"| signum | 0.001 | {mean:.3f} | {spread:.3f} | 2 |" in out
-    assert "| sgd | 1e+12 | diverged, seed 0 |  |  |" in out and "broken is left out" in out
+    assert f"| signum steps=2 | 0.001 | {mean:.3f} | {spread:.3f} | 2 |" in out
+    assert "| sgd z_loss=0 | 1e+12 | diverged, seed 0 |  |  |" in out and "broken is left out" in out
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
-    assert run(tiny, tmp_path, "s2", "--optimizer=signum", "--steps=3") == 0
-    assert command.main([f"--runs={tmp_path}", f"--out={tmp_path / 'none.png'}"]) == 2
-    assert "several settings" in capsys.readouterr().err and not (tmp_path / "none.png").exists()
     assert command.main([f"--runs={tmp_path}", "--match=nothing", f"--out={tmp_path / 'none.png'}"]) == 2
     assert "holds no finished run" in capsys.readouterr().err
 
@@ -411,8 +416,297 @@ def test_what_runs_say_together(tiny, tmp_path, capsys):
 def test_a_rules_own_rest_is_no_change(optimizer, rest, changed):
     """Muon leaves other roles to AdamW by its own choice, so a run that does so belongs to the league."""
     options = tables.usual("configs/study.toml", optimizer, rest)
-    run = tables.RecordedRun("it", options | dict(lr=1e-2, rest=rest or options["rest"]), metrics=[],
+    run = tables.RecordedRun(Path("it"), options | dict(lr=1e-2, rest=rest or options["rest"]), metrics=[],
                              status=dict(status="diverged"),
                              start=dict(hidden=1, device="cpu", threads=1, torch="2"))
     row = tables.row_of(run)
     assert row["changed"] == changed and ("--rest=" in row["command"]) == bool(changed)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Folders of runs that were written by hand
+
+
+def record(path, loss=5.0, logged=(1, 10, 20), status="done", data="abcdef0123", **changed):
+    """Writes the folder of a run of configs/study.toml. Its training loss at a step is 9 - step / 10."""
+    options = tables.usual("configs/study.toml", changed.get("optimizer", "adamw"), changed.get("rest", ""))
+    config = options | changed | dict(name=path.name, runs=str(path.parent))
+    lines = [dict(kind="config", step=0, config=config, data=data, hidden=7, device="cpu", threads=1,
+                  torch="2")]
+    lines += [dict(kind="train", step=step, loss=9 - step / 10, lr=step / 1000, norm=2.0, tokens_per_second=9)
+              for step in logged]
+    lines.append(dict(kind="val", step=20, loss=loss, windows=9, final=True, bits_per_byte=1.5))
+    path.mkdir(parents=True)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "status.json").write_text(json.dumps(dict(status=status, step=20, loss=loss, bits_per_byte=1.5)))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn, in their order. They are kept and not written."""
+    kept = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
+    return kept
+
+
+def picture_of(tmp_path, capsys, *more):
+    """The rows of the table that goes with a picture, without its header; and the notes."""
+    assert command.main([f"--runs={tmp_path}", f"--out={tmp_path / 'x.png'}", *more]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return ([line for line in lines if line.startswith("| ")][2:],
+            [line.replace(str(tmp_path), "runs") for line in lines if line.startswith("note: ")])
+
+
+def test_rows_differ_by_whatever_differs(tmp_path, capsys, drawn):
+    """Only runs that differ in nothing but the seed are seeds of one row, and one seed counts once."""
+    for i, changed in enumerate((dict(), dict(beta1=0.5), dict(modify="cautious"), dict(batch=64),
+                                 dict(batch=64, steps=250), dict(weight_decay=0.1), dict(schedule="linear"),
+                                 dict(layers=2), dict(final_windows=32), dict(init_from="x.pt"),
+                                 dict(lr=1.0), dict(optimizer="lion"))):
+        record(tmp_path / f"a{i:02d}", 4 + i / 100, **changed)
+    record(tmp_path / "b", 3.8, seed=1)
+    record(tmp_path / "c", 9.0, seed=1, threads=2)
+    rows, notes = picture_of(tmp_path, capsys)
+    assert rows == ["| adamw | 0.01 | 3.900 | 0.141 | 2 |",
+                    "| adamw | 1 | 4.100 |  | 1 |",
+                    "| adamw beta1=0.5 | 0.01 | 4.010 |  | 1 |",
+                    "| adamw modify=cautious | 0.01 | 4.020 |  | 1 |",
+                    "| adamw batch=64 steps=500 | 0.01 | 4.030 |  | 1 |",
+                    "| adamw batch=64 | 0.01 | 4.040 |  | 1 |",
+                    "| adamw weight_decay=0.1 | 0.01 | 4.050 |  | 1 |",
+                    "| adamw schedule=linear | 0.01 | 4.060 |  | 1 |",
+                    "| adamw layers=2 | 0.01 | 4.070 |  | 1 |",
+                    "| adamw final_windows=32 | 0.01 | 4.080 |  | 1 |",
+                    "| adamw init_from=x.pt | 0.01 | 4.090 |  | 1 |",
+                    "| lion | 0.00316 | 4.110 |  | 1 |"]
+    assert notes == ["note: runs/c is not counted: it has the settings and the seed of runs/b"]
+
+
+def test_losses_of_other_data_do_not_compare(tmp_path, capsys):
+    record(tmp_path / "a")
+    record(tmp_path / "b", data="0123456789")
+    assert command.main([f"--runs={tmp_path}", f"--out={tmp_path / 'x.png'}"]) == 2
+    said = "takes runs of several configs or data, which do not compare: study on sotu_bpe8192 (01234567); "
+    assert said in capsys.readouterr().err
+
+
+def test_two_runs_are_laid_over_each_other(tmp_path, capsys, drawn):
+    """The command prints the settings that differ, and draws losses, learning rates and norms of both."""
+    record(tmp_path / "ann/a", 4.5)
+    record(tmp_path / "ben/b", 4.25, optimizer="lion", lr=1e-3, beta1=0.8)
+    record(tmp_path / "ben/c", status="running")
+    folders = f"--runs={tmp_path / 'ann'},{tmp_path / 'ben'}"
+    out = f"--out={tmp_path / 'x.png'}"
+    assert command.main(["a", "b", folders, out]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "|  | a | b |", "| --- | --- | --- |", "| optimizer | adamw | lion |", "| lr | 0.01 | 0.001 |",
+        "| beta1 | 0.9 | 0.8 |", "| eps | 1e-15 |  |",
+        "| status | done | done |", "| final validation loss | 4.5000 | 4.2500 |",
+        f"wrote {tmp_path / 'x.png'}"]
+    loss, lr, norm = drawn[0].axes
+    labels = ["a training", "a validation", "b training", "b validation"]
+    assert [line.get_label() for line in loss.lines] == labels
+    assert [list(line.get_ydata()) for line in loss.lines] == [[8.9, 8, 7], [4.5], [8.9, 8, 7], [4.25]]
+    assert [line.get_color() for line in lr.lines] == [loss.lines[0].get_color(), loss.lines[2].get_color()]
+
+    assert command.main(["a", "c", folders, out]) == 0
+    assert "| status | done | running |\n| final validation loss | 4.5000 |  |" in capsys.readouterr().out
+    assert command.main([str(tmp_path / "ann/a"), "a", folders, out]) == 0
+    assert "| no setting differs |  |  |" in capsys.readouterr().out
+    record(tmp_path / "ben/a")
+    for names, said in ((["a"], "a: give the names of two runs or more"),
+                        (["b", "d"], "d: no such run in --runs="),
+                        (["a", "b"], "a: is in several folders; name one of")):
+        assert command.main([*names, folders, out]) == 2
+        assert f"study: error: {said}" in capsys.readouterr().err
+
+
+def test_the_picture_of_a_run(drawn, tmp_path):
+    """It shows the losses, the learning rate and the gradient norm, also of a run that logged one step."""
+    for logged in ((1, 10, 20), (20,)):
+        record(tmp_path / str(len(logged)), logged=logged)
+        measure.draw_run(tables.read_run(tmp_path / str(len(logged))).metrics, None, "title")
+        loss, lr, norm = drawn.pop().axes
+        assert loss.get_title() == "title" and norm.get_xlabel() == "step"
+        assert [list(line.get_xdata()) for line in loss.lines] == [list(logged), [20]]
+        assert list(lr.lines[0].get_ydata()) == [step / 1000 for step in logged]
+        assert list(norm.lines[0].get_ydata()) == [2.0] * len(logged)
+        assert (lr.get_ylabel(), norm.get_ylabel()) == ("learning rate", "gradient norm")
+        assert len(logged) > 1 or all(axes.lines[0].get_marker() == "o" for axes in (loss, lr, norm))
+
+
+@pytest.mark.slow
+def test_a_backend_that_is_not_installed_does_not_matter():
+    """Programs that a notebook starts inherit a backend that is not in their environment."""
+    code = ("import os; from trainer.measure import blank_figure; "
+            "blank_figure(1, 1); print(os.environ['MPLBACKEND'])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True,
+                          env=os.environ | dict(MPLBACKEND="module://not_here"))
+    assert done.stdout == "module://not_here\n", done.stderr
+
+
+@pytest.mark.parametrize("logged", ((1, 2), (20,), (), tuple(range(1, 31))))
+def test_a_short_run_is_in_the_picture(tmp_path, capsys, drawn, logged):
+    """The right panel shows what was logged. Seeds may have logged other steps than the first one."""
+    record(tmp_path / "a", 6.5, logged=logged)
+    record(tmp_path / "b", 6.5, logged=logged[1:], seed=1)
+    picture_of(tmp_path, capsys)
+    line, = drawn[0].axes[1].lines
+    bottom, top = drawn[0].axes[1].get_ylim()
+    expected = [8.9, 8.8] if len(logged) == 2 else [9 - (step - 2) / 10 for step in logged[4:]]
+    assert len(line.get_xdata()) == (26 if len(logged) == 30 else len(logged))
+    if len(logged) == 30:
+        assert line.get_ydata()[1:] == pytest.approx(expected[1:])
+    assert all(bottom < loss < top for loss in line.get_ydata())
+    assert line.get_marker() == "o" and (not logged or line.get_markevery() >= 1)
+
+
+def test_variants_of_one_rule_can_be_told_apart(tmp_path, capsys, drawn):
+    """Rules have the colours of the study. Variants of a rule have its colour and other marks, unless there
+    is only one rule."""
+    for i, beta1 in enumerate((0.9, 0.8, 0.5)):
+        record(tmp_path / f"adamw{i}", 4 + i / 10, beta1=beta1)
+    record(tmp_path / "sgd", 8.0, optimizer="sgd", lr=1.0)
+    picture_of(tmp_path, capsys)
+    picture_of(tmp_path, capsys, "--match=adamw*")
+    several, one = ([(line.get_color(), line.get_marker(), line.get_linestyle())
+                     for line in figure.axes[1].lines] for figure in drawn)
+    black, red = figures.style_of("adamw")["color"], figures.style_of("sgd")["color"]
+    assert [color for color, _, _ in several] == [black, black, black, red] and len(set(several)) == 4
+    assert len({color for color, _, _ in one}) == 3
+    labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert labels == ["4.00  adamw, lr 0.01", "4.10  adamw beta1=0.8, lr 0.01",
+                      "4.20  adamw beta1=0.5, lr 0.01", "8.00  sgd, lr 1 (above)", "losses above the scale"]
+    assert [text.get_text() for text in drawn[0].axes[0].texts] == ["8.0"]
+
+
+@pytest.mark.parametrize("out, said", (("nowhere/x.png", "there is no folder"), ("x", "must end with .png"),
+                                       ("x.gif", "must end with .png, .pdf or .svg")))
+def test_a_picture_that_cannot_be_written(tmp_path, capsys, out, said):
+    record(tmp_path / "a")
+    assert command.main([f"--runs={tmp_path}", f"--out={tmp_path / out}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"study: error: --out={tmp_path / out}: {said}") and error.count("\n") == 1
+
+
+def test_results_that_cannot_be_written(tmp_path, capsys):
+    record(tmp_path / "runs/study,optimizer=adamw")
+    (tmp_path / "file").touch()
+    assert command.main([f"--runs={tmp_path / 'runs'}", f"--results={tmp_path / 'file'}"]) == 4
+    assert capsys.readouterr().err == f"study: error: {tmp_path / 'file'}: File exists\n"
+
+
+def test_only_runs_of_sweeps_enter_the_results(tmp_path, capsys, monkeypatch):
+    """Other runs enter on request. The first of two runs of one name enters."""
+    runs, results = tmp_path / "ann", tmp_path / "results"
+    sweeps = ["study,optimizer=adamw,lr=1e-2,seed=0", "study,optimizer=adamw,beta1=0.5",
+              "study,qk_norm=false,z_loss=0", "study,batch=16,steps=1000", "study,steps=2000"]
+    record(runs / sweeps[0])
+    record(runs / sweeps[1], beta1=0.5)
+    record(runs / sweeps[2], qk_norm=False, z_loss=0.0)
+    record(runs / sweeps[3], batch=16, steps=1000)
+    record(runs / sweeps[4], steps=2000)
+    record(runs / "mine")
+    record(runs / "study,optimizer=adamw,steps=20", steps=20)      # a try
+    record(runs / "study,width=8,heads=2", width=8)                # a toy
+    record(runs / "study,optimizer=adamw,seed=1", beta1=0.7)       # its name does not say what it is
+    record(runs / "other,optimizer=adamw")
+    record(tmp_path / "ben" / sweeps[0], 9.0)
+    monkeypatch.setattr(command, "all_figures", lambda *_: {})
+    monkeypatch.setattr(command, "report", lambda *_: "")
+    options = [f"--runs={runs},{tmp_path / 'ben'},{tmp_path / 'none'}", f"--results={results}"]
+    assert command.main(options) == 0
+    out = capsys.readouterr().out.replace(str(tmp_path), "")
+    rows = {row["run"]: row for row in tables.read_csv(results / "results.csv")}
+    assert sorted(rows) == sorted(sweeps) == sorted(tables.read_curves(results))
+    assert rows[sweeps[0]]["loss"] == "5.00000"
+    assert rows[sweeps[3]]["changed"] == "batch=16" and "--batch=16 " in rows[sweeps[3]]["command"]
+    assert "--steps=1000 " in rows[sweeps[3]]["command"]
+    assert "note: '/none': there is no such folder of runs\n" in out
+    assert f"note: /ben/{sweeps[0]} is left out: /ann/{sweeps[0]} has its name\n" in out
+    assert ("note: 5 runs are left out, because they are of no sweep of study; --match=PATTERN adds runs by "
+            "name: mine other,optimizer=adamw study,optimizer=adamw,seed=1 study,optimizer=adamw,steps=20 "
+            "study,width=8,heads=2\n") in out
+    assert command.main([*options, "--match=mine"]) == 0
+    assert sorted(row["run"] for row in tables.read_csv(results / "results.csv")) == ["mine", *sorted(sweeps)]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The figures of the project's own results
+
+RESULTS = ROOT / "study/results"
+
+
+@pytest.fixture(scope="module")
+def own_figures(tmp_path_factory):
+    """The figures of the project's own results, as {name of the file: figure}."""
+    kept, study = [], tables.read_study(RESULTS, "study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
+        figures.all_figures(study, tables.read_curves(RESULTS), RULES, tmp_path_factory.mktemp("figures"))
+    assert len(kept) == len(FIGURES)
+    return dict(zip(FIGURES, kept))
+
+
+def legends_of(figure):
+    """All legends of a figure, which has one, and may have one in each panel."""
+    return [legend for legend in (*figure.legends, *(axes.get_legend() for axes in figure.axes)) if legend]
+
+
+def test_a_rule_has_one_colour(own_figures):
+    """Each curve of a rule has its colour in all panels of all figures. The paper's rules share no colour."""
+    assert len({figures.style_of(rule)["color"] for rule in figures.NAMES}) == 9
+    styles = [figures.style_of(rule) for rule in RULES]
+    assert len({(style["color"], style["marker"]) for style in styles}) == len(RULES)
+    rules = {figures.NAMES.get(rule, rule): rule for rule in RULES} | {"Sophia": "sophia"}
+    seen = set()
+    for name, figure in own_figures.items():
+        if name in ("effective_lr", "curves"):    # roles; labels that begin with the loss
+            continue
+        for line in (line for axes in figure.axes for line in axes.lines):
+            rule = rules.get(re.split(r" \(| at |:|,| everywhere", line.get_label())[0])
+            if rule:
+                seen.add(rule)
+                assert line.get_color() == figures.style_of(rule)["color"], (name, line.get_label())
+    assert seen == set(RULES)
+
+
+def test_hidden_curves_are_said_in_the_legend(own_figures):
+    labels = {text.get_text() for legend in legends_of(own_figures["league"]) for text in legend.get_texts()}
+    assert {"SGD (above)", "muon (under normuon)", "losses above the scale"} <= labels
+    assert not {"SGD", "muon"} & labels
+
+
+@pytest.mark.slow
+def test_numbers_above_the_scale_do_not_overlap(own_figures):
+    figure = own_figures["league"]
+    figure.draw_without_rendering()
+    assert [len(axes.texts) for axes in figure.axes] == [11, 3, 0, 0, 0, 0]
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+        assert all(axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max) for box in boxes)
+
+
+def test_figures_can_be_read_at_half_their_width(own_figures):
+    """Titles and labels are words, not options. The smallest letters have ten pixels at half the width."""
+    for name, figure in own_figures.items():
+        texts = [text for legend in legends_of(figure) for text in legend.get_texts()]
+        for axes in figure.axes:
+            texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+            texts += [*axes.get_xticklabels(), *axes.get_yticklabels()]
+        words = [text.get_text() for text in texts]
+        assert [word for word in words if re.search("_[a-z]*=|=false|that SGD", word)] == [], name
+        sizes = {text.get_size() * panels.DPI / 72 / 2 for text in texts if text.get_text()}
+        assert min(sizes) > 10, name
+        assert figure.get_figwidth() * panels.DPI < 1700, name
+    titles = [axes.get_title() for axes in own_figures["lr"].axes]
+    assert titles == ["with QK-norm and z-loss", "without QK-norm and z-loss"]
+
+
+@pytest.mark.parametrize("setting, title", (
+    ("study", "with QK-norm and z-loss"), ("study qk_norm=false z_loss=0", "without QK-norm and z-loss"),
+    ("study width=128 heads=4", "width 128, heads 4"), ("study steps=2000", "steps 2000"),
+    ("150m", "the setting of 150m.toml")))
+def test_settings_in_words(setting, title, truth, tmp_path):
+    assert figures.title_of(setting, truth.write(tmp_path / "a")) == title

@@ -182,7 +182,7 @@ def no_extra_flags(values, tables) -> tuple:
 
 
 def load(cls: type, argv: list, about: str = "", *, complete: Callable = no_extra_flags, extra_tables=(),
-         base: dict | None = None, foreign_names: dict = {}) -> tuple:
+         base: dict | None = None, foreign_names: dict = {}, program: str | None = None) -> tuple:
     """Reads the command line and the file that its --config names.
 
     Args:
@@ -194,9 +194,10 @@ def load(cls: type, argv: list, about: str = "", *, complete: Callable = no_extr
         extra_tables: names of tables of the file that the caller reads itself.
         base: {name: value} of an earlier run, see fill_in.
         foreign_names: {name of an option in other programs: advice}.
+        program: the command as --help shows it; default: the name of the script.
     Returns: (instance, {additional flag: value}, tables of the file). On --help it prints the help and exits.
     Raises: UserError."""
-    parser = Parser(description=about, allow_abbrev=False, add_help=False,
+    parser = Parser(prog=program, description=about, allow_abbrev=False, add_help=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-h", "--help", action="store_true", help="show this help and exit")
     fields, groups = {field.name: field for field in dataclasses.fields(cls)}, {}

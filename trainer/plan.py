@@ -155,7 +155,7 @@ def main(lines) -> int:
     try:
         runs = [read(shlex.split(line)[2:])[0] for line in lines]
     except UserError as error:
-        print(f"plan.py: error: {one_line(error)}", file=sys.stderr)
+        print(f"trainer.plan: error: {one_line(error)}", file=sys.stderr)
         return error.code
     times = [hours(settings) for settings in runs]
     total = ("hours unknown: give -- --throughput=N, tokens per second" if None in times else
@@ -165,4 +165,7 @@ def main(lines) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        print(f"{__doc__}\npython -m trainer.plan has no options. It reads such commands, one a line.")
+        sys.exit(0 if sys.argv[1] in ("-h", "--help") else 2)
     sys.exit(main(sys.stdin))
