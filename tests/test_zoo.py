@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import optim
+import rule_cases
 import test_train
 import train
 import zoo
@@ -19,11 +20,14 @@ from tiny_runs import run as run_tiny
 from trainer import data, runs
 from trainer.measure import effective_lr
 from zoo import Optimizer
+from zoo.frozen import FROZEN
 from zoo.rule import ModifiedRule, ZooRule
 
 GOLDEN = np.load(Path(__file__).parent / "golden/zoo/rules.npz")
 CASES = json.loads(bytes(GOLDEN["meta"]))
 RULES, MODIFIERS = ZOO_RULES, zoo.MODIFIERS
+ALL_RULES = zoo.RULES | {"adalayer_frozen": FROZEN} | {
+    f"adamw+{name}": zoo.modified("adamw", name) for name in MODIFIERS}
 
 
 def golden_case(case, dtype):
@@ -237,14 +241,30 @@ def test_a_trust_ratio_moves_a_tensor_by_lr_times_its_size():
             assert ((w[role] - start[role]).norm() / start[role].norm()).item() == pytest.approx(0.1)
 
 
-def test_adagc_holds_a_spike_to_its_growth():
+@pytest.mark.parametrize("warmup", [1, 2])    # a warmup of 1 step would have no usual norm to begin with
+def test_adagc_holds_a_spike_to_its_growth(warmup):
     g = torch.ones(4, dtype=torch.float64)
     w = torch.zeros_like(g)
-    optimizer = Optimizer([w], zoo.modified("sgd", "adagc"), lr=1.0, beta1=0.0, adagc_warmup_steps=2)
+    optimizer = Optimizer([w], zoo.modified("sgd", "adagc"), lr=1.0, beta1=0.0, adagc_warmup_steps=warmup)
     for scale, moved in ((0.4, 0.4), (0.4, 0.4), (100.0, 1.05 * 0.4), (0.1, 0.1)):
         before, w.grad = w.clone(), g * scale
         optimizer.step()
         assert torch.allclose(before - w, g * moved, rtol=2e-2)
+
+
+@pytest.mark.parametrize("rule, name, growth, hyper", [
+    (RULES["apollo"], "last", 1.01, {}), (RULES["apollo_mini"], "last", 1.01, {}),
+    (zoo.modified("sgd", "adagc"), "adagc_norm", 1.001, dict(adagc_warmup_steps=3))])
+def test_a_gradient_of_zeros_freezes_a_tensor_as_published(rule, name, growth, hyper):
+    """As the docstrings say: a norm falls to 0, and from then on grows by 1 % or by 0.1 % a step."""
+    w, norms = torch.zeros(4, 4, dtype=torch.float64), []
+    optimizer = Optimizer([w], rule, lr=1.0, **hyper)
+    for t in range(1, 401):
+        w.grad = torch.eye(4, dtype=torch.float64) * (t != 2)
+        optimizer.step()
+        norms.append(optimizer.state[w][name].item())
+    assert norms[0] > 0.9 and norms[1] == 0 and max(norms[1:]) < 1e-4
+    assert norms[-1] / norms[-2] == pytest.approx(growth, abs=3e-4)
 
 
 def test_a_trust_ratio_has_the_last_word_on_the_decay():
@@ -355,6 +375,48 @@ def test_any_shape(name):
         optimizer.sampled = {p: p.grad for p in w}
         optimizer.step()
     assert all(p.isfinite().all() and (p != 1).any() for p in w)
+
+
+def values_to_try(rule):
+    """Pairs (hyperparameter, value): values at and near the limits of what the rule accepts."""
+    for name, usual in rule.hyper.items():
+        low, high = rule.bounds.get(name, (0, None))
+        between = [1 / 3, 0.6, 2 / 3, 0.999] if high == 1 else []
+        yield from ((name, type(usual)(value)) for value in (low, *between))
+
+
+@pytest.mark.parametrize("name", ALL_RULES)
+def test_every_allowed_value_keeps_the_weights_finite(name):
+    """With the first gradient of zeros, too, for a rule whose first step only measures."""
+    rule = ALL_RULES[name]
+    for hyper, value in values_to_try(rule):
+        for first in (1.0, 0.0) if rule.measures else (1.0,):
+            w = [torch.ones(3, 4), torch.ones(4)]
+            optimizer = Optimizer(w, rule, lr=0.01, **{hyper: value})
+            draw = torch.Generator().manual_seed(0)
+            for t in range(4):
+                for p in w:
+                    p.grad = torch.randn(p.shape, generator=draw) * (first if t == 0 else 1.0)
+                optimizer.sampled = {p: p.grad for p in w}
+                optimizer.step()
+            assert all(p.isfinite().all() for p in w), (hyper, value, first)
+
+
+@pytest.mark.parametrize("case", rule_cases.CASES)
+def test_bf16_weights_are_rounded_only_at_the_end_of_a_step(case):
+    """From the same weights and gradients, a step gives the same state and, rounded, the same weights."""
+    low, high = weights(torch.bfloat16), weights(torch.bfloat16)
+    high = {role: p.detach().float().requires_grad_() for role, p in high.items()}
+    optimizers = [built(case, w, weight_decay=0.1) for w in (low, high)]
+    for g in gradients(4, dtype=torch.bfloat16):
+        for optimizer, w in zip(optimizers, (low, high)):
+            run(optimizer, w, [g])
+        for role, p in low.items():
+            assert torch.equal(p, high[role].bfloat16()), role
+            a, b = (optimizer.state[w[role]] for optimizer, w in zip(optimizers, (low, high)))
+            assert all(torch.equal(torch.as_tensor(a[key]), torch.as_tensor(b[key])) for key in a), role
+            with torch.no_grad():
+                high[role].copy_(p)
 
 
 # ---------------------------------------------------------------------------------------------------------

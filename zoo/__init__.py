@@ -161,7 +161,8 @@ class Optimizer(optim.Optimizer):
         if not self.sampled and self.wants_sampled():
             raise RuntimeError("this step needs gradients on sampled labels; see wants_sampled()")
         if any("norm" in rule.inputs for rule in self.rules.values()):
-            gradients = [p.grad for _, _, p in self.each_parameter() if p.grad is not None]
+            gradients = [p.grad.to(torch.promote_types(p.dtype, torch.float32))
+                         for _, _, p in self.each_parameter() if p.grad is not None]
             self.norm = torch.nn.utils.get_total_norm(gradients)
 
     def update(self, group, t, members):

@@ -50,7 +50,8 @@ def adopt(g, m, s, t, *, beta1=0.9, beta2=0.9999, eps=1e-6):
     For        every tensor.
     Source     Taniguchi et al. (2024), arXiv 2411.02853."""
     bound = (t - 1).sqrt().sqrt().to(g)
-    m.lerp_(torch.clamp(g / s.sqrt().clamp_min(eps), -bound, bound), 1 - beta1)
+    n = torch.clamp(g / s.sqrt().clamp_min(eps), -bound, bound)
+    m.lerp_(torch.where(t > 1, n, 0.0), 1 - beta1)
     keep = beta2 * (t > 1).to(t)
     s.mul_(keep).add_((1 - keep) * g.square())
     return m
@@ -81,7 +82,7 @@ def radam(g, m, s, t, *, beta1=0.9, beta2=0.999, eps=1e-8):
     """RAdam is Adam that starts to divide only when its second moment has seen enough gradients.
         m <- b1 m + (1 - b1) g;  s <- b2 s + (1 - b2) g^2
         r  = r_inf - 2 t b2^t / (1 - b2^t),  r_inf = 2 / (1 - b2) - 1      r: how many gradients s has seen
-        u  = m_hat                                                        if r <= 5, otherwise
+        u  = m_hat                                        if r <= 5, as it always is for b2 <= 2/3; otherwise
         u  = m_hat / (sqrt(s) + eps) sqrt((1 - b2^t) (r - 4) (r - 2) r_inf / ((r_inf - 4) (r_inf - 2) r))
 
     Remembers  m and s, the running means of g and g^2: 8 bytes per weight.
@@ -99,8 +100,7 @@ def radam(g, m, s, t, *, beta1=0.9, beta2=0.999, eps=1e-8):
     r = r_inf - 2 * t * left / (1 - left)
     trust = (1 - left) * (r - 4) * (r - 2) * r_inf / ((r_inf - 4) * (r_inf - 2) * r)
     adam = trust.clamp_min(0).sqrt() / (s.sqrt() + eps)
-    sure = (r > 5).to(g)
-    return hat(m, beta1, t) * (sure * adam + (1 - sure))
+    return hat(m, beta1, t) * torch.where(r > 5, adam, 1.0)    # a product with 0 would keep a NaN of adam
 
 def adabelief(g, m, s, t, *, beta1=0.9, beta2=0.999, eps=1e-16):
     """AdaBelief is Adam that divides by how far gradients stray from their mean, not by how large they are.

@@ -29,7 +29,7 @@ def adalayer_frozen(g, m, v: per_block, t, *, beta1=0.9, beta2=0.95, eps=1e-15, 
     pace = torch.where(t > freeze_steps, (1 - beta2) * updating, 1 / (t + 1)).to(v)
     v += pace * (mean_of_blocks(g.square(), v) - v)
     u = hat(m, beta1, t).reshape(len(v), -1) / (v.sqrt() + eps)[:, None]
-    return u.reshape(g.shape) * (t > freeze_steps)
+    return torch.where(t > freeze_steps, u.reshape(g.shape), 0.0)
 
 FROZEN = ZooRule(adalayer_frozen, second_moment="v", corrected=False, measures="freeze_steps",
                  bounds=dict(freeze_steps=AT_LEAST_ONE))

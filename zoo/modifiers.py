@@ -37,10 +37,14 @@ def adagc(g, adagc_norm: scalar, norm, t, *, adagc_beta=0.98, adagc_start=1.0, a
         t < warmup_steps    g = g min(1, start / norm of all gradients);  usual <- min(usual, |g|)
         afterwards          g = g min(1, growth usual / |g|);  usual <- b usual + (1 - b) |g|
 
+    The first step always belongs to the warmup, and there usual becomes |g|.
+
     Remembers  the usual norm: one number per tensor.
+    Freezes    a tensor whose gradient is zero in a step of the warmup, as published. Then usual is 0 at the
+               end of the warmup, and grows from adagc_eps by 0.1 % a step: for some 16,000 steps.
     For        every tensor and every rule, at the rule's lr.
     Source     Wang et al. (2025), arXiv 2502.11034."""
-    own, warm = g.norm(), (t < adagc_warmup_steps).to(g)
+    own, warm = g.norm(), (t < max(adagc_warmup_steps, 2)).to(g)
     early = (adagc_start / (norm + adagc_eps)).clamp_max(1.0)
     late = (adagc_growth * adagc_norm.clamp_min(adagc_eps) / own.clamp_min(adagc_eps)).clamp_max(1.0)
     g = g * (warm * early + (1 - warm) * late)
@@ -61,7 +65,7 @@ def trust_ratio(u, w, decay, lr):
     Source     You et al. (2019), arXiv 1904.00962. The ratio is from LARS, You et al. (2017),
                arXiv 1708.03888."""
     d = (1 - decay) / lr.clamp_min(1e-30) * w.to(u.dtype)
-    size, step = w.norm().to(u.dtype), (u + d).norm()
+    size, step = w.to(u.dtype).norm(), (u + d).norm()
     ratio = torch.where((size > 0) & (step > 0), size / step, 1.0)
     return ratio * (u + d) - d
 

@@ -150,6 +150,7 @@ def soap(g, m, s, gl: left, gr: right, ql: left, qr: right, t, blocks, *, beta1=
     squares.mul_(1 - late * (1 - beta2)).add_(late * (1 - beta2) * change_basis(x, ql, qr).square())
     n = change_basis(matrices(m, blocks), ql, qr) / (squares.sqrt() + eps)
     u = change_basis(n, ql.mT, qr.mT) * ((1 - beta2**k) ** 0.5 / (1 - beta1**k))
+    u = torch.where(t > 1, u, 0.0)    # with eps 0 the first n is 0 / 0
     if gl.numel():
         gl.lerp_(x @ x.mT, 1 - beta2)
     if gr.numel():
