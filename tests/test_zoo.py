@@ -267,6 +267,25 @@ def test_a_gradient_of_zeros_freezes_a_tensor_as_published(rule, name, growth, h
     assert norms[-1] / norms[-2] == pytest.approx(growth, abs=3e-4)
 
 
+@pytest.mark.parametrize("name, noisy, hyper, lengths, words", [
+    ("came", True, dict(beta2=0.999, beta3=0.9999), {1: 11.1, 100: 2.5, 1000: 0.8},
+     "step 100 is still 2.5 times lr and step 1,000 is 0.8"),
+    ("came", True, {}, {1: 1.57}, "the first step is 1.6 times as long as Adam's"),
+    ("adabelief", False, {}, {300: 9.0, 1000: 20.0},
+     "nine times as far after 300 equal gradients, and twenty times after 1,000"),
+    ("ademamix", False, dict(beta3=0.99), {1000: 9.0}, "1 + alpha times as far")])
+def test_steps_are_as_long_as_the_docstrings_say(name, noisy, hyper, lengths, words):
+    """In units of lr, root mean square. The gradients are noise, or they are all the same."""
+    assert words in " ".join(RULES[name].function.__doc__.split())
+    w, draw = torch.zeros(48, 32), torch.Generator().manual_seed(0)
+    optimizer, steady = Optimizer([w], RULES[name], lr=1.0, **hyper), torch.randn(48, 32, generator=draw)
+    for t in range(1, max(lengths) + 1):
+        before, w.grad = w.clone(), 1e-3 * (torch.randn(48, 32, generator=draw) if noisy else steady)
+        optimizer.step()
+        if t in lengths:
+            assert (w - before).square().mean().sqrt().item() == pytest.approx(lengths[t], rel=0.04)
+
+
 def test_a_trust_ratio_has_the_last_word_on_the_decay():
     """It takes off what the decay does to the weights, so no other modifier may change that after it."""
     def stepped(modify):

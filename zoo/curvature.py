@@ -19,10 +19,10 @@ def sophia(g, m, h, *, beta1=0.965, beta2=0.99, rho=0.04, eps=1e-15, refresh_ste
     Moves      each weight by at most lr. Where rho B h < |m|, it moves a weight by exactly lr, as Signum
                does. With rho 0 the rule is Signum.
     lr         is the distance of a step, in weight. Typical 6e-4, a fifth of Adam's here. The authors' file
-               for GPT-2 at 125m has 3e-4, half of Adam's there.
-    Defaults   are those of Zhao et al.: rho 0.04, b1 0.965, b2 0.99. The authors use rho 0.03 ... 0.05. The
-               trainer passes --batch and --context. As in the authors' paper, the first refresh
-               comes before the first step. In their script a refresh comes after every tenth step.
+               for GPT-2 at 125m has 6e-4, too, which equals Adam's there.
+    Defaults   are those of Zhao et al.: rho 0.04, b1 0.965, b2 0.99. The authors' files for GPT-2 have rho
+               0.05 ... 0.08. The trainer passes --batch and --context. As in the authors' paper, the first
+               refresh comes before the first step. In their script it comes after every tenth step.
     For        every tensor. Each refresh costs another forward and backward pass.
     Source     Liu et al. (2023), arXiv 2305.14342. Zhao et al. (2024), arXiv 2407.07972, app. G, compare
                it."""

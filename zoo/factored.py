@@ -25,11 +25,13 @@ def came(g, m, rows: row_or_all, columns: per_column, rows2: row_or_all, columns
 
     Remembers  m, 4 bytes per weight, and two numbers per row and two per column.
     Moves      a weight as Adam does where n - m is as large as n. Nothing is corrected for its start at 0.
-               So with b3 0.9999 the first thousands of steps are 11 times as long, and with 0.995 the first
-               steps are 1.6 times as long.
+               So the first step is 1.6 times as long as Adam's. With b2 0.999 and b3 0.9999 it is 11 times as
+               long. There, on gradients that are noise, step 100 is still 2.5 times lr and step 1,000 is 0.8.
     lr         is in weight, as Adam's lr is. Typical 2e-3. The authors advise 0.5 ... 0.9 of Adam's.
     Defaults   are the authors' for LLaMA at 1b. Their paper uses b2 0.999 and b3 0.9999 for BERT.
-    For        every tensor. The fused q, k, v are one matrix, as for Adafactor.
+    For        every tensor. The fused q, k, v are one matrix, as for Adafactor. A tensor of three axes or
+               more is a matrix of its first axis by all others. The authors' code takes its means over the
+               last axis and over the one before.
     Source     Luo et al. (2023), arXiv 2307.02047."""
     square = g.square() + tiny
     rows.lerp_(mean_to(square, rows), 1 - beta2)

@@ -38,13 +38,14 @@ def apollo(g, m: projected, s: projected, p: projection, last: per_block, t, blo
         u <- u sqrt(scale) sqrt(1 - b2^t) / (1 - b1^t)
 
     Remembers  m and s for 1/4 of the weights, 2 bytes per weight, and p, 1 byte per weight of a square
-               matrix. The authors draw p again from its seed instead.
+               matrix. The authors' code keeps p, too.
     Moves      weights along the gradient, without momentum, by about sqrt(rank) of Adam's step.
     Freezes    a tensor after one gradient of zeros, as published. Then the next step has a norm of 1e-8 and
                can grow by only 1 % a step: for some 1,400 steps.
     lr         is in weight. Typical 1e-2, the authors' for LLaMA at 60m ... 7b.
-    Defaults   are the authors': the rank is a quarter of the width, and m and s are kept when p changes.
-               The trainer passes --seed. p is a function of the seed, of the tensor and of t.
+    Defaults   are the authors': the rank is a quarter of the width, as theirs at 60m ... 350m. At 1b and 7b
+               they use rank 256, an eighth and a sixteenth. m and s are kept when p changes. The trainer
+               passes --seed. p is a function of the seed, of the tensor and of t.
     For        the hidden matrices. AdamW trains embedding, head and norms at their own lr. The authors use
                the same lr for all.
     Source     Zhu et al. (2024), arXiv 2412.05270."""

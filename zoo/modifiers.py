@@ -55,8 +55,8 @@ def adagc(g, adagc_norm: scalar, norm, t, *, adagc_beta=0.98, adagc_start=1.0, a
 
 def trust_ratio(u, w, decay, lr):
     """LAMB's trust ratio moves a tensor by lr times the size of the tensor. So lr has another unit and
-    needs another value: it is a fraction of the tensor's norm. LAMB is AdamW with this modifier and eps
-    1e-6.
+    needs another value: it is a fraction of the tensor's norm. LAMB is AdamW with this modifier, beta2
+    0.999 and eps 1e-6.
         d = (1 - decay) / lr w                with coupled decay this is weight_decay * w
         u = |w| / |u + d| (u + d) - d         the ratio is 1 if one of the norms is 0
 
