@@ -49,7 +49,7 @@ def sgd(g, m, *, beta1=0.98):
 
     Remembers  m, the decaying sum of gradients: 4 bytes per weight.
     Moves      each weight in proportion to its gradient: a steady g moves it by lr g / (1 - b1) a step.
-    lr         is in weight per unit of gradient, so no one value fits all layers. Typical 1.0, 300x AdamW's.
+    lr         is in weight per unit of gradient, so no one value fits all layers or all models. Typical 1.0.
     Defaults   beta1 0.98 is the best of 0 ... 0.99 in the paper. Only SGD is so sensitive to it.
     Source     Polyak (1964), "Some methods of speeding up the convergence of iteration methods"."""
     m.mul_(beta1).add_(g)
@@ -189,7 +189,7 @@ class Rule:
     """A rule's function, and what else must be known about it.
 
     function       the rule; its signature is read here, once
-    lr_factor      the usual peak lr is this times AdamW's, for the paper's 150m model: where to begin
+    lr_factor      the usual peak lr is this times 3e-3 for the paper's 150m model, as docstrings say, too
     rows           roles in which each row is a block, such as ("head",). Only make() reads this
     second_moment  the name of the state whose root the rule divides by: "v", or "r c" if v is factored
     corrected      whether the rule corrects that state for its start at 0, as v_hat does

@@ -3,6 +3,7 @@ import copy
 import inspect
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,10 @@ from trainer.measure import effective_lr
 from zoo import Optimizer
 from zoo.frozen import FROZEN
 from zoo.rule import ModifiedRule, ZooRule
+from zoo.table import bytes_per_weight, read_docstring
 
-GOLDEN = np.load(Path(__file__).parent / "golden/zoo/rules.npz")
+ROOT = Path(__file__).parents[1]
+GOLDEN = np.load(ROOT / "tests/golden/zoo/rules.npz")
 CASES = json.loads(bytes(GOLDEN["meta"]))
 RULES, MODIFIERS = ZOO_RULES, zoo.MODIFIERS
 ALL_RULES = zoo.RULES | {"adalayer_frozen": FROZEN} | {
@@ -640,6 +643,31 @@ def test_a_wrong_rule_ends_the_run_before_its_first_step(tiny, tmp_path, capsys,
     assert run_tiny(tiny, tmp_path, "wrong", "--optimizer=typo", "--lr=1") == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(
         "train.py: error: --optimizer=typo: typo, on a tensor of shape (2, 2): NameError: name 'mm' is not ")
+
+
+@pytest.mark.parametrize("name", optim.RULES)
+def test_readmes_table_agrees_with_docstring_configs_and_study(name):
+    """What is usual for a rule's lr, its bytes of state, and the loss that the study found."""
+    [row] = [row for row in table_rows("README.md") if row[0] == f"`{name}`"]
+    _, _, state, lrs, _, loss = row
+    of_150m, of_nano = map(float, lrs.split(", "))
+    assert of_150m == float(read_docstring(zoo.RULES[name].function)[2])
+    assert of_150m == pytest.approx(3e-3 * zoo.RULES[name].lr_factor, rel=0.12)
+    large, small = (tomllib.loads((ROOT / "configs" / config).read_text())["lr"]
+                    for config in ("150m.toml", "nano.toml"))
+    assert of_150m == pytest.approx(large.get(name, of_150m), rel=0.06)    # 3e-3 stands for 3.16e-3
+    assert of_nano == small[name]
+    assert int(state) == round(bytes_per_weight(zoo.RULES[name]))
+    found = [row[4:7] for row in table_rows("study/results/table.md")
+             if row[:3] == ["study", name, ""] and row[6] == "3"]
+    mean, deviation, _ = min(found)
+    assert loss == f"{mean} ± {deviation.removeprefix('0')}"
+
+
+def table_rows(page):
+    """The rows of all tables of a page, each a list of cells."""
+    return [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in (ROOT / page).read_text().splitlines() if line.startswith("|")]
 
 
 def test_the_table_has_all(capsys):

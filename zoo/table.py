@@ -57,5 +57,6 @@ def table() -> str:
             idea, source, _ = read_docstring(function)
             add(name, idea, source)
     lines += ["", "The column bytes gives the state per weight of a hidden matrix. The column lr gives the",
-              "typical peak learning rate for a language model. `python -m zoo NAME` says more about a rule."]
+              "typical peak learning rate for the paper's 150m model. A config has those of its own size in",
+              "[lr]. `python -m zoo NAME` says more about a rule."]
     return "\n".join(lines)
