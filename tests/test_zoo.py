@@ -424,6 +424,24 @@ def test_every_allowed_value_keeps_the_weights_finite(name):
             assert all(p.isfinite().all() for p in w), (hyper, value, first)
 
 
+@pytest.mark.parametrize("name", ALL_RULES)
+def test_tensors_of_no_weights_change_nothing(name):
+    """Others move as they do without them, such tensors have no state, and a state with them can be loaded."""
+    def stepped(*empty):
+        w = [torch.ones(3, 4), torch.ones(4), *(torch.ones(shape) for shape in empty)]
+        optimizer, draw = Optimizer(w, ALL_RULES[name], lr=0.01), torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for p in w:
+                p.grad = torch.randn(p.shape, generator=draw)
+            optimizer.sampled = {p: p.grad for p in w}
+            optimizer.step()
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        assert not any(optimizer.state.get(p) for p in w[2:])
+        return w[:2]
+    for a, b in zip(stepped(), stepped((0,), (3, 0), (0, 4), (2, 0, 3))):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("case", rule_cases.CASES)
 def test_bf16_weights_are_rounded_only_at_the_end_of_a_step(case):
     """From the same weights and gradients, a step gives the same state and, rounded, the same weights."""
@@ -618,8 +636,8 @@ def no_number(g, m):
     (no_default, "no_default: the hyperparameter beta1 needs a default"),
     (lr_of_its_own, "lr_of_its_own: lr is an input; put it before the *, with no default"),
     (grad_for_g, "grad_for_g: needs a parameter named g, the gradient, before the *"),
-    (no_return, "no_return, on a tensor of shape (2, 2): returns a value of type NoneType; return the update, "
-                "with the shape of g"),
+    (no_return, "no_return, on a tensor of shape (2, 2): returns a value of type NoneType; "
+                "return the update, with the shape of g"),
     (other_shape, "other_shape, on a tensor of shape (2, 2): returns a value of shape (); return the update, "
                   "with the shape of g"),
     (row_only, "row_only, on a tensor of shape (2, 2): returns a value of shape (1, 2); return the update, "

@@ -96,6 +96,8 @@ class Optimizer(optim.Optimizer):
         return {name: known[name] for name in self.rules[group["rule"]].inputs if name in known}
 
     def start(self, group, i, device=None, starts=None):
+        if not group["params"][i].numel():
+            return {}    # some rules cannot even make the state of no weights
         known, starts = group | dict(role=group["roles"][i]), dict(self.rules[group["rule"]].state)
         for name, make_state in starts.items():
             if make_state and (keys := keyword_names(make_state)):
