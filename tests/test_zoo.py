@@ -426,7 +426,7 @@ def test_every_allowed_value_keeps_the_weights_finite(name):
 
 @pytest.mark.parametrize("name", ALL_RULES)
 def test_tensors_of_no_weights_change_nothing(name):
-    """Others move as they do without them, such tensors have no state, and a state with them can be loaded."""
+    """Other tensors move as they do without them. A state with such tensors can be loaded."""
     def stepped(*empty):
         w = [torch.ones(3, 4), torch.ones(4), *(torch.ones(shape) for shape in empty)]
         optimizer, draw = Optimizer(w, ALL_RULES[name], lr=0.01), torch.Generator().manual_seed(0)
