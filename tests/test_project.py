@@ -9,8 +9,9 @@ import pytest
 import budgets
 from conftest import ROOT
 
-FILES = sorted(path for pattern in ("*.py", "trainer/*.py", "zoo/*.py", "study/*.py", "tests/*.py",
-                                    "tests/torture/*.py") for path in ROOT.glob(pattern))
+FILES = sorted(path for pattern in ("*.py", "trainer/*.py", "zoo/*.py", "study/*.py", "lessons/*.py",
+                                    "lessons/exercises/*.py", "tests/*.py", "tests/torture/*.py")
+               for path in ROOT.glob(pattern))
 PRODUCT = [path for path in FILES if not path.is_relative_to(ROOT / "tests")]
 
 

@@ -1,0 +1,1 @@
+"""Lessons: exercises with a grader, and a museum of bugs."""

@@ -1,0 +1,221 @@
+"""
+The properties that every update rule must have. The tests ask them of every rule of the project, and
+`python -m lessons check` asks them of yours.
+
+Each property is a function of build(w, lr=..., **options), which returns an optimizer for {role: weight}. It
+returns "" if the property holds. Otherwise it returns a line that says what happened and what that means.
+"""
+import io
+
+import torch
+
+import optim
+
+SHAPES = dict(embed=(12, 4), qkv=(12, 4), mlp_up=(4, 6), norm=(4,), head=(12, 4))
+DECAY = 0.3
+
+# ---------------------------------------------------------------------------------------------------------
+# Small weights and gradients for every role
+
+
+def weights(dtype=torch.float64, seed: int = 0) -> dict:
+    """{role: a tensor of that role}."""
+    draw = torch.Generator().manual_seed(seed)
+    return {role: torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
+            for role, shape in SHAPES.items()}
+
+
+def gradients(steps: int = 6, seed: int = 1, dtype=torch.float64) -> list:
+    """Gradients of another size for each weight, so that every block has its own second moment."""
+    draw = torch.Generator().manual_seed(seed)
+    size = {role: torch.rand(shape, generator=draw, dtype=torch.float64) for role, shape in SHAPES.items()}
+    return [{role: (torch.randn(shape, generator=draw, dtype=torch.float64) * size[role]).to(dtype)
+             for role, shape in SHAPES.items()} for _ in range(steps)]
+
+
+def zeros() -> dict:
+    """Gradients of zero."""
+    return {role: torch.zeros(shape) for role, shape in SHAPES.items()}
+
+
+def run(optimizer, w: dict, grads: list) -> None:
+    """One step for each of the gradients."""
+    for g in grads:
+        for role in w:
+            w[role].grad = g[role].to(w[role].dtype, copy=True)
+        optimizer.sampled = {p: p.grad.flip(0) for p in w.values()}    # only Sophia asks for them
+        optimizer.step()
+
+
+def groups_of(optimizer) -> dict:
+    """{role: its group}."""
+    return {role: group for group in optimizer.param_groups for role in group["roles"]}
+
+
+def measuring_steps(optimizer) -> int:
+    """How many first steps only measure."""
+    return optimizer.measuring_steps(optimizer.param_groups[0])
+
+
+def moved(build, grads: list, lr: float = 0.1, **options) -> dict:
+    """{role: how far these gradients move the weights}."""
+    w, start = weights(), weights()
+    run(build(w, lr=lr, **options), w, grads)
+    return {role: (w[role] - start[role]).detach() for role in w}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The properties
+
+
+def zero_gradient_moves_nothing(build) -> str:
+    for role, x in moved(build, [zeros()] * 4).items():
+        if x.any():
+            return (f"four gradients of 0 move {role} by up to {x.abs().max():.3g}: the state does not start "
+                    "at 0, or u holds more than gradients")
+    return ""
+
+
+def decay_multiplies(build, kind: str) -> str:
+    """With a gradient of 0, a step multiplies the weights by 1 - decay lr, or by 1 - decay lr / peak."""
+    w = weights()
+    optimizer = build(w, weight_decay=DECAY, weight_decay_kind=kind)
+    groups = groups_of(optimizer)
+    for t, scale in enumerate((1.0, 0.5, 0.25, 0.0), 1):
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr_peak"] * scale
+        rates = {role: scale if kind == "independent" else group["lr"] for role, group in groups.items()
+                 if t > optimizer.measuring_steps(group)}    # a step that only measures does not decay
+        before = {role: w[role].detach().clone() for role in w}
+        run(optimizer, w, [zeros()])
+        for role in w:
+            factor = 1 - DECAY * rates.get(role, 0.0)
+            if not torch.allclose(w[role], before[role] * factor, rtol=1e-14, atol=0):
+                return wrong_decay(role, before[role], w[role].detach(), factor, rates.get(role, 0.0))
+    return ""
+
+
+def wrong_decay(role, before, after, factor, rate) -> str:
+    """What a wrong decay means. rate: what the decay must be multiplied by."""
+    lost, ratio = before - after, (after / before).mean().item()
+    if not lost.any():
+        return f"{role} keeps its size where it should be multiplied by {factor:.4g}: the decay is not used"
+    if torch.allclose(lost, lost.mean().expand_as(lost)):
+        return f"every weight of {role} loses {lost.mean():.4g}: the decay must multiply the weight"
+    if not torch.allclose(after, before * ratio):
+        return f"{role} is not multiplied by one number: the decay went through the rule, with the gradient"
+    times = (1 - ratio) / (1 - factor) if factor != 1 else float("nan")
+    why = {round(rate, 6): ": the decay is multiplied by the lr twice",
+           round(1 / rate, 6) if rate else 0: ": the decay is not multiplied by the lr"}
+    return (f"a step multiplies {role} by {ratio:.4g}, and should multiply it by {factor:.4g}"
+            f"{why.get(round(times, 6), '')}")
+
+
+def doubling_the_lr_doubles_the_first_step(build, moves_by_itself=lambda optimizer, role: True) -> str:
+    optimizer = build(weights())
+    first = gradients()[:measuring_steps(optimizer) + 1]
+    once, twice = moved(build, first), moved(build, first, lr=0.2)
+    for role in groups_of(optimizer):
+        factor = 2 if moves_by_itself(optimizer, role) else 1    # the other rule's lr stayed
+        if not torch.allclose(twice[role], factor * once[role], rtol=1e-12, atol=1e-15):
+            ratio = (twice[role].norm() / once[role].norm()).item()
+            why = {1: ": the lr has no effect", 4: ": the rule multiplies by lr, and so does the optimizer"}
+            return f"twice the lr makes the first step of {role} {ratio:.3g} times as long{why.get(ratio, '')}"
+    return ""
+
+
+def first_step_moves(build) -> str:
+    """The first step that does not only measure moves every weight that is trained."""
+    w, start = weights(), weights()
+    optimizer = build(w)
+    trained, measuring = groups_of(optimizer), measuring_steps(optimizer)
+    run(optimizer, w, gradients()[:measuring])
+    if any(not torch.equal(w[role], start[role]) for role in w):
+        return "a step that should only measure moves weights"
+    run(optimizer, w, gradients()[measuring:measuring + 1])
+    for role in w:
+        still = int((w[role] == start[role]).sum())
+        if role in trained and still:
+            return (f"the first step leaves {still} of the {w[role].numel()} weights of {role} where they are: "
+                    "the newest gradient does not count")
+        if role not in trained and still < w[role].numel():
+            return f"the first step moves {role}, which is not trained"
+    return ""
+
+
+def momentum_matters(build, **rest) -> str:
+    """rest: other settings without momentum, for the second rule of a hybrid."""
+    trained = groups_of(build(weights()))
+    rest_with = {name: 0.9 for name in rest}
+    with_momentum = moved(build, gradients(), beta1=0.9, **rest_with)
+    without = moved(build, gradients(), beta1=0.0, **rest)
+    for role in with_momentum:
+        if torch.equal(with_momentum[role], without[role]) == (role in trained):
+            return f"{role} moves alike with beta1 0.9 and 0: the rule forgets the older gradients"
+    return ""
+
+
+def hyperparameter_matters(build, name: str, value, **base) -> str:
+    ends = [moved(build, gradients(12), **base | changed) for changed in ({}, {name: value})]
+    if all(torch.equal(ends[0][role], ends[1][role]) for role in ends[0]):
+        return f"{name}={value} gives the same 12 steps as the default: {name} is accepted and not used"
+    return ""
+
+
+def own_lr_is_honoured(build) -> str:
+    """A group whose lr is 0 stays where it is, the other groups move, and no step changes an lr."""
+    for i in range(len(build(weights()).param_groups)):
+        w, start = weights(), weights()
+        optimizer = build(w)
+        optimizer.param_groups[i]["lr"] = 0.0
+        rates = [group["lr"] for group in optimizer.param_groups]
+        run(optimizer, w, gradients())
+        if (after := [group["lr"] for group in optimizer.param_groups]) != rates:
+            return f"six steps change the lr of the groups from {rates} to {after}: a step must not write there"
+        for role, group in groups_of(optimizer).items():
+            if torch.equal(w[role], start[role]) != (group["lr"] == 0.0):
+                return f"{role} has lr {group['lr']} and " + ("moves" if group["lr"] == 0.0 else "stays")
+    return ""
+
+
+def resume_is_exact(build, dtype) -> str:
+    """A run that is saved and loaded after three steps goes on bit for bit, and its state stays fp32."""
+    grads, w = gradients(dtype=dtype), weights(dtype)
+    optimizer = build(w, weight_decay=0.1)
+    run(optimizer, w, grads[:3])
+    file = io.BytesIO()
+    torch.save((optimizer.state_dict(), {role: p.detach() for role, p in w.items()}), file)
+    file.seek(0)
+    state, values = torch.load(file, weights_only=True)
+    again = {role: value.clone().requires_grad_() for role, value in values.items()}
+    resumed = build(again, weight_decay=0.1)
+    resumed.load_state_dict(state)
+    for role in w:
+        for name, value in resumed.state[again[role]].items():
+            if torch.is_tensor(value) and value.dtype != torch.float32:
+                return f"{name} of {role} is {value.dtype} after loading, and was float32"
+    run(optimizer, w, grads[3:])
+    run(resumed, again, grads[3:])
+    for role in w:
+        same = torch.equal(w[role], again[role]) and all(
+            torch.equal(torch.as_tensor(value), torch.as_tensor(resumed.state[again[role]][name]))
+            for name, value in optimizer.state[w[role]].items())
+        if not same:
+            return f"{role} moves otherwise after a run is saved and loaded: something is remembered elsewhere"
+    return ""
+
+
+def compiled_is_eager(build) -> str:
+    """In float32, over 12 steps of a schedule: within 2e-5 of the largest distance moved."""
+    a, b, start = (weights(torch.float32) for _ in range(3))
+    optimizer, eager = build(a, compile=True, lr=0.01), build(b, lr=0.01)
+    for t, g in enumerate(gradients(12, dtype=torch.float32), 1):
+        for one, w in ((optimizer, a), (eager, b)):
+            for group in one.param_groups:
+                group["lr"] = group["lr_peak"] * optim.schedule(t, 12)
+            run(one, w, [g])
+    for role in a:
+        off, distance = (a[role] - b[role]).abs().max(), (b[role] - start[role]).abs().max()
+        if off > 2e-5 * distance:
+            return f"compiled, {role} ends {off:.1e} away from where it ends uncompiled, after {distance:.1e}"
+    return ""
