@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import bench
+import lessons.__main__
 import optim
 import prepare_c4
 import sample
@@ -29,7 +30,7 @@ from zoo.frozen import FROZEN
 
 README = ROOT / "README.md"
 ZOO_NUMBERS = ROOT / "tests/golden/zoo/README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "study/README.md",
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "study/README.md",
          ROOT / "study/results/speed.md", ROOT / "tests/golden/README.md", ZOO_NUMBERS]
 TRAIN_COMMAND = ("python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
                  ".venv/bin/torchrun train.py --optimizer=signum")
@@ -289,6 +290,9 @@ def check_python(argv: list[str], tmp_path: Path):
         check_pytest(rest[1:])
     elif script == "-m" and rest[0] == "study":
         study.__main__.read_options(rest[1:])
+    elif script == "-m" and rest[0] == "lessons":
+        assert rest[1] in lessons.__main__.COMMANDS
+        assert all((ROOT / path).exists() for path in rest[2:] if path.endswith(".py"))
     elif script == "-m":
         assert rest[0] in ("venv", "zoo")
         assert rest[0] == "venv" or len(rest) <= 2 and set(rest[1:]) <= set(zoo.RULES)

@@ -1,0 +1,333 @@
+"""
+python -m lessons check FILE ...
+
+Judges an exercise of lessons/exercises/, or a file with a new update rule of your own. It says in one line
+what is wrong and what that means. An exercise must do what the project's own rule does. A new rule must have
+the properties of lessons/properties.py.
+"""
+import ast
+import contextlib
+import copy
+import functools
+import inspect
+import io
+import runpy
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import optim
+import zoo
+from lessons import properties
+from lessons.exercises import EXERCISES, Judged, Subject
+from lessons.properties import gradients, groups_of, run, weights
+from trainer import machine
+
+SECONDS = 60    # the most that all checks of a file together may take, without compiling
+NAMES = (*EXERCISES, "accumulation")
+
+
+class Failed(Exception):
+    """The text is the line that says what is wrong."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The checks. Each returns "" or what is wrong.
+
+def form(subject) -> str:
+    """Takes two steps, and looks at what the function returns and at what it changes."""
+    rule = copy.copy(subject.rule)
+    if "g" not in rule.inputs:
+        return f"{rule.name} has no parameter g, the gradient"
+
+    def watched(*tensors, **hyper):
+        given = dict(zip(rule.inputs, tensors))
+        before = {name: given[name].clone() for name in ("g", "w") if name in given}
+        u = subject.rule.function(*tensors, **hyper)
+        if not torch.is_tensor(u):
+            raise Failed(f"{rule.name} returns {u!r}, and must return u, a tensor")
+        if u.shape != given["g"].shape:
+            raise Failed(f"u has the shape {tuple(u.shape)}, and g has {tuple(given['g'].shape)}")
+        if not u.isfinite().all():
+            raise Failed("u is not finite in the first steps: look for a division by 0")
+        for name, value in before.items():
+            if not torch.equal(given[name], value):
+                raise Failed(f"the function changes {name}, which other code still needs: work on a copy")
+        return u
+    rule.function = watched
+    w = weights()
+    try:
+        run(subject._replace(rule=rule).build(w), w, gradients()[:2])
+    except Failed as error:
+        return str(error)
+    return ""
+
+
+def state(subject) -> str:
+    """Every state must change in some tensor within three steps."""
+    w = weights()
+    optimizer = subject.build(w)
+    run(optimizer, w, gradients()[:3])
+    for name in subject.rule.state:
+        if all(torch.equal(optimizer.start(group, i)[name], optimizer.state[p][name])
+               for group, i, p in optimizer.each_parameter()):
+            return (f"after three steps {name} is what it was at the start: change it in place, as "
+                    f"{name}.add_() does. A line {name} = ... makes a new tensor, which is forgotten")
+    return ""
+
+
+def decay(subject) -> str:
+    kinds = ("coupled",) if "wd" in subject.rule.hyper else ("coupled", "independent")
+    return next(filter(None, (properties.decay_multiplies(subject.build, kind) for kind in kinds)), "")
+
+
+def momentum(subject) -> str:
+    return properties.momentum_matters(subject.build) if "beta1" in subject.rule.hyper else ""
+
+
+def hyperparameters(subject) -> str:
+    for name, default in subject.rule.hyper.items():
+        value = {bool: not default, int: default + 1, float: 0.5}[type(default)]
+        value = 100.0 if name == "clip" else value    # Adam's steps are alike for all clips below every norm
+        if found := properties.hyperparameter_matters(subject.build, name, value):
+            return found
+    return ""
+
+
+def updates(build, grads: list, decay: float = 0.0) -> list:
+    """[{role: u}], one for each step: by how many lr the weights move."""
+    w, path = weights(), []
+    optimizer = build(w, weight_decay=decay, weight_decay_kind="coupled")
+    for g in grads:
+        before = {role: w[role].detach().clone() for role in w}
+        run(optimizer, w, [g])
+        path.append({role: (before[role] - w[role].detach()) / group["lr"]
+                     for role, group in groups_of(optimizer).items()})
+    return path
+
+
+def sharing(subject) -> str:
+    """Which weights move otherwise if the gradient of the first one is three times as large."""
+    g, larger = gradients(1)[0], gradients(1)[0]
+    for x in larger.values():
+        x.view(-1)[0] *= 3
+
+    def touched(build):
+        a, b = (updates(build, [x])[0] for x in (g, larger))
+        return {role: (a[role] - b[role]).abs() > 1e-6 * a[role].abs() for role in a}
+    ours = touched(subject.build)
+    for role, right in touched(subject.reference).items():
+        if not torch.equal(ours[role].view(-1)[1:], right.view(-1)[1:]):
+            return (f"in {role}, the gradient of a weight acts on {in_words(ours[role])}, and should act on "
+                    f"{in_words(right)}")
+    return ""
+
+
+def in_words(touched: torch.Tensor) -> str:
+    """Names a set of weights by how many there are besides the first: "its row"."""
+    count = 1 + int(touched.view(-1)[1:].sum())
+    names = {touched.shape[-1]: "its row", len(touched): "its column", touched.numel() // 3: "its block",
+             touched.numel(): "the whole tensor", 1: "itself alone"}
+    return names.get(count, f"{count} weights")
+
+
+def difference(subject, steps: int = 1, size: float = 1.0) -> str:
+    """The first step that is not what the project's rule does on gradients of this size."""
+    grads = [{role: size * x for role, x in g.items()} for g in gradients(steps)]
+    decay = 0.1 if "wd" in subject.rule.hyper else 0.0
+    paths = (updates(build, grads, decay) for build in (subject.build, subject.reference))
+    for t, (ours, theirs) in enumerate(zip(*paths), 1):
+        for role, right in theirs.items():
+            if not same(ours[role], right):
+                return wrong_step(subject, t, role, ours[role], right)
+    return ""
+
+
+def same(ours, right) -> bool:
+    return torch.allclose(ours, right, rtol=1e-5, atol=1e-6 * right.abs().max().item())
+
+
+def wrong_step(subject, t, role, ours, right) -> str:
+    """What is wrong with step t of a tensor. If one factor mends it, what that factor means."""
+    step = f"step {t} of {role}, the first that is wrong," if t > 1 else f"the first step of {role}"
+    ratio = ((ours * right).sum() / right.square().sum()).item()
+    if not same(ours, ratio * right):
+        i = (ours - right).abs().argmax()
+        place = ", ".join(str(int(x)) for x in torch.unravel_index(i, right.shape))
+        return (f"{step} moves weight ({place}) by {ours.flatten()[i]:.3g} lr, and should move it by "
+                f"{right.flatten()[i]:.3g} lr")
+    hyper = zoo.RULES[subject.exercise.reference].hyper | subject.exercise.settings
+    beta1, beta2 = (hyper.get(name, 0.0) for name in ("beta1", "beta2"))
+    m, v, m1, v1 = 1 - beta1**t, 1 - beta2**t, 1 - beta1, 1 - beta2
+    meanings = [(m, subject.exercise.too_small),
+                (v**-0.5, "v is not corrected for its start at 0"),
+                (m / v**0.5, "neither m nor v is corrected for its start at 0"),
+                (m / m1 * (v1 / v)**0.5, "the corrections use 1 - beta, and should use 1 - beta^t"),
+                (-1, "it goes uphill, because the optimizer subtracts u")]
+    why = next((f": {words}" for factor, words in meanings if abs(ratio / factor - 1) < 1e-5), "")
+    return f"{step} is {ratio:.3f} of what it should be{why}"
+
+
+def tiny_gradients(subject) -> str:
+    found = "eps" in subject.rule.hyper and difference(subject, size=1e-9)
+    return f"with gradients of 1e-9, {found}: is eps inside of the root, or too large?" if found else ""
+
+
+def resume(subject) -> str:
+    found = (properties.resume_is_exact(subject.build, dtype) for dtype in (torch.float32, torch.bfloat16))
+    return next(filter(None, found), "")
+
+
+def compiles(subject) -> str:
+    if not machine.compiler_works():
+        return ""
+    with clock(0):    # it may take a minute
+        try:
+            return properties.compiled_is_eager(subject.build)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            return f"torch.compile does not take it: {str(error).strip().splitlines()[0]}"
+
+
+PROPERTIES = {
+    "form": form,
+    "state": state,
+    "zero gradient": lambda subject: properties.zero_gradient_moves_nothing(subject.build),
+    "learning rate": lambda subject: properties.doubling_the_lr_doubles_the_first_step(subject.build),
+    "own lr": lambda subject: properties.own_lr_is_honoured(subject.build),
+    "weight decay": decay,
+    "newest gradient": lambda subject: properties.first_step_moves(subject.build),
+    "momentum": momentum,
+    "hyperparameters": hyperparameters,
+    "resume": resume,
+}
+OF_EXERCISES = {"sharing": sharing, "first step": difference, "tiny gradients": tiny_gradients,
+                "six steps": functools.partial(difference, steps=6)}
+OF_NEW_RULES = {"compile": compiles}
+
+
+def first_fault(subject: Subject) -> str:
+    """"" if all checks pass. Otherwise the name of the first that fails, and what it says."""
+    checks = PROPERTIES | (OF_EXERCISES if subject.exercise else OF_NEW_RULES)
+    found = ((name, check(subject)) for name, check in checks.items())
+    return next((f"{name}: {fault}" for name, fault in found if fault), "")
+
+
+def fault_of_accumulation(function: Callable) -> str:
+    """The gradient and the log must not show into how many pieces a batch was cut."""
+    batch = torch.linspace(-1, 2, 24, dtype=torch.float64).reshape(8, 3)
+    w = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64, requires_grad=True)
+
+    def loss(x):
+        return (x @ w).exp().mean()
+    right, = torch.autograd.grad(loss(batch), w)
+    for pieces in (1, 2, 4):
+        w.grad = None
+        logged = function(loss, list(batch.chunk(pieces)))
+        times = 0.0 if w.grad is None else (w.grad.norm() / right.norm()).item()
+        if w.grad is None or not torch.allclose(w.grad, right):
+            return f"micro-batches: cut into {pieces}, the gradient is {times:.3g} times the whole batch's"
+        if not isinstance(logged, float) or abs(logged - loss(batch).item()) > 1e-9:
+            logged = f"{logged:.4f}" if isinstance(logged, float) else repr(logged)
+            return f"micro-batches: cut into {pieces}, the log says {logged}, the loss is {loss(batch):.4f}"
+    return ""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A file
+
+class TooLong(BaseException):    # no `except Exception` of a student catches it
+    """The time is over."""
+
+
+@contextlib.contextmanager
+def clock(seconds: float):
+    """Raises TooLong in the code below after so many seconds. 0: never."""
+    def over(number, frame):
+        raise TooLong
+    before, left = signal.signal(signal.SIGALRM, over), signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *left)
+        signal.signal(signal.SIGALRM, before)
+
+
+def judge(path: Path) -> str:
+    """Returns "" or the line that says what is wrong with a file. Shows what it prints, up to 5 lines."""
+    printed = io.StringIO()
+    try:
+        with clock(SECONDS), contextlib.redirect_stdout(printed):
+            return next(filter(None, map(fault_of, rules_of(path))), "")
+    except Failed as error:
+        return str(error)
+    except TooLong as error:
+        return f"{line_of(error, path)}the checks take more than {SECONDS} seconds; is there an endless loop?"
+    except (Exception, SystemExit) as error:
+        if not (line := line_of(error, path)) and not isinstance(error, ValueError):
+            raise
+        text = (str(error).strip() or "no text").splitlines()[0]
+        return f"{line}{type(error).__name__}: {text}" if line else text
+    finally:
+        lines = printed.getvalue().splitlines()
+        more = [f"and {len(lines) - 5} more lines"] if len(lines) > 5 else []
+        for text in lines[:5] + more:
+            print(f"{path.name} prints: {text}", file=sys.stderr)
+
+
+def rules_of(path: Path) -> list:
+    """The rules of a file, or its function `accumulation`. Raises Failed if the file cannot be judged yet."""
+    if not path.is_file() or path.suffix != ".py":
+        raise Failed("there is no such Python file; the exercises are in lessons/exercises/")
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise Failed(f"line {getattr(error, 'lineno', '?')} is not Python: {error.args[0]}") from None
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Expr, ast.Assign, ast.Return)) and isinstance(node.value, ast.Constant) and (
+                node.value.value is ...):
+            raise Failed(f"line {node.lineno} is still blank; replace the dots as the text above asks")
+    module = runpy.run_path(str(path))
+    if rules := module.get("RULES"):
+        return list(rules.values())
+    own = {name: f for name, f in module.items() if inspect.isfunction(f) and f.__module__ == "<run_path>"}
+    known = [f for name, f in own.items() if name in NAMES]
+    if path.stem in NAMES and not known:
+        raise Failed(f"there is no function {path.stem}; the exercise begins with def {path.stem}(")
+    found = known or [f for f in own.values() if "g" in inspect.signature(f).parameters] or list(own.values())
+    if len(found) != 1:
+        raise Failed(f"there are {len(found)} functions that may be the rule; end the file with a table, "
+                     "such as RULES = {'mine': ZooRule(mine)}")
+    return found
+
+
+def fault_of(rule: Callable | optim.Rule) -> str:
+    if getattr(rule, "__name__", "") == "accumulation":
+        return fault_of_accumulation(rule)
+    rule = zoo.rule_of(rule)
+    exercise = EXERCISES.get(rule.name)
+    return first_fault(Subject(rule, exercise, Judged if exercise else zoo.Optimizer))
+
+
+def line_of(error: BaseException, path: Path) -> str:
+    """The last line of the file that an error went through, as "line 7, `u = m / 0`: ", or ""."""
+    while error:
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if frame.filename == str(path):
+                return f"line {frame.lineno}, `{frame.line}`: "
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def main(argv: list) -> int:
+    """Prints a line for each file. Returns 0 if all pass, else 2."""
+    if not argv or argv[0].startswith("-"):
+        print(f"{__doc__.strip()}\n\nThe exercises: {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    faults = {name: judge(Path(name)) for name in argv}
+    for name, fault in faults.items():
+        print(f"{Path(name).name}: {fault or 'right; all checks pass'}")
+    return 2 if any(faults.values()) else 0

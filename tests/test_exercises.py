@@ -1,0 +1,234 @@
+"""The grader of lessons/: right solutions pass, and every mistake is one line that names it."""
+import re
+
+import pytest
+
+from conftest import ROOT
+from lessons import check, museum
+from trainer import machine
+
+FOLDER = ROOT / "lessons/exercises"
+SOLUTIONS = {    # what stands in place of the dots; where it can, it calls the project's own rules
+    "momentum": "m.mul_(beta1).add_(g)",
+    "signum": "u = m.lerp_(g, 1 - beta1).sign()",
+    "lion": "u = m.lerp(g, 1 - beta1).sign(); m.lerp_(g, 1 - beta2)",
+    "adam": "from optim import adamw; u = adamw(g, m, v, t, beta1=beta1, beta2=beta2, eps=eps)",
+    "adafactor": "from optim import factored, mean_to; r.lerp_(mean_to(g.square(), r), 1 - beta2); "
+                 "c.lerp_(mean_to(g.square(), c), 1 - beta2); v = factored(r, c)",
+    "adalayer": "v.lerp_(g.square().reshape(len(v), -1).mean(1), 1 - beta2); "
+                "u = hat(m, beta1, t).reshape(len(v), -1) / (hat(v, beta2, t).sqrt() + eps)[:, None]; "
+                "u = u.reshape(g.shape)",
+    "adalayer_star": "v.lerp_(g.square().mean(1, keepdim=True), 1 - beta2); "
+                     "u = hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)",
+    "decoupled": "u = adamw(g, m, v, t) + wd * w",
+    "muon": "from zoo.orthogonal import orthogonal as right; x = right(x)",
+    "clipping": "u = adamw(g * (clip / (norm + 1e-6)).clamp(max=1.0), m, v, t)",
+    "accumulation": "losses = [loss(x) / len(micro_batches) for x in micro_batches]; sum(losses).backward(); "
+                    "logged = sum(losses).item()",
+}
+MEANS = "m.lerp_(g, 1 - beta1); v.lerp_(g.square(), 1 - beta2); "
+SLIPS = [    # (exercise, what stands in place of the dots, the line that the grader says)
+    ("adam", MEANS + "u = m / ((v / (1 - beta2**t)).sqrt() + eps)",
+     "first step: the first step of embed is 0.100 of what it should be: the mean m is not corrected "
+     "for its start at 0"),
+    ("adam", MEANS + "u = m / (1 - beta1**t) / (v.sqrt() + eps)",
+     "first step: the first step of embed is 4.472 of what it should be: v is not corrected for its "
+     "start at 0"),
+    ("adam", MEANS + "u = -m / (1 - beta1**t) / ((v / (1 - beta2**t)).sqrt() + eps)",
+     "first step: the first step of embed is -1.000 of what it should be: it goes uphill, because the "
+     "optimizer subtracts u"),
+    ("adam", "m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g * g; u = m / v.sqrt()",
+     "state: after three steps m is what it was at the start: change it in place, as m.add_() does. A "
+     "line m = ... makes a new tensor, which is forgotten"),
+    ("adam", "u = m / v",
+     "form: u is not finite in the first steps: look for a division by 0"),
+    ("adam", "u = None",
+     "form: adam returns None, and must return u, a tensor"),
+    ("adam", "u = g.sum(0)",
+     "form: u has the shape (4,), and g has (12, 4)"),
+    ("adam", "u = q",
+     "line 25, `u = q`: NameError: name 'q' is not defined"),
+    ("adam", "u = g @ g",
+     "line 25, `u = g @ g`: RuntimeError: mat1 and mat2 shapes cannot be multiplied (12x4 and 12x4)"),
+    ("adam", "import sys; sys.exit()",
+     "line 26, `sys.exit()`: SystemExit: no text"),
+    ("adam", "while True: pass",
+     "line 25, `while True: pass`: the checks take more than 0.3 seconds; is there an endless loop?"),
+    ("adam", "u = (m",
+     "line 25 is not Python: '(' was never closed"),
+    ("adam", "u = g.add_(1)",
+     "form: the function changes g, which other code still needs: work on a copy"),
+    ("signum", "u = m.lerp_(g.sign(), 1 - beta1)",
+     "first step: the first step of embed is 0.100 of what it should be: the sign must be taken last, "
+     "of the mean"),
+    ("signum", "m.lerp_(g, 1 - beta1); u = g.sign()",
+     "momentum: embed moves alike with beta1 0.9 and 0: the rule forgets the older gradients"),
+    ("momentum", "m.lerp_(g, 1 - beta1)",
+     "first step: the first step of embed is 0.100 of what it should be: m takes 1 - beta1 of the "
+     "newest gradient, and should take all of it"),
+    ("lion", "m.lerp_(g, 1 - beta2); u = m.lerp(g, 1 - beta1).sign()",
+     "six steps: step 2 of embed, the first that is wrong, moves weight (2, 3) by -1 lr, and should "
+     "move it by 1 lr"),
+    ("adalayer_star", "v.lerp_(g.square().mean().expand_as(v), 1 - beta2); "
+     "u = hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)",
+     "sharing: in head, the gradient of a weight acts on the whole tensor, and should act on its row"),
+    ("decoupled", "u = adamw(g, m, v, t)",
+     "weight decay: embed keeps its size where it should be multiplied by 0.97: the decay is not used"),
+    ("accumulation", "logged = 0.0",
+     "micro-batches: cut into 1, the gradient is 0 times the whole batch's"),
+]
+
+
+def solved(name: str, line: str) -> str:
+    """The text of an exercise with these statements in place of its dots."""
+    statements = line.replace("; ", "\n    ")
+    text, count = re.subn(r"^    (\w+ = )?\.\.\.$", lambda _: f"    {statements}",
+                          (FOLDER / f"{name}.py").read_text(), flags=re.M)
+    assert count == 1
+    return text
+
+
+@pytest.fixture
+def said(tmp_path, capsys):
+    """Writes a file, checks it, and returns (exit code, what the grader prints)."""
+    def judged(name, text):
+        (tmp_path / name).write_text(text)
+        code = check.main([str(tmp_path / name)])
+        return code, capsys.readouterr().out
+    return judged
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Exercises
+
+def test_every_exercise_is_known():
+    files = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
+    assert files == set(check.NAMES) == set(SOLUTIONS)
+    page = (ROOT / "docs/lessons/exercises.md").read_text()
+    assert set(re.findall(r"exercises/(\w+)\.py\)", page)) == files
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_a_right_solution_passes(name, said):
+    assert said(f"{name}.py", solved(name, SOLUTIONS[name])) == (0, f"{name}.py: right; all checks pass\n")
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_a_blank_is_named(name, capsys):
+    assert check.main([str(FOLDER / f"{name}.py")]) == 2
+    line = (FOLDER / f"{name}.py").read_text().split("...\n")[0].count("\n") + 1
+    words = f"line {line} is still blank; replace the dots as the text above asks"
+    assert capsys.readouterr().out == f"{name}.py: {words}\n"
+
+
+@pytest.mark.parametrize("name, line, words", SLIPS, ids=[f"{name}: {line[:50]}" for name, line, _ in SLIPS])
+def test_a_slip_is_one_line_that_says_what_it_means(name, line, words, said, monkeypatch):
+    if "while" in line:
+        monkeypatch.setattr(check, "SECONDS", 0.3)
+    assert said(f"{name}.py", solved(name, line)) == (2, f"{name}.py: {words}\n")
+
+
+def test_prints_do_not_hide_the_verdict(tmp_path, capsys):
+    (tmp_path / "signum.py").write_text(solved("signum", "print(len(g)); u = m.lerp_(g, 1 - beta1).sign()"))
+    assert check.main([str(tmp_path / "signum.py")]) == 0
+    said = capsys.readouterr()
+    assert said.out == "signum.py: right; all checks pass\n"
+    *first, last = said.err.splitlines()
+    assert first == [f"signum.py prints: {rows}" for rows in (12, 12, 4, 4, 12)]
+    assert re.fullmatch("signum.py prints: and [0-9]+ more lines", last)
+
+
+TABLE = "functions that may be the rule; end the file with a table, such as RULES = {'mine': ZooRule(mine)}"
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("adam.py", "", "there is no function adam; the exercise begins with def adam("),
+    ("adam.py", "def Adam(g, m):\n    return m\n",
+     "there is no function adam; the exercise begins with def adam("),
+    ("mine.py", "x = 1\n", f"there are 0 {TABLE}"),
+    ("mine.py", "def a(g):\n    return g\ndef b(g):\n    return g\n", f"there are 2 {TABLE}"),
+    ("mine.txt", "", "there is no such Python file; the exercises are in lessons/exercises/"),
+    ("mine.py", "import no_such_module\n",
+     "line 1, `import no_such_module`: ModuleNotFoundError: No module named 'no_such_module'"),
+])
+def test_a_file_without_a_rule(name, text, words, said):
+    assert said(name, text) == (2, f"{name}: {words}\n")
+
+
+def test_a_file_that_is_not_there_and_several_files(tmp_path, capsys):
+    (tmp_path / "signum.py").write_text(solved("signum", SOLUTIONS["signum"]))
+    assert check.main([str(tmp_path / "signum.py"), str(tmp_path / "gone.py")]) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "signum.py: right; all checks pass",
+        "gone.py: there is no such Python file; the exercises are in lessons/exercises/"]
+    assert check.main([]) == 2 and "The exercises: momentum, signum" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------
+# New rules
+
+STUBBORN = "def stubborn(g, m, *, beta1=0.9):\n    m.lerp_(g.sign(), 1 - beta1)\n    return m\n"
+IN_A_TABLE = f"""
+from zoo.rule import ZooRule
+{STUBBORN}
+def helper(g):
+    return g
+RULES = {{"stubborn": ZooRule(stubborn, lr_factor=0.1)}}
+"""
+HIDES = """
+def hides(g, m):
+    m.steps = getattr(m, "steps", 0) + 1
+    m.add_(g)
+    return m * m.steps
+"""
+
+
+@pytest.mark.parametrize("text, words", [
+    (STUBBORN, "right; all checks pass"),
+    (IN_A_TABLE, "right; all checks pass"),
+    (STUBBORN.replace("m.lerp_", "m = m.lerp"),
+     "state: after three steps m is what it was at the start: change it in place, as m.add_() does. A line "
+     "m = ... makes a new tensor, which is forgotten"),
+    (STUBBORN.replace("return m", "return m.clone() + 1e-3"),
+     "zero gradient: four gradients of 0 move embed by up to 0.0004: the state does not start at 0, or u "
+     "holds more than gradients"),
+    (STUBBORN.replace("beta1=0.9)", "beta1=0.9, decay=0.5)"),
+     "hyperparameters: decay=0.5 gives the same 12 steps as the default: decay is accepted and not used"),
+    (HIDES, "resume: embed moves otherwise after saving and loading: something is remembered elsewhere"),
+])
+def test_a_new_rule_is_judged(text, words, said, monkeypatch):
+    monkeypatch.setattr(machine, "compiler_works", lambda: False)
+    code, line = said("mine.py", text)
+    assert (code, line) == (0 if words == "right; all checks pass" else 2, f"mine.py: {words}\n")
+
+
+@pytest.mark.compiled
+@pytest.mark.slow
+def test_a_new_rule_is_compiled(said):
+    assert said("mine.py", STUBBORN) == (0, "mine.py: right; all checks pass\n")
+    code, line = said("mine.py", STUBBORN.replace("return m", "return m if g.sum() > 0 else 2 * m"))
+    assert code == 2 and line.startswith("mine.py: compile: torch.compile does not take it: ")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The museum
+
+@pytest.mark.parametrize("name", museum.MUSEUM)
+def test_the_named_check_and_no_other_line_finds_an_exhibit(name):
+    one = museum.MUSEUM[name]
+    found = one.fault()
+    assert found.startswith(f"{one.check}: ") and "\n" not in found
+    page = (ROOT / "docs/lessons/museum.md").read_text()
+    row, = (line for line in page.splitlines() if line.startswith(f"| `{name}` "))
+    assert row.endswith(f" | {found} |")
+
+
+def test_the_museum_is_large():
+    assert len(museum.MUSEUM) >= 20
+    checks = set(check.PROPERTIES | check.OF_EXERCISES) - {"state"}    # this one is for beginners
+    assert {one.check for one in museum.MUSEUM.values()} == checks | {"micro-batches"}
+
+
+@pytest.mark.slow
+def test_the_page_of_the_museum_is_current():
+    assert museum.page() + "\n" == (ROOT / "docs/lessons/museum.md").read_text()
