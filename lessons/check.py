@@ -58,6 +58,7 @@ def form(subject) -> str:
             if not torch.equal(given[name], value):
                 raise Failed(f"the function changes {name}, which other code still needs: work on a copy")
         return u
+    subject.build(weights())    # here the class itself tries a new rule, and refuses what it cannot apply
     rule.function = watched
     w = weights()
     try:
@@ -265,9 +266,11 @@ def judge(path: Path) -> str:
     except Failed as error:
         return str(error)
     except TooLong as error:
-        return f"{line_of(error, path)}the checks take more than {SECONDS} seconds; is there an endless loop?"
+        line, _ = line_of(error, path)
+        return f"{line}the checks take more than {SECONDS} seconds; is there an endless loop?"
     except (Exception, SystemExit) as error:
-        if not (line := line_of(error, path)) and not isinstance(error, ValueError):
+        line, error = line_of(error, path)
+        if not line and not isinstance(error, ValueError):
             raise
         text = (str(error).strip() or "no text").splitlines()[0]
         return f"{line}{type(error).__name__}: {text}" if line else text
@@ -312,14 +315,15 @@ def fault_of(rule: Callable | optim.Rule) -> str:
     return first_fault(Subject(rule, exercise, Judged if exercise else zoo.Optimizer))
 
 
-def line_of(error: BaseException, path: Path) -> str:
-    """The last line of the file that an error went through, as "line 7, `u = m / 0`: ", or ""."""
-    while error:
-        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+def line_of(error: BaseException, path: Path) -> tuple:
+    """("line 7, `u = m / 0`: ", the error that came from this line of the file), or ("", error)."""
+    source = error
+    while source:
+        for frame in reversed(traceback.extract_tb(source.__traceback__)):
             if frame.filename == str(path):
-                return f"line {frame.lineno}, `{frame.line}`: "
-        error = error.__cause__ or error.__context__
-    return ""
+                return f"line {frame.lineno}, `{frame.line}`: ", source
+        source = source.__cause__ or source.__context__
+    return "", error
 
 
 def main(argv: list) -> int:

@@ -194,6 +194,11 @@ def hides(g, m):
      "holds more than gradients"),
     (STUBBORN.replace("beta1=0.9)", "beta1=0.9, decay=0.5)"),
      "hyperparameters: decay=0.5 gives the same 12 steps as the default: decay is accepted and not used"),
+    (STUBBORN.replace("return m", "return q"), "line 3, `return q`: NameError: name 'q' is not defined"),
+    (STUBBORN.replace("return m", "m"),
+     "stubborn, on a tensor of shape (2, 2): returns a value of type NoneType; return the update, with "
+     "the shape of g"),
+    (STUBBORN.replace("beta1=0.9", "beta1"), "stubborn: the hyperparameter beta1 needs a default"),
     (HIDES, "resume: embed moves otherwise after saving and loading: something is remembered elsewhere"),
 ])
 def test_a_new_rule_is_judged(text, words, said, monkeypatch):
