@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import optim
 import rule_cases
@@ -698,6 +702,96 @@ def test_the_table_has_all(capsys):
     text = " ".join(lines)
     for identifier in ("2409.03137", "2412.05270", "2411.16085", "2305.14342"):
         assert identifier in text
+
+
+# ---------------------------------------------------------------------------------------------------------
+# In other trainers: docs/elsewhere.md
+
+def run_section(heading, names):
+    """Runs the Python block of a section of the page, or without a heading that of its beginning."""
+    page = (ROOT / "docs/elsewhere.md").read_text()
+    section = page.partition(f"\n## {heading}\n" if heading else "\n")[2]
+    exec(section.partition("```python\n")[2].partition("```")[0], names)
+
+
+@pytest.mark.parametrize("heading, package", [
+    ("A plain loop", "torch"), ("Accelerate", "accelerate"), ("Lightning", "lightning")])
+def test_another_trainer_gives_the_same_weights(heading, package, tmp_path, monkeypatch):
+    """Those of the plain loop, to the bit, after four steps of signum with a schedule."""
+    pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    ends = []
+    for section in ("A plain loop", heading):
+        names = {"__name__": "elsewhere"}
+        run_section("", names)
+        start = [p.detach().clone() for p in names["model"].parameters()]
+        run_section(section, names)
+        ends.append([p.detach() for p in names["model"].parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends))
+    moved = max((a - b).abs().max().item() for a, b in zip(start, ends[1]))
+    assert moved == pytest.approx(sum(3e-4 * (1 + np.cos(np.pi * t / 4)) / 2 for t in range(4)), rel=1e-3)
+
+
+def test_the_trainer_of_hugging_face(tmp_path, monkeypatch):
+    """A run that is resumed ends as one that is not."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "elsewhere"}
+    run_section("", names)
+    run_section("The Trainer of Hugging Face", names)
+    trainer, end = names["trainer"], [p.detach().clone() for p in names["gpt"].parameters()]
+    assert trainer.state.global_step == 4 and (tmp_path / "out/checkpoint-2/optimizer.pt").exists()
+    trainer.train(resume_from_checkpoint="out/checkpoint-2")
+    assert all(torch.equal(a, b) for a, b in zip(end, names["gpt"].parameters()))
+
+
+def test_sophia_behind_a_wrapper_says_what_to_do():
+    """Accelerate's wrapper takes `sampled` for an attribute of its own."""
+    accelerate = pytest.importorskip("accelerate")
+    w = torch.nn.Parameter(torch.ones(2))
+    optimizer = accelerate.Accelerator(cpu=True).prepare(Optimizer([w], "sophia", lr=0.1, rho=0.0))
+    w.grad = torch.ones(2)
+    optimizer.sampled = {w: torch.ones(2)}
+    with pytest.raises(RuntimeError, match="Set `sampled` on this optimizer, not on a wrapper of it"):
+        optimizer.step()
+    optimizer.optimizer.sampled = {w: torch.ones(2)}
+    optimizer.step()
+    assert torch.allclose(w, torch.full((2,), 0.9))
+
+
+@pytest.fixture
+def devices():
+    """Makes a mesh of so many devices, of which this process is the first. Of several, no other answers."""
+    def mesh(size):
+        backend, store = ("gloo", dist.HashStore()) if size == 1 else ("fake", FakeStore())
+        dist.init_process_group(backend, store=store, rank=0, world_size=size)
+        return init_device_mesh("cpu", (size,))
+    yield mesh
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", zoo.RULES)
+def test_every_rule_works_with_the_tensors_of_fsdp2(name, devices):
+    """Their steps are those of plain tensors."""
+    mesh, draw = devices(1), torch.Generator().manual_seed(0)
+    plain = torch.ones(6, 4)
+    split = torch.nn.Parameter(distribute_tensor(plain, mesh, [Shard(0)]))
+    optimizers = [Optimizer([w], name, lr=0.01) for w in (plain, split)]
+    for _ in range(4):
+        plain.grad = torch.randn(6, 4, generator=draw)
+        split.grad = distribute_tensor(plain.grad, mesh, [Shard(0)])
+        for optimizer, w in zip(optimizers, (plain, split)):
+            optimizer.sampled = {w: w.grad}
+            optimizer.step()
+    assert (plain != 1).any() and torch.allclose(split.full_tensor(), plain, rtol=0, atol=1e-6)
+
+
+def test_blocks_that_fsdp2_would_split_are_refused(devices):
+    w = distribute_tensor(torch.ones(12, 4), devices(2), [Shard(0)])
+    Optimizer([dict(params=[w], blocks=[12])], "adalayer", lr=0.1)
+    with pytest.raises(ValueError, match="qkv: 3 blocks do not divide among the 2 devices of FSDP2"):
+        Optimizer([dict(params=[("qkv", w)], blocks=[3])], "adalayer", lr=0.1)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -79,6 +79,15 @@ def modified(rule: str | ZooRule, modify: str = "") -> ZooRule:
 
 # ---- The class ------------------------------------------------------------------------------------------
 
+def check_sharding(group) -> None:
+    """Raises ValueError if FSDP2 splits the rows of a tensor among devices, but its blocks do not divide."""
+    for name, p, blocks in zip(group["names"], group["params"], group["blocks"]):
+        placements = enumerate(getattr(p, "placements", ()))
+        devices = math.prod(p.device_mesh.size(i) for i, placement in placements if placement.is_shard())
+        if blocks > 1 and blocks % devices:
+            raise ValueError(f"{name}: {blocks} blocks do not divide among the {devices} devices of FSDP2; "
+                             "leave blocks out, or take another number of devices")
+
 TRIED = set()    # functions of rules that have returned a right update once in this process
 
 class Optimizer(optim.Optimizer):
@@ -106,6 +115,7 @@ class Optimizer(optim.Optimizer):
 
     def add_param_group(self, param_group):
         super().add_param_group(param_group)
+        check_sharding(self.param_groups[-1])
         rule = self.rules[self.param_groups[-1]["rule"]]
         if rule.function not in TRIED and not rule.refresh:    # a refresh comes before the first update
             self.try_out(rule)
@@ -161,7 +171,8 @@ class Optimizer(optim.Optimizer):
     def check_gradients(self):
         super().check_gradients()
         if not self.sampled and self.wants_sampled():
-            raise RuntimeError("this step needs gradients on sampled labels; see wants_sampled()")
+            raise RuntimeError("this step needs gradients on sampled labels; see wants_sampled(). Set "
+                               "`sampled` on this optimizer, not on a wrapper of it, such as Accelerate's")
         if any("norm" in rule.inputs for rule in self.rules.values()):
             gradients = [p.grad.to(torch.promote_types(p.dtype, torch.float32))
                          for _, _, p in self.each_parameter() if p.grad is not None]
