@@ -3,6 +3,7 @@ import copy
 import inspect
 import json
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -707,11 +708,13 @@ def test_the_table_has_all(capsys):
 # ---------------------------------------------------------------------------------------------------------
 # In other trainers: docs/elsewhere.md
 
-def run_section(heading, names):
-    """Runs the Python block of a section of the page, or without a heading that of its beginning."""
+def run_page(folder, *headings):
+    """Runs the first Python block of the page and those of sections. Returns what they define, by name."""
     page = (ROOT / "docs/elsewhere.md").read_text()
-    section = page.partition(f"\n## {heading}\n" if heading else "\n")[2]
-    exec(section.partition("```python\n")[2].partition("```")[0], names)
+    sections = [page, *(page.partition(f"\n## {heading}\n")[2] for heading in headings)]
+    script = folder / "elsewhere.py"
+    script.write_text("\n".join(text.partition("```python\n")[2].partition("```")[0] for text in sections))
+    return runpy.run_path(str(script))
 
 
 @pytest.mark.parametrize("heading, package", [
@@ -720,15 +723,10 @@ def test_another_trainer_gives_the_same_weights(heading, package, tmp_path, monk
     """Those of the plain loop, to the bit, after four steps of signum with a schedule."""
     pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
-    ends = []
-    for section in ("A plain loop", heading):
-        names = {"__name__": "elsewhere"}
-        run_section("", names)
-        start = [p.detach().clone() for p in names["model"].parameters()]
-        run_section(section, names)
-        ends.append([p.detach() for p in names["model"].parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*ends))
-    moved = max((a - b).abs().max().item() for a, b in zip(start, ends[1]))
+    start, plain, end = ([p.detach() for p in run_page(tmp_path, *headings)["model"].parameters()]
+                         for headings in ([], ["A plain loop"], [heading]))
+    assert all(torch.equal(a, b) for a, b in zip(plain, end))
+    moved = max((a - b).abs().max().item() for a, b in zip(start, end))
     assert moved == pytest.approx(sum(3e-4 * (1 + np.cos(np.pi * t / 4)) / 2 for t in range(4)), rel=1e-3)
 
 
@@ -737,9 +735,7 @@ def test_the_trainer_of_hugging_face(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "elsewhere"}
-    run_section("", names)
-    run_section("The Trainer of Hugging Face", names)
+    names = run_page(tmp_path, "The Trainer of Hugging Face")
     trainer, end = names["trainer"], [p.detach().clone() for p in names["gpt"].parameters()]
     assert trainer.state.global_step == 4 and (tmp_path / "out/checkpoint-2/optimizer.pt").exists()
     trainer.train(resume_from_checkpoint="out/checkpoint-2")
