@@ -13,11 +13,11 @@ that becomes slower for a while slows all alternatives.
     python bench.py --scaling                 tokens/s and memory by width, depth, context, micro-batch
 """
 import functools
-import gc
 import json
 import math
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,8 +26,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainer import script
+
 if __name__ == "__main__":
-    gc.disable()    # as train.py does while it imports
+    script.begin("bench.py")
 
 import numpy as np
 import torch
@@ -39,7 +41,8 @@ from trainer import data
 from trainer.build import build_optimizer, decoder_shape
 from zoo.table import state_bytes
 from trainer.errors import UserError, one_line
-from trainer.machine import Machine, compiler_works, keep_imports, versions
+from trainer.machine import Machine, compiler_works, provide_cache, versions
+from trainer.measure import blank_figure
 from trainer.options import load, option
 from trainer.settings import Settings, read, split_batch
 
@@ -294,7 +297,7 @@ class Parts(NamedTuple):
 
 def build(options: Options) -> Parts:
     """Makes of --options what train.py would make of them in one process."""
-    settings, hyper, _ = read(options.options.split())
+    settings, hyper, _ = read(shlex.split(options.options))
     settings = replace(settings, device=options.device, threads=options.threads)
     machine = Machine(settings)
     settings, _, _ = machine.complete(settings)
@@ -461,12 +464,9 @@ def bench_scaling(options: Options, device=None) -> list[dict]:
 
 def draw_scaling(rows: list[dict], path: Path) -> None:
     """Draws the rows of bench_scaling as a PNG: tokens/s and memory, a column for each setting."""
-    # These imports stand here, because only this figure needs them.
-    import matplotlib
-    matplotlib.use("Agg")    # draws into files, without a screen
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(2, 4, figsize=(12, 5), layout="constrained", sharey="row")
+    figure = blank_figure(12, 5)
+    panels = figure.subplots(2, 4, sharey="row")
+    from matplotlib.ticker import LogLocator    # here, because only this figure needs it
     for column, axis in enumerate(dict.fromkeys(row["axis"] for row in rows)):
         rows_of_axis = [row for row in rows if row["axis"] == axis]
         values = [row["value"] for row in rows_of_axis]
@@ -474,7 +474,7 @@ def draw_scaling(rows: list[dict], path: Path) -> None:
             panel.plot(values, [row[key] for row in rows_of_axis], "o-", color="tab:blue")
             panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=key if column == 0 else "")
             panel.set_xticks(values, values)
-            panel.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter("{x:,.0f}")
             for ticks in (panel.xaxis, panel.yaxis):
                 ticks.set_minor_formatter("")
@@ -482,7 +482,6 @@ def draw_scaling(rows: list[dict], path: Path) -> None:
         low, high = np.transpose([[float(x) for x in row["quartiles"].split("-")] for row in rows_of_axis])
         panels[0, column].vlines(values, low, high, color="tab:blue", lw=4, alpha=0.4)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 BENCHES = dict(optimizer=bench_optimizer, rules=bench_rules, train=bench_train, profile=bench_profile,
@@ -496,8 +495,8 @@ def main(argv: list[str]) -> int:
         if options.only and options.scaling:
             raise UserError(f"--scaling: is a part of its own; leave out --only={options.only}")
         device = Machine(Settings(device=options.device, threads=options.threads)).device
+        provide_cache(compiles=True)
         compiler_works()
-        keep_imports()
         results = dict(machine=versions() | dict(device=str(device), threads=torch.get_num_threads()))
         only = "scaling" if options.scaling else options.only
         for name in [only] if only else ("optimizer", "train", "start"):
@@ -510,4 +509,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    script.run("bench.py", main)

@@ -30,6 +30,11 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trainer import script
+
+if __name__ == "__main__":
+    script.begin("prepare_c4.py")
+
 import numpy as np
 from tqdm import tqdm
 
@@ -341,4 +346,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    script.run("prepare_c4.py", main)

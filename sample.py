@@ -9,6 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer import script
+
+if __name__ == "__main__":
+    script.begin("sample.py")
+
 import tiktoken
 import torch
 
@@ -145,4 +150,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    script.run("sample.py", main)

@@ -16,6 +16,11 @@ study/results/  results.csv          a row for each ended run, with the command 
 
 The rows of runs whose folders are gone stay in the results.
 """
+from trainer import script
+
+if __name__ == "__main__":
+    script.begin("study")
+
 import itertools
 import json
 import sys
@@ -194,4 +199,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    script.run("study", main)

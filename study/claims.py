@@ -477,7 +477,7 @@ def judge(claim: Callable[[Study], Comparisons], study: Study) -> tuple[str, lis
 
 def statement(claim: Callable[[Study], Comparisons]) -> str:
     """The claim in words, which is its docstring, in one line."""
-    return " ".join(claim.__doc__.split())
+    return " ".join((claim.__doc__ or claim.__name__).split())    # python -OO leaves out docstrings
 
 
 def report(study: Study) -> str:

@@ -1,7 +1,6 @@
 """What tests share: the program's folder on the path, a small corpus, a compiler that forgets in between."""
 import functools
 import random
-import signal
 import sys
 import time
 from pathlib import Path
@@ -79,12 +78,8 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def clean():
-    """Compiled code, signal handlers and the number of threads are as they were, after every test."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    handlers = {number: signal.getsignal(number) for number in numbers}
+    """Compiled code and the number of threads are as they were, after every test."""
     threads = torch.get_num_threads()
     torch._dynamo.reset()
     yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
     torch.set_num_threads(threads)

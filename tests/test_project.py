@@ -153,7 +153,7 @@ def test_a_training_run_loads_no_figures():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["train.py", "optim.py", "prepare_c4.py", "sample.py", "bench.py",
-                                     "-m study", "-m zoo", "-m trainer.plan"])
+                                     "-m study", "-m zoo", "-m trainer.plan", "-OO optim.py", "-OO -m zoo"])
 def test_programs_explain_themselves(program):
     command = [sys.executable, *program.split(), "--help"]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)

@@ -279,8 +279,8 @@ def test_a_lost_rank_ends_all_with_its_cause(tiny, tmp_path, how, words):
 @pytest.mark.parametrize("rank, text", [({}, "said and late"), ({"RANK": "0"}, "said")])
 def test_leaving(rank, text):
     """A rank has said all and leaves without the interpreter's own way out, in which Gloo's threads abort."""
-    code = ("import atexit; from trainer import machine; atexit.register(print, ' and late', end='');"
-            "print('said', end=''); machine.leave(3)")
+    code = ("import atexit; from trainer import script; atexit.register(print, ' and late', end='');"
+            "print('said', end=''); script.leave(3)")
     environment = {key: value for key, value in os.environ.items() if key != "RANK"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                           env=environment | rank)

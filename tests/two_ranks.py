@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch    # noqa: E402
 import torch.distributed as dist    # noqa: E402
 
-from trainer import machine    # noqa: E402
+from trainer import script    # noqa: E402
 import tiny_runs    # noqa: E402
 
 config, folder = sys.argv[1:]
@@ -27,4 +27,4 @@ for name, class_ in dict(views=ddp, copies=lambda model, **more: ddp(model, broa
     if code:
         sys.exit(f"{name}: exit code {code}")
 dist.barrier()    # a rank that leaves while the other still talks to it takes that one down
-machine.leave(0)
+script.leave(0)

@@ -24,6 +24,8 @@ def one_line(text: object, limit: int = 280) -> str:
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """Returns "; did you mean X?" for the known name that is most like key, or "" if none is like it."""
-    near = difflib.get_close_matches(key, list(known), 1, 0.4)
-    return f"; did you mean {near[0]}?" if near else ""
+    """Returns "; did you mean X?" for the known name that is most like key, or "" if none is like it. Capital
+    letters make no difference."""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(key.lower(), by_lower, 1, 0.4)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""

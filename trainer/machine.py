@@ -1,16 +1,15 @@
 """
 The machine: the only module that knows about devices, ranks, and what the hardware is good at.
 """
-import contextlib
+import atexit
 import ctypes
 import dataclasses
-import gc
+import getpass
 import os
 import platform
 import shutil
-import signal
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from trainer.cores import usable_cores
 from trainer.errors import UserError, one_line
 
 # Parameters of glibc's mallopt(), from malloc.h.
@@ -39,10 +39,12 @@ class Machine:
     rank, world: the number of this process (0 is the first), and the number of processes on all machines.
     """
     def __init__(self, settings):
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))    # processes on this machine
-        self.rank = int(os.environ.get("RANK", 0))
-        self.world = int(os.environ.get("WORLD_SIZE", 1))
+        local_rank = from_torchrun("LOCAL_RANK", 0)
+        local_world = from_torchrun("LOCAL_WORLD_SIZE", 1)    # processes on this machine
+        self.rank = from_torchrun("RANK", 0)
+        self.world = from_torchrun("WORLD_SIZE", 1)
+        if self.rank >= self.world:    # it would train, and write nothing
+            raise UserError(f"RANK={self.rank}: must be below WORLD_SIZE={self.world}; torchrun sets both")
         # Any number of processes can share the CPU.
         available = dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()),
                          cpu=local_world)
@@ -113,6 +115,7 @@ class Machine:
                 loss_chunk and compile.
         Returns: (new settings, reason of the precision, reason of the attention).
         """
+        provide_cache(settings.compile)
         precision, why_precision = self.precision(settings.precision)
         attention, why_attention = self.attention(settings.attention, settings.context)
         usual_chunk = 512 if self.device.type == "cpu" else 4096
@@ -136,11 +139,14 @@ class Machine:
         return self.sum(*(number if rank == self.rank else 0 for rank in range(self.world)))
 
 
-def usable_cores() -> int:
-    """Returns how many CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+def from_torchrun(name: str, usual: int) -> int:
+    """Returns the number in an environment variable that torchrun sets, or the usual one if the variable is
+    unset or empty. Raises UserError if it is no number."""
+    text = os.environ.get(name) or str(usual)
+    if not text.isdecimal():
+        raise UserError(f"{name}={text!r}: must be a whole number; torchrun sets this environment variable, "
+                        "and without torchrun it stays unset")
+    return int(text)
 
 
 def keep_freed_memory() -> None:
@@ -170,7 +176,7 @@ def reason(error: BaseException) -> UserError:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return UserError("out of memory; lower --micro_batch or the size of the model", 4)
     if isinstance(error, OSError):
-        return UserError(f"{error.filename or 'the system'}: {error.strerror or error}", 4)
+        return UserError(f"{error.filename or 'the output or the system'}: {error.strerror or error}", 4)
     return UserError(f"{type(error).__name__}: {one_line(error, 200)}", 1)
 
 
@@ -222,36 +228,35 @@ def absent(store: dist.Store, seconds: float = 2) -> str:
     return ", ".join(map(str, sorted(missing))) or "any"
 
 
-def on_signals(handler) -> None:
-    """Lets a function of (number, frame) handle SIGTERM, SIGINT and SIGUSR1. signal.SIG_IGN ignores them."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        with contextlib.suppress(ValueError):    # only a main thread can do that
-            signal.signal(number, handler)
-
-
-def keep_imports() -> None:
-    """Ends the pause of the garbage collector in a script that disabled it for its imports. The objects that
-    exist by now stay, so neither the collector nor the exit needs to look through them again."""
-    if not gc.isenabled():
-        gc.freeze()
-        gc.enable()
-
-
-def leave(code: int) -> None:
-    """Ends the process with an exit code.
-
-    A rank of torchrun skips the interpreter's own shutdown: DDP never releases its process group, and a
-    thread of Gloo that still holds a tensor would abort the process during that shutdown.
-    """
-    if "RANK" in os.environ:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    gc.freeze()    # the exit takes a second longer without this
-    sys.exit(code)
-
+# ---------------------------------------------------------------------------------------------------------
+# Compiled code
 
 WRONG_NUMBERS = "compiled code gives wrong numbers"
+
+
+def provide_cache(compiles: bool) -> None:
+    """Sees to it that torch can write into its folder of compiled code. Every optimizer of torch makes this
+    folder, also in a run that compiles nothing.
+
+    Args:
+        compiles: whether the run compiles. Only then does a note say that the folder cannot be used.
+    """
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):    # this user has no name
+        user = f"uid_{os.getuid()}"
+    usual = os.path.join(tempfile.gettempdir(), f"torchinductor_{user}")    # torch's own choice
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        other = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="torchinductor_")
+        atexit.register(shutil.rmtree, other, ignore_errors=True)
+        if compiles:
+            print(f"note: TORCHINDUCTOR_CACHE_DIR={folder}: {error.strerror}; so the compiled code of this "
+                  "run is not kept, and the next run compiles again")
 
 
 def compiler_works(precision: str = "fp32") -> bool:

@@ -43,7 +43,7 @@ def parse(key: str, text: str, kind: type):
     plain = text.isascii() and "_" not in text and len(text) < 40
     try:
         if kind is bool:
-            return {"true": True, "false": False}[text]
+            return {"true": True, "false": False}[text.lower()]
         return kind(text if plain or kind is str else "")
     except (KeyError, ValueError):
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]

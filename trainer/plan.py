@@ -17,6 +17,7 @@ from trainer.announce import print_optimizer
 from trainer.build import build_optimizer, decoder_shape
 from zoo.table import state_bytes
 from trainer.errors import UserError, one_line
+from trainer.machine import provide_cache
 from trainer.settings import Settings, read, split_batch
 
 
@@ -122,6 +123,7 @@ def show(settings: Settings, hyper: dict, tables: dict) -> None:
     open_choices = {name: usual for name, usual in on_a_gpu.items() if getattr(settings, name) in ("auto", 0)}
     settings = dataclasses.replace(settings, **open_choices)
     micro_batch, accumulation = split_batch(settings.batch, settings.micro_batch, 1, settings.context)
+    provide_cache(compiles=False)
     with torch.device("meta"):    # without memory
         model = Decoder(**decoder_shape(settings))
     optimizer = build_optimizer(model, settings, hyper)

@@ -13,7 +13,9 @@ runs/NAME/  config.json     the options in force
 """
 import atexit
 import contextlib
+import errno
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -22,6 +24,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -98,11 +101,27 @@ def whole_file(path: str | Path) -> Iterator[HashingFile]:
         if isinstance(error, OSError):
             raise not_written(path, error, file.bytes if file else 0) from None
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk, because a new name must survive a power failure,
+    too. Some network disks refuse this for folders. A note says so once, and the work goes on."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)    # the new name must survive a power failure, too
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise UserError(f"{folder}: could not be written to the disk: {error.strerror}", 4) from None
+        note_once("note: this disk cannot sync folders, so a power failure may take away the newest files")
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+@functools.cache
+def note_once(text: str) -> None:
+    """Prints a note above the progress bar, but each note only once in a process."""
+    tqdm.write(text)
 
 
 def write_json(path: str | Path, content: dict) -> None:
@@ -111,13 +130,24 @@ def write_json(path: str | Path, content: dict) -> None:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-def lock(path: str | Path) -> TextIO | Path | None:
+def lock(path: str | Path, waits: bool = False) -> TextIO | Path | None:
     """Takes a lock file.
 
     Args:
         path: the lock file, which is created if it does not exist.
+        waits: whether to wait while another process has the lock.
     Returns: an object that holds the lock for as long as it lives, or None if another process has the lock.
     """
+    held = try_lock(path)
+    if waits and held is None:
+        print(f"note: another process is at work in {Path(path).parent}; waiting for it", flush=True)
+        while (held := try_lock(path)) is None:
+            time.sleep(1)
+    return held
+
+
+def try_lock(path: str | Path) -> TextIO | Path | None:
+    """Takes a lock file at once. Returns None if another process has the lock."""
     file = open(path, "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,21 +165,34 @@ def lock_by_name(path: Path) -> Path | None:
     The file stays behind if the process is killed.
 
     Args:
-        path: the file, which holds the host and the process id of its owner.
+        path: the file, which names its owner.
     Returns: the path, or None if another process has the lock.
     """
-    print(f"note: no file locks here, using {path}; if a run was killed on another machine, delete that file")
-    me = f"{socket.gethostname()} {os.getpid()}"
+    note_once(f"note: no file locks here, using {path}; if a run was killed on another machine, delete that "
+              "file")
     try:
         with open(path, "x") as file:
-            file.write(me)
+            file.write(identity(os.getpid()))
     except FileExistsError:
-        host, _, pid = path.read_text().partition(" ")
-        if host != socket.gethostname() or Path(f"/proc/{pid}").exists():
+        owner = path.read_text()
+        host, _, process = owner.partition(" ")
+        if host != socket.gethostname() or owner == identity(process.partition(" ")[0]):
             return None
-        path.write_text(me)    # its owner was killed on this machine
+        path.write_text(identity(os.getpid()))    # its owner was killed on this machine
     atexit.register(path.unlink, missing_ok=True)
     return path
+
+
+def identity(process: int | str) -> str:
+    """Returns the host, the id of a process and the time at which this process began. Without that time, the
+    first process of a restarted container would take itself for that of before: both have the id 1."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+        begun = status.rpartition(")")[2].split()[19]    # in ticks of the kernel's clock
+    except OSError:
+        # Elsewhere than on Linux a process cannot be asked for, so each counts as alive.
+        begun = "ended" if Path("/proc/self").exists() else "?"
+    return f"{socket.gethostname()} {process} {begun}"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -268,7 +311,7 @@ class Run:
             before = self.read_status()
             if by_signal and before.get("status") != "done":
                 self.status(**before | dict(status="interrupted"))
-            elif code not in (3, 75) and before.get("status") != "done":
+            elif code not in (3, 75) and before.get("status") not in ("done", "diverged", "interrupted"):
                 self.status("failed", message=message)
 
     def show_ended(self) -> None:
@@ -284,14 +327,20 @@ class Run:
         write_json(self.folder / "config.json", in_force)
 
     def draw(self, draw_run: Callable, title: str) -> None:
-        """Draws loss.png. Raises UserError if it cannot be written.
+        """Draws loss.png. Prints a note if it cannot be drawn, and raises UserError if it cannot be written.
 
         Args:
             draw_run: a function of (lines of metrics.jsonl, file, title) that draws.
             title: what follows the name of the run in the title.
         """
-        with whole_file(self.folder / "loss.png") as file:
-            draw_run(self.read_metrics(), file, f"{self.folder.name}{title}")
+        path, rows, picture = self.folder / "loss.png", self.read_metrics(), io.BytesIO()
+        try:
+            draw_run(rows, picture, f"{self.folder.name}{title}")
+        except Exception as error:    # matplotlib can fail in many ways, and the run is worth more
+            tqdm.write(f"note: {path}: could not be drawn: {type(error).__name__}: {one_line(error, 150)}")
+            return
+        with whole_file(path) as file:
+            file.write(picture.getbuffer())
 
     def read_status(self) -> dict:
         """Returns the content of status.json, or {} if there is none that can be read."""

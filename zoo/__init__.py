@@ -58,7 +58,8 @@ def rule_of(rule) -> ZooRule:
 def find(name: str) -> ZooRule:
     """The rule of that name. Raises ValueError with the nearest name."""
     if name not in RULES:
-        near = (difflib.get_close_matches(name.lower(), optim.RULES, 1) or
+        near = ([name.lower()] if name.lower() in RULES else
+                difflib.get_close_matches(name.lower(), optim.RULES, 1) or
                 difflib.get_close_matches(name.lower(), RULES, 1, 0))
         raise ValueError(f"{name!r} is no optimizer; did you mean {near[0]}? "
                          f"There are {', '.join(optim.RULES)}, and those of zoo/")

@@ -45,7 +45,8 @@ def by_hand(rule: zoo.ZooRule, lr: float, steps: int, grads: list, hyper: dict) 
     optimizer = SampledByHand([dict(params=w, blocks=[2 if rule.rows else 1, 1])], rule, lr=lr, **hyper)
     if rule.rows:
         print(f"{STAR} In this example these are the rows of the matrix.\n")
-    print(f"{inspect.getdoc(rule.function)}\n\nA matrix of 2 x 2, row by row | a vector of one weight\n"
+    print(f"{inspect.getdoc(rule.function) or rule.function.__name__}\n\n"
+          "A matrix of 2 x 2, row by row | a vector of one weight\n"
           f"lr {lr:g}, {optimizer.hyper}\n")
     show("w", w)
     for t in range(1, steps + 1):
@@ -57,7 +58,7 @@ def by_hand(rule: zoo.ZooRule, lr: float, steps: int, grads: list, hyper: dict) 
         states = [optimizer.state[x] for x in w]
         for name in rule.state:
             show(f"        {name}", [state[name] for state in states])
-        if "m_hat =" in rule.function.__doc__:
+        if "m_hat =" in (rule.function.__doc__ or ""):    # python -OO leaves out docstrings
             show("        m_hat", [hat(state["m"], optimizer.hyper["beta1"], step_count) for state in states])
         if rule.second_moment and rule.corrected:
             v = [[state[name] for name in rule.second_moment] for state in states]    # v itself, or r and c

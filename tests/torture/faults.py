@@ -38,7 +38,7 @@ import train
 import zoo
 from conftest import documents
 from model import Decoder
-from trainer import data, machine, runs
+from trainer import data, runs, script
 
 
 class Record:
@@ -171,4 +171,4 @@ def in_another_process(fault, folder):
 
 
 if __name__ == "__main__":
-    machine.leave(in_another_process(*sys.argv[1:]))
+    script.leave(in_another_process(*sys.argv[1:]))

@@ -18,9 +18,9 @@ from folders import checkpoints, differences, read_json, snapshot, step_of
 from processes import TWO_RANKS, all_gone, process_ids, start_train, start_with_fault, two_at_a_time, wait
 from tiny_runs import rewound
 from tools import CONFIG, DRAW, METRICS, ROOT, call, error_line, options, run
-from trainer import runs
+from trainer import runs, script
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = script.ENDING
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -57,11 +57,11 @@ def signal_again_and_again(folder, name, times, draw):
         assert process.wait_for(f"step {next_validation}: validation loss"), process.text()
         time.sleep(draw.uniform(0, 0.5))
         begun = time.monotonic()
-        os.kill(process.pid, SIGNALS[k % 3])
+        os.kill(process.pid, SIGNALS[k % len(SIGNALS)])
         if k % 5 == 4:
             time.sleep(0.05)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, SIGNALS[(k + 1) % 3])
+                os.kill(process.pid, SIGNALS[(k + 1) % len(SIGNALS)])
         assert process.end(10) == 75, process.text()
         took.append(time.monotonic() - begun)
         status = read_json(place / "status.json")

@@ -11,11 +11,9 @@ import random
 import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from unittest import mock
 
@@ -66,15 +64,8 @@ def options(folder, name, *more):
 def call(argv, program=train):
     """Runs a command line in this process. Returns (exit code, stdout, stderr)."""
     out, err = io.StringIO(), io.StringIO()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    handlers = [signal.getsignal(number) for number in numbers]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = program.main(argv)
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                for number, handler in zip(numbers, handlers):
-                    signal.signal(number, handler)
+        code = program.main(argv)
     return code, no_secret(out.getvalue()), no_secret(err.getvalue())
 
 
