@@ -198,9 +198,7 @@ def prepare(settings: Options) -> None:
     splits = splits_of(settings.dataset, settings.files, settings.val_files)
     meta = dict(recipe=recipe_of(settings), source=source_of(settings.dataset, splits))
     out.mkdir(parents=True, exist_ok=True)
-    lock = runs.lock(out / "lock")    # held until this function returns
-    if lock is None:
-        raise UserError(f"--out={out}: another process is preparing this folder; wait for it", 4)
+    lock = runs.lock(out / "lock", waits=True)    # noqa: F841    held until this function returns
     if (out / "meta.json").exists():
         if other := difference(data.read_meta(out), meta):
             raise UserError(f"--out={out}: holds other data: choose another folder, or delete this one; "
@@ -306,20 +304,21 @@ def versions_used(settings: Options) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def prepare_default(folder: str, recipe: str, default_folder: str) -> None:
+def prepare_default(folder: str, recipe: str, default_folder: str, others: bool = False) -> None:
     """Prepares the data of a run if they are the default data and are missing.
 
     Args:
         folder: the folder that the run reads.
         recipe: the options with which this script makes it.
         default_folder: the only folder that is made without being asked for.
+        others: whether to make any other folder, too, if it has a recipe.
     Raises: UserError that says how to make any other folder that is missing.
     """
     if Path(folder, "meta.json").exists():
         return
     options = f"{recipe} {shlex.quote(f'--out={folder}')}".strip()
     command = f"python {shlex.quote(os.path.relpath(__file__))} {options}"
-    if folder != default_folder:
+    if folder != default_folder and not (others and recipe):
         raise UserError(f"--data={folder}: no data there; make it: {command}")
     print(f"{folder} is not there yet, so first: {command}")
     prepare(load(Options, shlex.split(options), complete=complete)[0])

@@ -17,16 +17,20 @@
 #
 # Each combination of values is a run of its own in runs/, named after its values. The same command can be
 # started again at any time: it skips finished and diverged runs, resumes interrupted ones, and tries failed
-# ones again.
+# ones again. Before the first run it prepares the data that the config names, if they are missing. Data and
+# runs are in the folder where the command is given.
 # --jobs N runs N at a time, each with a share of the cores and a GPU; they print to runs/NAME/output.txt.
 # The variable PYTHON names the interpreter; the default is python.
 # Exit codes: 0 all runs ended, 1 some failed, 2 wrong usage, 75 interrupted.
 set -fu
-cd "$(dirname "$0")" || exit 4
 python=${PYTHON:-python}
+here=$(dirname "$0")
+if [ "$here" = . ]; then train=train.py; else train=$here/train.py; fi
 
-usage() { sed -n '2,25s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,27s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 refuse() { echo "sweep.sh: error: $*" >&2; exit 2; }
+modules() { PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} exec "$python" -P "$@"; }    # for use in a subshell
+command -v "$python" >/dev/null || refuse "PYTHON=$python: no such program"
 
 # --- the command line
 [ $# -ge 2 ] || usage
@@ -48,6 +52,12 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
 done
 [ "${1-}" != -- ] || shift
 case $jobs in "" | *[!0-9]* | 0*) refuse "--jobs $jobs: give how many runs at a time, 1 or more" ;; esac
+
+[ -f "$config" ] || [ -f "$here/$config" ] ||
+  refuse "$config: no such file in $PWD; what ships is in $here/configs"
+stem=$(basename "$config" .toml)
+case $stem in "" | [!A-Za-z0-9_]* | *[!A-Za-z0-9_.,:+=-]*)
+  refuse "'$config': runs are named after it, so name it with letters, digits and _ . , : + = -" ;; esac
 
 # --- what to run: $runs has a line for each run, with its name and then its options
 newline='
@@ -73,7 +83,7 @@ grid() {    # key=a,b,c ...: adds all combinations to $runs; the command line na
     done
     words="$words $key=$values"
   done
-  lines=$(basename "$config" .toml)
+  lines=$stem
   local IFS=$newline
   for word in ${words// /$newline}; do
     key=${word%%=*} values=${word#*=} more=""
@@ -87,11 +97,11 @@ grid() {    # key=a,b,c ...: adds all combinations to $runs; the command line na
   done
   runs="$runs$lines$newline"
 }
-ask() {    # runs a Python statement, which may use the path config, defaults() and RULES
-  "$python" -c "
-import math, sys
+ask() {    # runs Python statements, which may use the path config and these imports; for use in a subshell
+  modules -c "
+import math, shlex, sys
 from trainer.errors import UserError, one_line
-from trainer.settings import defaults
+from trainer.settings import Settings, defaults, read
 from zoo import RULES
 config = sys.argv[1]
 try:
@@ -117,7 +127,6 @@ all=adamw,adafactor,adalayer_star,lion,signum,sgd
 lrs=1e-4,3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2,0.1,0.316,1
 sign_lrs=1e-5,3.16e-5,1e-4,3.16e-4,1e-3,3.16e-3,1e-2,3.16e-2,0.1
 rest_lrs=0.1,0.316,1,3.16,10,31.6,100,316,1000,3160
-[ -f "$config" ] || refuse "$config: no such file; what ships is in configs/"
 case $sweep in
   grid)
     grid ;;
@@ -205,13 +214,13 @@ commands() {    # reads lines as in $runs and prints a command for each; the arg
   local name options more=""
   [ $# = 0 ] || more=$(printf ' %q' "$@")
   while read -r name options; do
-    printf '%s train.py --config=%q %s%s--name=%s --resume --sample_tokens=0%s\n' \
-      "$python" "$config" "$options" "${options:+ }" "$name" "$more"
+    printf '%q %q --config=%q %s%s--name=%s --resume --sample_tokens=0%s\n' \
+      "$python" "$train" "$config" "$options" "${options:+ }" "$name" "$more"
   done
 }
 # --- before anything starts, refuse what cannot run and what has already run with other settings
 lines=$(echo "$runs" | commands "$@")
-total=$(echo "$lines" | "$python" -m trainer.plan) || {
+total=$(modules -m trainer.plan <<<"$lines") || {
   [ $# = 0 ] || echo "sweep.sh: what changes a result belongs before --, as key=value, in the runs' names" >&2
   exit 2
 }
@@ -227,10 +236,22 @@ status_of() {    # prints the status of a run: done, diverged, interrupted, fail
 
 # --- run them in --jobs slots; pid and title are those of the run in each slot
 pid=() title=() failed="" stopped=""
-cores=$(getconf _NPROCESSORS_ONLN)
+cores=$(modules -m trainer.cores)
 gpus=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)}
 gpus=${gpus//[,$newline]/ }
 
+prepare() {    # makes the data that the runs need and that are missing
+  ask '
+    import prepare_c4
+    for folder, recipe in sorted({(one.data, one.prepare) for one, _, _ in
+                                  (read(shlex.split(line)[2:]) for line in sys.stdin)}):
+        prepare_c4.prepare_default(folder, recipe, Settings.data, others=True)' 3<&- <<<"$lines" &
+  pid[0]=$! title[0]="the data"
+  wait "${pid[0]}"
+  code=$? title[0]=""
+  if [ -n "$stopped" ]; then wait "${pid[0]}"; return; fi    # a signal ended the first wait
+  [ "$code" = 0 ] || refuse "no run has started, since there are no data"
+}
 start() {    # starts a run; the arguments are a slot, its name, its options, and the options for all
   local slot=$1 name=$2 options=$3
   shift 3
@@ -244,7 +265,7 @@ start() {    # starts a run; the arguments are a slot, its name, its options, an
       mkdir -p "runs/$name" && exec >>"runs/$name/output.txt" 2>&1
     fi
     # shellcheck disable=SC2086    # words without blanks or globs, as checked above
-    exec "$python" train.py "--config=$config" $options "--name=$name" --resume --sample_tokens=0 "$@"
+    exec "$python" "$train" "--config=$config" $options "--name=$name" --resume --sample_tokens=0 "$@"
   ) 3<&- &
   pid[slot]=$! title[slot]=$name
 }
@@ -274,7 +295,8 @@ stop() {    # tells all runs to save and end, because a signal came to this scri
     [ -z "${title[slot]-}" ] || kill "${pid[slot]}" 2>/dev/null
   done
 }
-trap stop INT TERM USR1
+trap stop INT TERM HUP USR1 USR2 XCPU
+case $total in *"# first: "*) unprepared=yes ;; *) unprepared="" ;; esac
 
 total=0
 while [ -z "$stopped" ] && read -r name options <&3; do
@@ -283,6 +305,7 @@ while [ -z "$stopped" ] && read -r name options <&3; do
   case $before in
     "done" | diverged) echo "$name: $before already"; continue ;;
   esac
+  if [ -n "$unprepared" ]; then prepare; unprepared=""; fi
   while look && [ -z "$free$stopped" ]; do sleep 0.2; done
   [ -z "$stopped" ] || break
   echo "$name: starting ($before)"

@@ -107,7 +107,7 @@ def test_prepared_data(tiny):
 
 def test_preparing_again(tiny, monkeypatch, tmp_path, capsys):
     """A second preparation gives the same bytes. A folder that is complete stays untouched. A folder with
-    other data is refused, and so is a folder that another process is preparing."""
+    other data is refused. While another process prepares the folder, the second one waits."""
     monkeypatch.setattr(prepare_c4, "sotu", documents)
     first, again = tiny.parent / "data", tmp_path / "again"
     assert prepare_c4.main(["--vocab=300", f"--out={again}"]) == 0
@@ -117,11 +117,24 @@ def test_preparing_again(tiny, monkeypatch, tmp_path, capsys):
     assert prepare_c4.main(["--vocab=300", f"--out={again}"]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in again.iterdir()}
     assert prepare_c4.main(["--vocab=310", f"--out={again}"]) == 2
-    held = runs.lock(again / "lock")
-    assert prepare_c4.main(["--vocab=300", f"--out={again}"]) == 4
-    held.close()
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and "holds other data" in errors[0] and "another process" in errors[1]
+    error, = capsys.readouterr().err.splitlines()
+    assert "holds other data" in error
+    held = [runs.lock(again / "lock")]
+    monkeypatch.setattr(runs.time, "sleep", lambda seconds: held.clear())    # frees the lock
+    assert prepare_c4.main(["--vocab=300", f"--out={again}"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"note: another process is at work in {again}; waiting for it", f"{again}: is prepared already"]
+
+
+def test_a_sweep_makes_any_data_that_have_a_recipe(monkeypatch, tmp_path):
+    monkeypatch.setattr(prepare_c4, "sotu", documents)
+    mine = str(tmp_path / "mine")
+    with pytest.raises(UserError, match=f"--data={mine}: no data there"):    # not made of the default text
+        prepare_c4.prepare_default(mine, "", "data/usual", others=True)
+    with pytest.raises(UserError, match=f"--data={mine}: no data there"):
+        prepare_c4.prepare_default(mine, "--vocab=300", "data/usual")
+    prepare_c4.prepare_default(mine, "--vocab=300", "data/usual", others=True)
+    assert data.read_meta(mine)["vocab_size"] == 300
 
 
 def test_many_shards(tiny, monkeypatch, tmp_path):

@@ -152,7 +152,7 @@ def extended_program(stubborn, tmp_path_factory):
     (folder / "bin").mkdir()
     this_python = shlex.quote(sys.executable)
     write_script(folder / "bin/python", f'exec {this_python} "$@"')
-    only_counts = 'case "$*" in "-m trainer.plan") echo "# $(wc -l) runs, hours unknown"; exit ;; esac'
+    only_counts = 'case "$*" in *"-m trainer.plan") echo "# $(wc -l) runs, hours unknown"; exit ;; esac'
     write_script(folder / "bin/quick_python", f'{only_counts}\nexec {this_python} "$@"')
     return folder
 

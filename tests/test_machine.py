@@ -16,7 +16,7 @@ import pytest
 import train
 from conftest import ROOT
 from tiny_runs import assert_same_run, run
-from trainer import cores, machine, options, runs, script
+from trainer import cores, machine, options, runs, script, settings
 from trainer.errors import UserError, nearest
 
 
@@ -308,6 +308,19 @@ def test_a_picture_that_cannot_be_drawn_is_a_note(tiny, tmp_path, monkeypatch, c
 
 # ---------------------------------------------------------------------------------------------------------
 # Words
+
+def test_what_ships_is_found_from_any_folder(tmp_path, monkeypatch):
+    """A file of the working folder comes first. The message names the folder."""
+    monkeypatch.chdir(tmp_path)
+    assert settings.defaults("configs/nano.toml", "adamw")["vocab_size"] == 4096
+    with pytest.raises(UserError) as caught:
+        settings.defaults("nano.toml", "adamw")
+    assert str(caught.value) == (f"--config='nano.toml': there is no such file in {tmp_path}; what ships is "
+                                 "named configs/*.toml from any folder")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/nano.toml").write_text("[model]\nwidth = 32\n")
+    assert settings.defaults("configs/nano.toml", "adamw")["width"] == 32
+
 
 @pytest.mark.parametrize("text, value", [("true", True), ("True", True), ("FALSE", False)])
 def test_booleans(text, value):

@@ -88,6 +88,14 @@ def test_a_plan_knows_the_optimizer_and_touches_nothing(tiny, tmp_path, plan_of)
     assert one - two == 2 * (two - four) > 0
 
 
+def test_missing_data_are_named_before_the_hours(tmp_path, capsys):
+    (tmp_path / "x.toml").write_text('[data]\ndata = "nowhere/x"\nprepare = "--vocab=300"\n')
+    command = f"python train.py --config={tmp_path}/x.toml --throughput=1"
+    assert plan.main([command, f"{command} --seed=1"]) == 0
+    assert capsys.readouterr().out.splitlines()[:-1] == [
+        "# first: python prepare_c4.py --vocab=300 --out=nowhere/x"]
+
+
 @pytest.mark.slow
 def test_hours_of_a_grid():
     """--print: commands that run as they stand, and the hours of all of them."""
@@ -98,6 +106,9 @@ def test_hours_of_a_grid():
     done = sweep("optimizer=adamw,lion", "lr=1e-3,1e-4", "--print", "--", "--seed=1")
     assert done.returncode == 0, done.stderr
     *commands, last = done.stdout.splitlines()
+    first = "# first: python prepare_c4.py --dataset=c4 --tokenizer=t5 --tokens=3.3e9 --val_tokens=16.5e6"
+    if commands[-1] == f"{first} --out=data/c4_t5":    # unless the data are there
+        commands.pop()
     hours = 4 * 3_276_800_000 / 300_000 / 3600
     assert last == f"# 4 runs, {hours:.4g} hours at the stated throughput"
     seen = set()

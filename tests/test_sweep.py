@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT, wait_for
+from conftest import ROOT, TINY, documents, wait_for
 from model import Decoder
 from trainer import settings
 from trainer.build import build_optimizer
+from trainer.cores import usable_cores
 from zoo import RULES
 
 pytestmark = pytest.mark.slow
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 def sweep(folder, *arguments, **environment):
     """Runs the sweep.sh of a folder and returns the ended process."""
-    return subprocess.run(["bash", str(folder / "sweep.sh"), *arguments], capture_output=True, text=True,
+    return subprocess.run(["bash", "sweep.sh", *arguments], capture_output=True, text=True, cwd=folder,
                           env=os.environ | dict(PYTHON=sys.executable) | environment)
 
 
@@ -88,7 +89,11 @@ def test_wrong_use(tiny, copy, arguments):
 # --- the sweeps by name
 
 STUB = """#!/bin/bash
-case "$1 $2" in "-m trainer.plan") echo "#"; exit 0 ;; "train.py "*) ;; *) exec {python} "$@" ;; esac
+case "$*" in
+  *trainer.plan) [ -e plans ] || {{ echo "#"; exit 0; }}; exec {python} "$@" ;;
+  "train.py "*|*"/train.py "*) ;;
+  *) exec {python} "$@" ;;
+esac
 for word in "$@"; do case $word in --name=*) name=${{word#--name=}} ;; esac; done
 status() {{ echo "{{\\"status\\": \\"$1\\"}}" >"runs/$name/status.json"; }}
 trap 'status interrupted; echo "left $name" >>log; exit 75' TERM
@@ -102,7 +107,7 @@ status done && echo "ended $name" >>log
 @pytest.fixture
 def stub(copy):
     """A program in place of python that does not train. As train.py it writes the status "done" as soon as
-    there is no file `wait`. As trainer.plan it accepts everything."""
+    there is no file `wait`. As trainer.plan it accepts everything, unless there is a file `plans`."""
     (copy / "stub").write_text(STUB.format(python=sys.executable))
     (copy / "stub").chmod(0o755)
     return str(copy / "stub")
@@ -263,7 +268,7 @@ def test_jobs_share_the_machine_and_a_signal_ends_them_in_order(tiny, copy, stub
     assert process.returncode == 75
     assert len(re.findall(r"seed=\d: interrupted", out)) == 2 and "start it again" in out
     assert len(log("left")) == len(log("began")) == 2
-    share = max(1, os.cpu_count() // 2)
+    share = max(1, usable_cores() // 2)
     assert all(f" --threads={share} " in line for line in log("began"))
     assert sorted(line.split()[-1] for line in log("began")) == ["gpu=4", "gpu=6"]
     process = begin()
@@ -282,6 +287,51 @@ def test_jobs_share_the_machine_and_a_signal_ends_them_in_order(tiny, copy, stub
     assert most <= 2
     again = begin()
     assert again.communicate(timeout=20)[0].count("done already") == 5 and len(log("began")) == 9
+
+
+def test_missing_data_are_prepared_once(copy, stub):
+    """Two runs that start together need the same data. Ended runs need none."""
+    (copy / "text.jsonl").write_text("".join(json.dumps(dict(text=text)) + "\n" for text in documents()))
+    config = TINY.format(data="new").replace(
+        "[train]", 'prepare = "--dataset=files --files=text.jsonl --vocab=300"\n[train]')
+    (copy / "mine.toml").write_text(config)
+    (copy / "plans").touch()
+    command = ["grid", "mine.toml", "seed=0,1", "--jobs=2"]
+    done = sweep(copy, *command, PYTHON=stub)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("new: 1") == 1 and (copy / "new/meta.json").exists()
+    assert done.stdout.index("new: 1") < done.stdout.index("starting")
+    shutil.rmtree(copy / "new")
+    again = sweep(copy, *command, PYTHON=stub)
+    assert again.stdout.count("done already") == 2 and not (copy / "new").exists()
+
+
+def test_a_sweep_from_another_folder_and_with_blanks(tiny, copy, stub):
+    """The interpreter and the config are in folders with a blank. The runs are where the command is given."""
+    folder = copy / "an other"
+    (folder / "my configs").mkdir(parents=True)
+    shutil.copy(tiny, folder / "my configs/x.toml")
+    shutil.copytree(ROOT / "configs", copy / "configs")
+    (folder / "my python").symlink_to(stub)
+
+    def begin(*arguments, python=folder / "my python"):
+        return subprocess.run(["bash", copy / "sweep.sh", "grid", *arguments], capture_output=True, text=True,
+                              cwd=folder, env=os.environ | dict(PYTHON=str(python)))
+
+    line = begin("my configs/x.toml", "seed=0", "--print").stdout.splitlines()[0]
+    assert shlex.split(line)[:4] == [f"{folder}/my python", f"{copy}/train.py", "--config=my configs/x.toml",
+                                     "--seed=0"]
+    for config, name in (("my configs/x.toml", "x,seed=0"), ("configs/nano.toml", "nano,seed=0")):
+        done = begin(config, "seed=0")
+        assert done.returncode == 0, done.stderr
+        assert json.loads((folder / f"runs/{name}/status.json").read_text()) == dict(status="done")
+    (folder / "x y.toml").touch()
+    for arguments, words in ((["x y.toml", "seed=0"], "'x y.toml': runs are named after it"),
+                             (["z.toml", "seed=0"], f"z.toml: no such file in {folder}")):
+        refused = begin(*arguments)
+        assert refused.returncode == 2 and words in refused.stderr
+    refused = begin("configs/nano.toml", "seed=0", python="no python")
+    assert (refused.returncode, refused.stderr) == (2, "sweep.sh: error: PYTHON=no python: no such program\n")
 
 
 def test_a_failed_job_says_why(tiny, copy, stub):

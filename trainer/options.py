@@ -16,8 +16,11 @@ import dataclasses
 import math
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 from trainer.errors import UserError, nearest
+
+ROOT = Path(__file__).parent.parent    # the folder of this program
 
 
 def option(default, table, help, choices=None, low=None, high=None, free=False):
@@ -75,12 +78,17 @@ def check(key: str, value, kind: type, choices=None, low=None, high=None, **_):
 # The file
 
 def read_toml(path: str) -> dict:
-    """Returns the tables of a TOML file. Raises UserError."""
+    """Returns the tables of a TOML file. A file that is not found may be one that ships with this program,
+    in any working folder. Raises UserError."""
     try:
-        with open(path, encoding="utf-8-sig") as file:    # -sig: without a byte order mark
+        is_shipped = not Path(path).exists() and (ROOT / path).exists()
+        with open(ROOT / path if is_shipped else path, encoding="utf-8-sig") as file:    # no byte order mark
             return tomllib.loads(file.read())
+    except FileNotFoundError:
+        raise UserError(f"--config={path!r}: there is no such file in {Path.cwd()}; what ships is named "
+                        "configs/*.toml from any folder") from None
     except OSError as error:
-        raise UserError(f"--config={path!r}: {error.strerror}; the shipped ones are configs/*.toml") from None
+        raise UserError(f"--config={path!r}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:    # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise UserError(f"--config={path!r}: is not TOML: {error}") from None
 

@@ -7,8 +7,10 @@ neither the data nor a GPU.
 """
 import dataclasses
 import math
+import os
 import shlex
 import sys
+from pathlib import Path
 
 import torch
 
@@ -18,6 +20,7 @@ from trainer.build import build_optimizer, decoder_shape
 from zoo.table import state_bytes
 from trainer.errors import UserError, one_line
 from trainer.machine import provide_cache
+from trainer.options import ROOT
 from trainer.settings import Settings, read, split_batch
 
 
@@ -152,13 +155,18 @@ def show(settings: Settings, hyper: dict, tables: dict) -> None:
 
 
 def main(lines) -> int:
-    """Checks many commands, one a line, as sweep.sh --print writes them, and prints their hours together.
-    Returns the exit code."""
+    """Checks many commands, one a line, as sweep.sh --print writes them. Prints which data to prepare before
+    them, and their hours together. Returns the exit code."""
     try:
         runs = [read(shlex.split(line)[2:])[0] for line in lines]
     except UserError as error:
         print(f"trainer.plan: error: {one_line(error)}", file=sys.stderr)
         return error.code
+    recipes = {settings.data: settings.prepare for settings in runs}
+    for folder, recipe in recipes.items():
+        if not Path(folder, "meta.json").exists():
+            script = shlex.quote(os.path.relpath(ROOT / "prepare_c4.py"))
+            print(f"# first: python {script} {recipe} {shlex.quote(f'--out={folder}')}")
     times = [hours(settings) for settings in runs]
     total = ("hours unknown: give -- --throughput=N, tokens per second" if None in times else
              f"{sum(times):.4g} hours at the stated throughput")
