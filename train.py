@@ -44,7 +44,7 @@ class Training:
     def __init__(self, config: settings.Settings, hyper: dict, tables: dict):
         self.machine = machine = Machine(config)
         if machine.rank > 0:
-            sys.stdout = open(os.devnull, "w")    # rank 0 speaks for all
+            sys.stdout = open(os.devnull, "w", errors="replace")    # rank 0 speaks for all
         config, why_precision, why_attention = machine.complete(config)
         self.config, self.hyper, self.tables = config, hyper, tables
         self.in_force = asdict(config) | hyper
@@ -312,7 +312,7 @@ class Training:
         print(f"everything is in {self.run.folder}: metrics.jsonl, loss.png, {newest}")
 
 
-@script.signals_restored()
+@script.surroundings_restored()
 def main(argv: list[str]) -> int:
     """Runs a command line. Returns the exit code: 0 done, 1 a mistake of this program, 2 wrong options or
     data, 3 diverged, 4 the machine failed, 75 interrupted."""

@@ -54,8 +54,19 @@ def test_each_signal_saves_and_ends_the_run(tiny, tmp_path, monkeypatch, name):
     assert (tmp_path / "a/step-00000003.pt").exists()
 
 
+def test_the_stdout_of_before_is_back():
+    """Ranks other than 0 print into another one."""
+    @script.surroundings_restored()
+    def silent():
+        sys.stdout = io.StringIO()
+
+    before = sys.stdout
+    silent()
+    assert sys.stdout is before
+
+
 def test_nohup_is_respected():
-    with script.signals_restored():
+    with script.surroundings_restored():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         script.on_signals(signal.default_int_handler)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -112,7 +123,7 @@ def test_the_status_is_set_before_anything_is_said(tiny, tmp_path, monkeypatch):
 @pytest.fixture
 def as_a_script():
     """Undoes what script.begin() does to this process."""
-    with script.signals_restored():
+    with script.surroundings_restored():
         yield
     script.gc.enable()
 

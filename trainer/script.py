@@ -118,12 +118,14 @@ def on_signals(handler) -> None:
 
 
 @contextlib.contextmanager
-def signals_restored() -> Iterator[None]:
-    """Gives the signals of ENDING the handlers of before when the block or the decorated function ends."""
-    before = {number: signal.getsignal(number) for number in ENDING}
+def surroundings_restored() -> Iterator[None]:
+    """Gives the signals of ENDING the handlers of before, and the process the stdout of before, when the block
+    or the decorated function ends."""
+    before, stdout = {number: signal.getsignal(number) for number in ENDING}, sys.stdout
     try:
         yield
     finally:
+        sys.stdout = stdout
         for number, handler in before.items():
             with contextlib.suppress(ValueError, TypeError):    # not a main thread; a handler of a C library
                 signal.signal(number, handler)
