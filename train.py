@@ -23,7 +23,6 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-import optim
 import prepare_c4
 import sample
 import zoo

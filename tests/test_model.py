@@ -4,7 +4,6 @@ import tomllib
 import pytest
 import torch
 
-import optim
 import zoo
 import prepare_c4
 from conftest import ROOT

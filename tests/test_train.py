@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import optim
 import prepare_c4
 import train
 import zoo

@@ -119,8 +119,8 @@ def on_signals(handler) -> None:
 
 @contextlib.contextmanager
 def surroundings_restored() -> Iterator[None]:
-    """Gives the signals of ENDING the handlers of before, and the process the stdout of before, when the block
-    or the decorated function ends."""
+    """Gives the signals of ENDING the handlers of before, and the process its stdout of before, when the
+    block or the decorated function ends."""
     before, stdout = {number: signal.getsignal(number) for number in ENDING}, sys.stdout
     try:
         yield
