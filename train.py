@@ -29,11 +29,12 @@ import zoo
 import zoo.table
 from model import Decoder
 from trainer import announce, data, plan, settings
-from trainer.build import build_optimizer, decoder_shape
+from trainer.build import build_optimizer, decoder_shape, open_data
 from trainer.errors import UserError, one_line
 from trainer.machine import Machine, last_words, versions
-from trainer.measure import checksum, draw_run, evaluate, first_not_finite, look_into, promise, sizes_of
-from trainer.restore import resume_from, start_from
+from trainer.measure import (broken_gradient, broken_weight, checksum, draw_run, evaluate, look_into,
+                             sizes_of)
+from trainer.restore import checkpoint_of, resume_from, start_from
 from trainer.runs import Run, SilentRun, load_checkpoint
 
 
@@ -46,7 +47,7 @@ class Training:
             sys.stdout = open(os.devnull, "w", errors="replace")    # rank 0 speaks for all
         config, why_precision, why_attention = machine.complete(config)
         self.config, self.hyper, self.tables = config, hyper, tables
-        self.in_force = asdict(config) | hyper
+        self.in_force = settings.kept(config, hyper)
         self.micro_batch, self.accumulation = settings.split_batch(
             config.batch, config.micro_batch, machine.world, config.context)
         self.steps = config.freeze_steps + config.steps
@@ -55,14 +56,10 @@ class Training:
         if machine.rank == 0:
             prepare_c4.prepare_default(config.data, config.prepare, settings.Settings.data)
         machine.sum(0)    # the others wait for rank 0
-        meta = data.read_meta(config.data)
-        if meta["vocab_size"] != config.vocab_size:
-            raise UserError(f"--vocab_size={config.vocab_size}: the data in {config.data} "
-                            f"has {meta['vocab_size']}")
-        self.fingerprint = data.fingerprint(meta)
-        self.train_set, self.val_set = (data.Tokens(config.data, split, config.context, config.verify_data)
-                                        for split in ("train", "val"))
+        self.fingerprint, self.train_set, self.val_set = open_data(config)
         self.order = data.Order(len(self.train_set), config.seed)
+        settings.refuse_ranks_that_differ(machine.gather_tables(
+            asdict(config) | hyper | dict(tokens=self.fingerprint)))
 
         # model and optimizer
         self.model = Decoder(**decoder_shape(config), seed=config.seed).to(machine.device)
@@ -85,15 +82,19 @@ class Training:
 
         # where the run starts: at the beginning, with another run's weights, or at its own newest checkpoint
         has_checkpoint = config.resume and any(Path(config.runs, config.name).glob("step-*.pt"))
+        self.sequences_before = 0    # that were read before the first step; more with --continue_data
         if config.init_from and not has_checkpoint:
-            start_from(config.init_from, load_checkpoint(config.init_from), self.model, self.optimizer,
-                       self.in_force)
-        self.run = SilentRun()
+            self.sequences_before = start_from(load_checkpoint(config.init_from), self.model, self.optimizer,
+                                               config, self.fingerprint)
+        self.run, number, has_ended = SilentRun(), 0, False
         if machine.rank == 0:
             self.run = Run(config.runs, config.name, config.resume, config.overwrite)
             print(f"run        {self.run.folder}\n")
-        has_ended = config.resume and self.run.read_status().get("status") in ("done", "diverged")
-        self.has_ended = machine.sum(int(has_ended))[0] > 0    # all ranks agree
+            number = 0 if config.name else int(self.run.folder.name)
+            has_ended = config.resume and self.run.has_ended(self.steps)
+        number, has_ended = machine.sum(number, int(has_ended))    # all ranks agree
+        self.has_ended = has_ended > 0
+        self.resume_command = announce.resume_command(config, config.name or f"{int(number):04d}")
         self.first_step = self.resume() if config.resume and not self.has_ended else 0
         self.stop = []    # signals since the first step; they take effect when the current step is done
         self.last_loss = None
@@ -106,8 +107,8 @@ class Training:
             print("note: there is no checkpoint to resume from, so from the beginning")
             return 0
         path = Path(self.config.runs, self.config.name, f"step-{step:08d}.pt")
-        resume_from(path, checkpoint or load_checkpoint(path), self.model, self.optimizer, self.in_force,
-                    self.fingerprint, self.environment)
+        self.sequences_before = resume_from(path, checkpoint or load_checkpoint(path), self.model,
+                                            self.optimizer, self.in_force, self.fingerprint, self.environment)
         return step
 
     def train(self):
@@ -125,7 +126,7 @@ class Training:
                                               len(self.stop))    # the mean norm is not finite if any is
             self.refuse_a_broken_step(step, loss, norm, mean_loss)
             self.clip(total_norm)
-            scale = self.lr_scale(step)
+            scale = settings.lr_scale(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = group["lr_peak"] * scale
             is_logged = step % config.log_every == 0 or step in (1, self.steps)
@@ -150,9 +151,10 @@ class Training:
     def begin(self):
         """Writes what the run's folder holds before the first step."""
         first = self.first_step
-        self.run.rewind(first)
+        self.refuse_ranks_that_drift(first, "all machines must see the same files")
+        self.run.write_config(self.in_force)
+        self.run.rewind(first, self.in_force)
         if not first:
-            self.run.write_config(self.in_force)
             self.run.log("config", 0, config=self.in_force, data=self.fingerprint, **sizes_of(self.model),
                          **self.environment)
         self.run.status("running", step=first, steps=self.steps)
@@ -175,7 +177,7 @@ class Training:
         mean_loss = torch.zeros((), device=device)
         for k in range(self.accumulation):
             place = self.machine.rank * self.accumulation + k
-            first_window = (step - 1) * config.batch + place * self.micro_batch
+            first_window = self.sequences_before + (step - 1) * config.batch + place * self.micro_batch
             ids = torch.from_numpy(self.train_set[self.order(first_window, self.micro_batch)]).to(device)
             x, targets, z_loss = ids[:, :-1], ids[:, 1:], config.z_loss
             if self.machine.world > 1:    # DDP must know before the forward pass whether to sum gradients
@@ -195,7 +197,7 @@ class Training:
         self.gradients(step, sampled=True)
         norm = self.gradient_norm()
         if not norm.isfinite():
-            raise self.diverged(step, "gradient norm", "is not finite", first_not_finite(self.parameters))
+            raise self.diverged(step, "gradient norm", "is not finite", broken_gradient(self.parameters))
         self.clip(norm)
         gradients = {p: p.grad.clone() for p in self.parameters.values()}
         self.model.zero_grad()
@@ -210,12 +212,6 @@ class Training:
         if self.config.clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.clip, norm)
 
-    def lr_scale(self, step: int) -> float:
-        """The fraction of the peak lr at a step. Steps that only measure use that of the first real step."""
-        config = self.config
-        return zoo.schedule(max(1, step - config.freeze_steps), config.steps, zoo.SHAPES[config.schedule],
-                              config.warmup, config.warmup_from, config.floor, config.cooldown)
-
     def refuse_a_broken_step(self, step: int, loss: float, norm: float, mean_loss: torch.Tensor):
         """Ends the run before a loss or a gradient that is not finite reaches the weights. The sign rules
         would hide it for ever, since sign(nan) is 0."""
@@ -224,11 +220,17 @@ class Training:
             ranks = ", ".join(str(rank) for rank, is_broken in enumerate(broken) if is_broken)
             where = f" on rank {ranks}" if ranks and self.machine.world > 1 else ""
             kind = "gradient norm" if math.isfinite(loss) else "loss"
-            raise self.diverged(step, kind, f"is not finite{where}", first_not_finite(self.parameters))
+            self.refuse_broken_weights(step - 1)
+            raise self.diverged(step, kind, f"is not finite{where}", broken_gradient(self.parameters))
         if self.config.stop_loss and loss > self.config.stop_loss:
             why = f"is {loss:.4g}, above --stop_loss={self.config.stop_loss:g}"
             raise self.diverged(step, "loss", why)
         self.last_loss = loss
+
+    def refuse_broken_weights(self, step: int):
+        """Ends the run if a step has left weights that are not finite. No checkpoint ever holds them."""
+        if tensor := broken_weight(self.parameters):
+            raise self.diverged(step, "weights", "are not finite", tensor)
 
     def diverged(self, step: int, kind: str, why: str, tensor: str | None = None) -> UserError:
         """Writes down how the run diverged. Returns the error that ends it."""
@@ -236,9 +238,9 @@ class Training:
                         tensor=tensor)
         self.bar.close()
         self.run.draw(draw_run, ", diverged")
-        where = f" (first tensor: {tensor})" if "finite" in why else ""
-        return UserError(f"step {step}: the {kind} {why}{where}; "
-                         "the weights are still those of the step before", 3)
+        where = f" (first tensor: {tensor})" if tensor else ""
+        left = "; the weights are still those of the step before" if kind in ("loss", "gradient norm") else ""
+        return UserError(f"step {step}: the {kind} {why}{where}{left}", 3)
 
     # --- Now and then
 
@@ -265,6 +267,8 @@ class Training:
                         micro_batch=self.micro_batch, z_loss=self.config.z_loss, stop=self.stop)
         if loss is None:
             raise self.interrupted(step)
+        if not math.isfinite(loss):
+            raise self.diverged(step, "validation loss", "is not finite")
         if step < self.steps:
             tqdm.write(f"step {step}: validation loss {loss:.4f} ({count} windows)")
         else:
@@ -277,22 +281,22 @@ class Training:
         return loss / math.log(2) / self.val_set.bytes_per_token
 
     def save(self, step: int):
-        """Writes a checkpoint, once all ranks are found to hold the same bits."""
+        """Writes a checkpoint, once the weights are found to be finite and the same bits on all ranks."""
+        self.refuse_broken_weights(step)
+        self.refuse_ranks_that_drift(step, f"go on from the previous checkpoint with {self.resume_command}")
+        self.run.save(step, checkpoint_of(self, step), self.config.keep)
+
+    def refuse_ranks_that_drift(self, step: int, advice: str):
+        """Ends the run if not all ranks hold the same bits."""
         if self.machine.world > 1 and len(set(self.machine.gather(checksum(self.model, self.optimizer)))) > 1:
-            raise UserError(f"step {step}: the ranks no longer hold the same weights and state; "
-                            "continue from the previous checkpoint with --name=NAME --resume", 4)
-        kept = {name: value for name, value in self.in_force.items() if name not in settings.FREE}
-        content = dict(step=step, model=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
-                       shape=decoder_shape(self.config), config=kept | dict(data=self.config.data),
-                       data=self.fingerprint, versions=self.environment)
-        self.run.save(step, content, self.config.keep)
+            raise UserError(f"step {step}: the ranks no longer hold the same weights and state; {advice}", 4)
 
     def interrupted(self, step: int) -> UserError:
         """Saves everything, since a signal has come to some rank. Returns the error that ends the run."""
         self.save(step)
         self.run.status("interrupted", step=step, steps=self.steps)
         self.bar.close()
-        return UserError(f"interrupted at step {step}; go on with --name=NAME --resume", 75)
+        return UserError(f"interrupted at step {step}; go on with {self.resume_command}", 75)
 
     def finish(self):
         """Measures the final loss and shows what came of the run."""
@@ -305,10 +309,7 @@ class Training:
             return
         if config.sample_tokens:
             sample.show(self.model, config.data, config.sample_tokens)
-        print(f"final validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte ({count} windows)")
-        print(promise(config, self.hyper, self.tables, loss))
-        newest = self.run.checkpoints()[0].name
-        print(f"everything is in {self.run.folder}: metrics.jsonl, loss.png, {newest}")
+        announce.print_end(self, loss, bits, count)
 
 
 @script.surroundings_restored()

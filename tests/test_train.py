@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, asdict
@@ -17,9 +18,12 @@ from conftest import ROOT, documents
 from model import Decoder
 from tiny_runs import VARIANTS, ZOO, assert_same_run, final, rewound, run
 from trainer import data, runs
+from trainer.build import build_optimizer, decoder_shape
 from trainer.errors import UserError
 from trainer.machine import Machine, compiler_works
-from trainer.settings import FOREIGN_NAMES, FOREIGN_OPTIMIZERS, Settings, defaults, read, split_batch
+from trainer.restore import difference
+from trainer.settings import (FOREIGN_NAMES, FOREIGN_OPTIMIZERS, Settings, defaults, read,
+                              refuse_ranks_that_differ, split_batch)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -251,24 +255,178 @@ def test_plain_torch_load_reads_a_checkpoint(tiny, tmp_path):
         assert torch.load(path, weights_only=True, mmap=mmap)["step"] == 12
 
 
-@pytest.mark.slow
-def test_init_from(tiny, tmp_path, capsys):
-    """A new run from another's weights, and its state where the optimizer is the same."""
-    assert run(tiny, tmp_path, "a") == 0
-    path = tmp_path / "a/step-00000012.pt"
-    assert run(tiny, tmp_path, "b", f"--init_from={path}", "--steps=1", "--lr=0") == 0
-    old, new = final(tmp_path / "a"), final(tmp_path / "b")
-    assert all(torch.equal(old[0][k], new[0][k]) for k in old[0])
-    assert all(state["t"] == 13 for state in new[1].values())
-    assert run(tiny, tmp_path, "e", f"--init_from={path}", "--steps=1", "--beta1=0.5") == 0
-    groups = runs.load_checkpoint(tmp_path / "e/step-00000001.pt")["optimizer"]["param_groups"]
-    assert groups[0]["beta1"] == 0.5 and groups[0]["lr_peak"] == 1e-2
+def test_how_a_run_was_started_is_no_part_of_it(tiny, tmp_path):
+    """A run that --overwrite has begun can be resumed, also if an older version kept that in config.json. A
+    folder that was copied is not taken for the one in which the run began."""
+    assert run(tiny, tmp_path, "a", "--overwrite", "--keep=9") == 0
+    config = json.loads((tmp_path / "a/config.json").read_text())
+    started = dict(name="a", runs=str(tmp_path), resume=False, overwrite=True, plan=False)
+    assert not started.keys() & config.keys()
+    old = rewound(tmp_path / "a", tmp_path / "elsewhere/runs/b", 10)
+    runs.write_json(old / "config.json", config | started | dict(resume=True))
+    (tmp_path / "elsewhere/configs").mkdir()
+    (tmp_path / "elsewhere/configs/nano.toml").write_text("")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "elsewhere")
+        assert train.main(["--name=b", "--resume"]) == 0
+    assert_same_run(tmp_path / "a", old)
+    assert not (tmp_path / "b").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A finished run that goes on
+
+CONSTANT = ["--schedule=constant", "--warmup=0"]
+
+
+def test_more_steps_are_as_if_they_had_been_asked_for_at_the_start(tiny, tmp_path, capsys):
+    """A finished run with a constant lr; WSD before its cooldown, which then comes later; a warmup that keeps
+    its steps. The program says how to keep them."""
+    wsd = ["--schedule=linear", "--cooldown=0.5", "--warmup=0.25", "--keep=9"]
+    for name, steps, more in (("a", 6, CONSTANT), ("all-a", 12, CONSTANT), ("b", 12, wsd),
+                              ("all-b", 20, [*wsd, "--warmup=0.15", "--cooldown=0.2"])):
+        assert run(tiny, tmp_path, name, *more, f"--steps={steps}") == 0
+    assert run(tiny, tmp_path, "a", "--resume", "--steps=12") == 0
+    assert_same_run(tmp_path / "a", tmp_path / "all-a")
+    rewound(tmp_path / "b", tmp_path / "c", 5)
     capsys.readouterr()
-    assert run(tiny, tmp_path, "c", f"--init_from={path}", "--optimizer=signum", "--steps=1") == 0
-    assert "is of adamw; only its weights are used" in capsys.readouterr().out
-    assert all(state["t"] == 1 for state in final(tmp_path / "c")[1].values())
-    assert run(tiny, tmp_path, "d", f"--init_from={path}", "--width=32") == 2
-    assert "does not fit" in capsys.readouterr().err
+    assert run(tiny, tmp_path, "c", "--resume", "--steps=20", "--cooldown=0.2") == 2
+    assert "give --warmup=0.15, too, so that the warmup keeps its 3 steps" in capsys.readouterr().err
+    assert run(tiny, tmp_path, "c", "--resume", "--steps=20", "--cooldown=0.2", "--warmup=0.15") == 0
+    assert_same_run(tmp_path / "c", tmp_path / "all-b")
+    for name, steps in (("a", 12), ("c", 20)):
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert rows[0]["config"] == config and config["steps"] == steps
+    assert run(tiny, tmp_path, "a", "--resume") == 0    # from now on the run has 12 steps
+    assert "already complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more, change, words", [
+    ([], "--steps=24", "--steps=24: this run was started with 12, and step 1 had another lr; for a new run"),
+    ([], "--floor=0.5", "--floor=0.5: this run was started with 0.1, and step 2 had another lr"),
+    (CONSTANT, "--steps=11", "--steps=11: this run was started with 12, and has already done 12 steps"),
+    ([*CONSTANT, "--optimizer=ademamix"], "--steps=24", "and ademamix depends on it in every step")])
+def test_another_past_is_refused(tiny, tmp_path, capsys, more, change, words):
+    assert run(tiny, tmp_path, "a", *more, "--eval_every=0", "--final_windows=1") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    capsys.readouterr()
+    assert run(tiny, tmp_path, "a", "--resume", change) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+
+
+def test_a_new_run_goes_on_in_the_order_of_the_data(tiny, tmp_path, capsys):
+    """Three runs of 4 steps, each from the folder of the one before, are one run of 12 steps. The second of
+    them was stopped and resumed. Without --continue_data a run begins with the first window again."""
+    more = [*CONSTANT, "--eval_every=0", "--save_every=2", "--keep=9"]
+    assert run(tiny, tmp_path, "all", *more) == 0
+    assert run(tiny, tmp_path, "a", *more, "--steps=4") == 0
+    start = [f"--init_from={tmp_path / 'a'}", "--continue_data"]
+    assert run(tiny, tmp_path, "b", *more, *start, "--steps=4") == 0
+    rewound(tmp_path / "b", tmp_path / "c", 2)
+    assert train.main([f"--runs={tmp_path}", "--name=c", "--resume"]) == 0
+    assert_same_run(tmp_path / "b", tmp_path / "c")
+    more += [f"--init_from={tmp_path / 'c'}"]
+    assert run(tiny, tmp_path, "d", *more, "--steps=4", "--continue_data") == 0
+    (weights, state, rows), (weights2, state2, rows2) = final(tmp_path / "all"), final(tmp_path / "d")
+    assert all(torch.equal(weights[k], weights2[k]) for k in weights)
+    assert all(torch.equal(state[i][k], state2[i][k]) for i in state for k in ("m", "v"))
+    losses = [[row["loss"] for row in part if row["kind"] == "train"] for part in (rows, rows2)]
+    assert losses[0][8:] == losses[1]
+    assert run(tiny, tmp_path, "e", *more, "--steps=1") == 0
+    assert final(tmp_path / "e")[2][1]["loss"] != losses[1][0]
+    capsys.readouterr()
+    for change, words in (("--seed=1", "in the order of --seed=0; give the same"),
+                          ("--context=8", "in the order of --context=16; give the same")):
+        assert run(tiny, tmp_path, "f", *more, "--continue_data", change) == 2
+        assert words in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A new run that starts from another one
+
+QUICKLY = ["--steps=2", "--eval_every=0", "--final_windows=1", "--save_every=1"]
+LEFT = "its weights; its state is left behind: "
+
+
+@pytest.mark.parametrize("old, new, words", [
+    ([], ["--beta1=0.5", "--lr=0.5"], ""), (["--optimizer=soap"], ["--optimizer=soap"], ""),
+    ([], ["--optimizer=signum"], "embed.weight has another rule, adamw then and signum now"),
+    (["--modify=cautious"], [], "embed.weight has another rule, adamw+cautious then and adamw now"),
+    (VARIANTS["hybrid"], ["--optimizer=adalayer_star"],
+     "embed.weight has another rule, sgd_ema then and adalayer now"),
+    (["--optimizer=adalayer"], ["--optimizer=adalayer", "--rows=head"],
+     "head.weight has another number of blocks, 1 then and 384 now"),
+    ([], ["--lr_of=head:2"], "embed.weight shares its group with other parameters than then"),
+    ([], ["--untrained=embed"], "embed.weight is trained in only one of the two runs"),
+    (["--untrained=embed"], [], "embed.weight is trained in only one of the two runs")])
+def test_when_two_optimizers_are_the_same(tiny, old, new, words):
+    groups = []
+    for options in (old, new):
+        config, hyper, _ = read([str(tiny), "--compile=false", *options])
+        optimizer = build_optimizer(Decoder(**decoder_shape(config)), config, hyper)
+        groups.append(optimizer.state_dict()["param_groups"])
+    assert difference(*groups) == words
+
+
+@pytest.mark.parametrize("old, new, words", [
+    ([], ["--beta1=0.5", "--lr=0.5"], "its weights and its optimizer's state"),
+    ([], ["--init_from_state=false"], f"{LEFT}--init_from_state=false"),
+    (["--optimizer=adalayer"], ["--optimizer=adalayer", "--rows=head"], f"{LEFT}head.weight has another"),
+    (["--optimizer=apollo", "--rank=2"], ["--optimizer=apollo", "--rank=4"],
+     f"{LEFT}blocks.0.qkv.weight: the state holds"),
+    (VARIANTS["frozen"], VARIANTS["frozen"], f"{LEFT}--freeze_steps measures anew")])
+def test_init_from(tiny, tmp_path, capsys, old, new, words):
+    """A new run always takes the weights. It takes the state only if the optimizer is the same, and says so.
+    Its own checkpoints can be resumed."""
+    assert run(tiny, tmp_path, "a", *old, *QUICKLY) == 0
+    before = {}
+
+    def begin(training):
+        before.update(weights={name: p.detach().clone() for name, p in training.parameters.items()},
+                      states=[state["t"] for state in training.optimizer.state.values()])
+        begin_as_usual(training)
+    begin_as_usual = train.Training.begin
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Training, "begin", begin)
+        assert run(tiny, tmp_path, "b", *new, *QUICKLY, f"--init_from={tmp_path / 'a'}") == 0
+    out = capsys.readouterr().out
+    assert words in out and "note: that model" not in out
+    weights = final(tmp_path / "a")[0]
+    assert all(torch.equal(weights[name], p) for name, p in before["weights"].items())
+    assert before["states"] == ([2] * len(weights) if "optimizer's state" in words else [])
+    rewound(tmp_path / "b", tmp_path / "c", 1)
+    assert train.main([f"--runs={tmp_path}", "--name=c", "--resume"]) == 0
+    assert_same_run(tmp_path / "b", tmp_path / "c")
+
+
+def test_init_from_refuses_another_shape_and_notes_other_data(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare_c4, "sotu", lambda: documents(seed=1))
+    assert prepare_c4.main(["--vocab=300", f"--out={tmp_path / 'other'}"]) == 0
+    assert run(tiny, tmp_path, "a", *QUICKLY) == 0
+    path = tmp_path / "a/step-00000002.pt"
+    (tmp_path / "empty").mkdir()
+    start = [*QUICKLY, f"--init_from={path}"]
+    for more, words in (
+            ([*start, "--heads=1"], f"--heads=1: the model in {path} has 2"),
+            ([*start, "--width=32"], f"--width=32: the model in {path} has 16"),
+            ([*start, "--qk_norm=false"], f"--qk_norm=False: the model in {path} has True"),
+            ([*start, "--padded_vocab=320"], "does not fit"),
+            ([*start, "--continue_data", f"--data={tmp_path / 'other'}"], "does not hold the data of"),
+            ([f"--init_from={tmp_path / 'empty'}"], "empty: this folder holds no checkpoint"),
+            (["--continue_data"], "--continue_data: goes with --init_from"),
+            (["--init_from_state=false"], "--init_from_state: goes with --init_from")):
+        capsys.readouterr()
+        assert run(tiny, tmp_path, "b", *more) == 2
+        err = capsys.readouterr().err
+        assert words in err and err.count("\n") == 1 and not (tmp_path / "b").exists()
+    assert run(tiny, tmp_path, "b", *start, f"--data={tmp_path / 'other'}", "--context=8") == 0
+    out = capsys.readouterr().out
+    assert f"note: that model was trained on other data than {tmp_path / 'other'}" in out
+    assert "note: that model was trained with --context=16, not 8" in out
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -306,8 +464,100 @@ def test_a_step_that_is_not_finite_stops_before_the_update(tiny, tmp_path, capsy
     assert run(tiny, tmp_path, "b", *VARIANTS[variant], *more, "--resume") == 3    # a result: never retried
 
 
+def read_strictly(text):
+    """Reads JSON as other programs do, which know neither NaN nor infinity."""
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("more, words, checkpoints", [
+    (["--steps=1", "--lr=1e30"], "step 1: the validation loss is not finite", [1]),
+    (["--steps=1", "--lr=1e300"], "step 1: the weights are not finite (first tensor: embed.weight)", []),
+    (["--steps=9", "--lr=1e30", "--eval_every=1"], "step 1: the validation loss is not finite", []),
+    (["--steps=9", "--lr=1e300", "--eval_every=0"],
+     "step 1: the weights are not finite (first tensor: embed.weight)", [])])
+def test_what_is_not_finite_after_a_step_is_divergence(tiny, tmp_path, capsys, more, words, checkpoints):
+    """Also after the last step. No checkpoint holds such weights, and no file holds NaN as JSON."""
+    assert run(tiny, tmp_path, "a", "--log_blocks", *more) == 3
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert err == f"train.py: error: {words}"
+    status = read_strictly((tmp_path / "a/status.json").read_text())
+    assert status["status"] == "diverged" and status["step"] == 1 and status["kind"] in words
+    rows = [read_strictly(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["config", "train"]
+    assert [int(path.stem[5:]) for path in (tmp_path / "a").glob("*.pt")] == checkpoints
+    assert train.main([f"--runs={tmp_path}", "--name=a", "--resume"]) == 3
+
+
+def test_interrupted_runs_say_their_name(tiny, tmp_path, capsys, monkeypatch):
+    """Also a run that has only a number."""
+    log = runs.Run.log
+
+    def logged(self, kind, step, **numbers):
+        log(self, kind, step, **numbers)
+        if (kind, step) == ("train", 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(runs.Run, "log", logged)
+    monkeypatch.chdir(tmp_path)
+    for folder, option in (("runs", ""), ("mine", " --runs=mine")):
+        capsys.readouterr()
+        assert run(tiny, folder, "") == 75
+        assert capsys.readouterr().err.endswith(
+            f"interrupted at step 3; go on with python train.py{option} --name=0001 --resume\n")
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Ranks
+
+@pytest.mark.parametrize("other, words", [
+    (dict(seed=1), "--seed: is 1 on rank 1 and 0 on rank 0; start all ranks with the same options"),
+    (dict(optimizer="lion"), "--optimizer: is lion on rank 1 and adamw on rank 0"),
+    (dict(eps=1e-8), "--eps: is 1e-08 on rank 1 and None on rank 0"),
+    (dict(resume=True), "--resume: is True on rank 1 and False on rank 0"),
+    (dict(compile=False), "--compile: is False on rank 1 and True on rank 0"),
+    (dict(data="there", tokens="b"), "--data: rank 1 has there with other tokens than rank 0 has in data/"),
+    (dict(data="there", runs="/x", threads=9, config="y.toml"), None)])
+def test_ranks_must_have_the_same_settings_and_data(other, words):
+    """Each machine may keep its files where it likes, and has its own number of cores."""
+    ours = asdict(Settings()) | dict(beta1=0.9, tokens="a")
+    if words is None:
+        refuse_ranks_that_differ([ours, ours | other])
+        return
+    with pytest.raises(UserError, match=re.escape(words)):
+        refuse_ranks_that_differ([ours, ours | other])
+
+
+DIFFERENT_RANKS = """
+import os, sys
+sys.path[:0] = sys.argv[1:3]
+import tiny_runs, train
+from trainer.machine import leave
+rank, (config, folder) = int(os.environ["RANK"]), sys.argv[3:5]
+more = [] if rank == 0 else sys.argv[5:]
+if more == ["other weights"]:    # as if each machine read a checkpoint of its own
+    begin, more = train.Training.begin, []
+    def other_weights(self):
+        self.parameters["embed.weight"].data.add_(1)
+        begin(self)
+    train.Training.begin = other_weights
+leave(tiny_runs.run(config, folder, "a", *more))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more, words", [
+    (["--seed=1"], "--seed: is 1 on rank 1 and 0 on rank 0"),
+    (["other weights"], "step 0: the ranks no longer hold the same weights and state; all machines must")])
+def test_different_ranks_do_not_start(tiny, tmp_path, more, words):
+    (tmp_path / "ranks.py").write_text(DIFFERENT_RANKS)
+    arguments = [tmp_path / "ranks.py", ROOT, ROOT / "tests", tiny, tmp_path / "runs", *more]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    done = subprocess.run([*torchrun, *arguments], text=True, timeout=120, capture_output=True)
+    lines = [line for line in done.stderr.splitlines() if "train.py: error: " in line]
+    assert done.returncode and len(lines) == 1 and words in lines[0], done.stderr
+    assert not list(tmp_path.glob("runs/a/metrics.jsonl"))
+
 
 @pytest.mark.slow
 def test_two_ranks_are_one_process_with_two_micro_batches(tiny, tmp_path):

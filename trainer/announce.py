@@ -1,11 +1,11 @@
 """
-Prints what a run says before its first step: all settings, their meaning on this machine, the optimizer's
-groups, and how long compilation takes.
+Prints what a run says before its first step and after its last one: all settings, their meaning on this
+machine, the optimizer's groups, how long compilation takes, the final loss, and where everything is.
 """
 from dataclasses import fields
 
 from zoo.table import state_bytes
-from trainer.measure import sizes_of
+from trainer.measure import promise, sizes_of
 from trainer.settings import Settings, is_tuned, settings_of_roles
 
 
@@ -61,3 +61,23 @@ def print_optimizer(settings: Settings, hyper: dict, tables: dict, optimizer) ->
 
 COMPILING = ("compiling the first step: 20 to 40 seconds, and about 5 when this model runs again; "
              "--compile=false starts at once but runs slower")
+
+
+def print_end(training, loss: float, bits: float, windows: int) -> None:
+    """Prints what came of a run.
+
+    Args:
+        training: the Training of train.py.
+        loss: the final validation loss, in nats per token.
+        bits: the same in bits per byte.
+        windows: the number of sequences of the final validation."""
+    print(f"final validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte ({windows} windows)")
+    print(promise(training.config, training.hyper, training.tables, loss))
+    newest = training.run.checkpoints()[0].name
+    print(f"everything is in {training.run.folder}: metrics.jsonl, loss.png, {newest}")
+
+
+def resume_command(settings: Settings, name: str) -> str:
+    """Returns the command that goes on with a run of this name."""
+    runs = "" if settings.runs == Settings.runs else f" --runs={settings.runs}"
+    return f"python train.py{runs} --name={name} --resume"

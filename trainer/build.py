@@ -1,14 +1,26 @@
 """
-Builds a model's shape and its optimizer from the settings.
+Builds what a run needs from its settings: its data, the shape of its model, and its optimizer.
 """
 import zoo
 from model import Decoder
+from trainer import data
 from trainer.errors import UserError
 from trainer.settings import Settings, settings_of_roles
 
 SHAPE = ("width", "layers", "heads", "context", "vocab_size", "padded_vocab", "qk_norm", "attention",
          "loss_chunk")
 CHOICES = ("rows", "adaptive", "rest", "rest_lr", "untrained", "freeze_steps", "updating", "modify")
+
+
+def open_data(settings: Settings) -> tuple[str, data.Tokens, data.Tokens]:
+    """Returns (a hash of the data, the training split, the validation split). Raises UserError."""
+    meta = data.read_meta(settings.data)
+    if meta["vocab_size"] != settings.vocab_size:
+        raise UserError(f"--vocab_size={settings.vocab_size}: the data in {settings.data} "
+                        f"has {meta['vocab_size']}")
+    train_set, val_set = (data.Tokens(settings.data, split, settings.context, settings.verify_data)
+                          for split in ("train", "val"))
+    return data.fingerprint(meta), train_set, val_set
 
 
 def decoder_shape(settings: Settings) -> dict:

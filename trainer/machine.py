@@ -138,6 +138,13 @@ class Machine:
         """Returns the numbers of all ranks as a list: entry r is what rank r gave. All ranks must call it."""
         return self.sum(*(number if rank == self.rank else 0 for rank in range(self.world)))
 
+    def gather_tables(self, table: dict) -> list[dict]:
+        """Returns the tables of all ranks as a list: entry r is what rank r gave. All ranks must call it."""
+        tables = [table] * self.world
+        if self.world > 1:
+            dist.all_gather_object(tables, table)
+        return tables
+
 
 def from_torchrun(name: str, usual: int) -> int:
     """Returns the number in an environment variable that torchrun sets, or the usual one if the variable is

@@ -99,9 +99,14 @@ def labels_of(role: str) -> list:
     return [label for label, roles in zoo.ROLE_SETS.items() if role in roles]
 
 
-def first_not_finite(parameters: dict) -> str | None:
+def broken_gradient(parameters: dict) -> str | None:
     """Returns the name of the first parameter whose gradient is not finite, or None."""
     return next((name for name, p in parameters.items() if not p.grad.isfinite().all()), None)
+
+
+def broken_weight(parameters: dict) -> str | None:
+    """Returns the name of the first parameter that is not finite, or None."""
+    return next((name for name, p in parameters.items() if not p.isfinite().all()), None)
 
 
 def sizes_of(model: torch.nn.Module) -> dict:

@@ -1,33 +1,54 @@
 """
-Loads a checkpoint into a model and an optimizer. The checkpoint is of the same run or of another one.
+What a checkpoint holds, and how a run goes on from its own checkpoint or starts from that of another run.
 """
+from pathlib import Path
+
 import torch
 
+import zoo
+from trainer.build import decoder_shape
 from trainer.errors import UserError, one_line
-from trainer.settings import refuse_changes
+from trainer.settings import FREE, Settings, refuse_changes
 
 # A difference in one of these may change the last bits of a resumed run.
 NOTED = ("torch", "device", "threads", "ranks", "micro_batch")
 
 
-def resume_from(path, checkpoint: dict, model: torch.nn.Module, optimizer, in_force: dict, fingerprint: str,
-                environment: dict) -> None:
+def checkpoint_of(training, step: int) -> dict:
+    """Returns the content of a checkpoint; docs/formats.md describes it.
+
+    Args:
+        training: the Training of train.py.
+        step: the number of finished steps."""
+    settings = training.config
+    config = {name: value for name, value in training.in_force.items() if name not in FREE}
+    return dict(step=step, sequences=training.sequences_before + step * settings.batch,
+                model=training.model.state_dict(), optimizer=training.optimizer.state_dict(),
+                shape=decoder_shape(settings), config=config | dict(data=settings.data),
+                data=training.fingerprint, versions=training.environment)
+
+
+def resume_from(path: Path, checkpoint: dict, model: torch.nn.Module, optimizer: zoo.Optimizer,
+                in_force: dict, fingerprint: str, environment: dict) -> int:
     """Continues a run: loads weights and state from its own checkpoint.
 
     Args:
-        path: the checkpoint's file, for messages.
-        in_force: all settings and hyperparameters of this process. They must equal those in the checkpoint.
+        path: the checkpoint's file.
+        in_force: all settings and hyperparameters of this process. They must not contradict the checkpoint.
         fingerprint: the hash of the data. It must equal the hash in the checkpoint.
         environment: the versions and counts that the last bits depend on. A note names each one that differs.
+    Returns: the number of sequences that were read before the first step of this run.
     Raises: UserError."""
     try:
+        step, theirs = checkpoint["step"], checkpoint["config"]
         if checkpoint["data"] != fingerprint:
             raise UserError(f"--data={in_force['data']}: holds other tokens than this run was started with "
                             f"(sha256 {fingerprint[:12]} now, {checkpoint['data'][:12]} then)")
-        refuse_changes(checkpoint["config"] | dict(data=in_force["data"]), in_force)
+        refuse_changes(theirs | dict(data=in_force["data"]), in_force, path.parent, step)
         model.load_state_dict(checkpoint["model"])
         load_state(optimizer, checkpoint["optimizer"])
         before = {name: checkpoint["versions"][name] for name in NOTED}
+        sequences_before = sequences_read(checkpoint) - step * theirs["batch"]
     except (RuntimeError, ValueError, KeyError, TypeError) as error:    # from a loader, or an old file
         raise UserError(f"{path}: does not fit: {reason_of(error)}") from None
     print(f"resumed from {path}")
@@ -36,25 +57,106 @@ def resume_from(path, checkpoint: dict, model: torch.nn.Module, optimizer, in_fo
         has_two_gradients = name == "ranks" and 2 * environment["micro_batch"] == in_force["batch"]
         if environment[name] != before[name] and not has_two_gradients:
             print(f"note: {name} was {before[name]} and is {environment[name]}: not bit for bit the same")
+    return sequences_before
 
 
-def start_from(path, checkpoint: dict, model: torch.nn.Module, optimizer, in_force: dict) -> None:
-    """Starts a run from another run's weights, and from its state if the optimizer is the same.
+def start_from(checkpoint: dict, model: torch.nn.Module, optimizer: zoo.Optimizer, settings: Settings,
+               fingerprint: str) -> int:
+    """Starts a run from the checkpoint of another run.
 
+    It always takes the weights, and refuses a model of another shape. It takes the optimizer's state if both
+    optimizers are the same; see difference(). It prints what it took, and what it left behind and why.
+
+    Args:
+        checkpoint: the content of the file settings.init_from.
+        fingerprint: the hash of the data.
+    Returns: the number of sequences to leave out at the beginning of the data. It is 0 without continue_data.
     Raises: UserError."""
+    path = settings.init_from
     try:
+        theirs, ours = checkpoint["shape"], decoder_shape(settings)
+        for name in ("width", "layers", "heads", "vocab_size", "qk_norm"):
+            if theirs[name] != ours[name]:
+                raise UserError(f"--{name}={ours[name]}: the model in {path} has {theirs[name]}")
+        left_out = sequences_to_leave_out(checkpoint, settings, fingerprint) if settings.continue_data else 0
         model.load_state_dict(checkpoint["model"])
-        theirs = [checkpoint["config"].get(key, "") for key in ("optimizer", "modify")]
-        if theirs == [in_force["optimizer"], in_force["modify"]]:
-            load_state(optimizer, checkpoint["optimizer"])
-        else:
-            print(f"note: {path} is of {'+'.join(filter(None, theirs))}; only its weights are used")
+        why_not = difference(checkpoint["optimizer"]["param_groups"], optimizer.param_groups)
+        if not settings.init_from_state:
+            why_not = "--init_from_state=false"
+        elif settings.freeze_steps:
+            why_not = "--freeze_steps measures anew"
+        if not why_not:
+            why_not = load_state_if_it_fits(optimizer, checkpoint["optimizer"])
+        other_data = checkpoint["data"] != fingerprint
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--init_from={path}: does not fit: {reason_of(error)}") from None
-    print(f"started from {path}")
+    print(f"started from {path}: its weights" + (f"; its state is left behind: {why_not}" if why_not else
+                                                 " and its optimizer's state"))
+    if theirs["context"] != ours["context"]:
+        print(f"note: that model was trained with --context={theirs['context']}, not {ours['context']}")
+    if other_data:
+        print(f"note: that model was trained on other data than {settings.data}; if their tokenizers differ, "
+              "its weights are of no use here")
+    return left_out
 
 
-def load_state(optimizer, state_dict: dict) -> None:
+def sequences_read(checkpoint: dict) -> int:
+    """Returns how many sequences a run had read. Older checkpoints do not say so; their runs read the data
+    from the beginning."""
+    return checkpoint.get("sequences", checkpoint["step"] * checkpoint["config"]["batch"])
+
+
+def sequences_to_leave_out(checkpoint: dict, settings: Settings, fingerprint: str) -> int:
+    """Returns how many sequences the run of a checkpoint has read. Raises UserError if this run does not have
+    the same data in the same order."""
+    if checkpoint["data"] != fingerprint:
+        raise UserError(f"--continue_data: {settings.data} does not hold the data of {settings.init_from}")
+    for name, theirs in (("seed", checkpoint["config"]["seed"]), ("context", checkpoint["shape"]["context"])):
+        if theirs != getattr(settings, name):
+            raise UserError(f"--continue_data: the run of {settings.init_from} read its data in the order of "
+                            f"--{name}={theirs}; give the same")
+    return sequences_read(checkpoint)
+
+
+def difference(theirs: list[dict], ours: list[dict]) -> str:
+    """Returns in which parameter two optimizers differ, or "" if they have the same rule, groups and blocks.
+
+    Args:
+        theirs, ours: the param_groups of both."""
+    theirs, ours = places_of(theirs), places_of(ours)
+    if only_one := [name for name in theirs | ours if name not in theirs or name not in ours]:
+        return f"{only_one[0]} is trained in only one of the two runs"
+    for name, (rule, blocks, group) in ours.items():
+        their_rule, their_blocks, their_group = theirs[name]
+        if rule != their_rule:
+            return f"{name} has another rule, {their_rule} then and {rule} now"
+        if blocks != their_blocks:
+            return f"{name} has another number of blocks, {their_blocks} then and {blocks} now"
+        if group != their_group:
+            return f"{name} shares its group with other parameters than then"
+    return ""
+
+
+def places_of(groups: list[dict]) -> dict:
+    """Returns {name of a parameter: (its rule, its number of blocks, the names of its group)}."""
+    places = {}
+    for group in groups:
+        rule = "+".join([group["rule"], *group.get("modify", [])])    # older checkpoints keep modifiers apart
+        for name, blocks in zip(group["names"], group["blocks"], strict=True):
+            places[name] = rule, blocks, group["names"]
+    return places
+
+
+def load_state_if_it_fits(optimizer: zoo.Optimizer, state_dict: dict) -> str:
+    """Loads the state of an optimizer. Returns "", or why it does not fit. Then nothing is loaded."""
+    try:
+        load_state(optimizer, state_dict)
+    except ValueError as error:    # hyperparameters such as a rank can give the state another shape
+        return reason_of(error)
+    return ""
+
+
+def load_state(optimizer: zoo.Optimizer, state_dict: dict) -> None:
     """Loads the state of an optimizer. The settings of the groups, such as the lr, stay as they are."""
     settings = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(state_dict)

@@ -127,7 +127,14 @@ def note_once(text: str) -> None:
 def write_json(path: str | Path, content: dict) -> None:
     """Writes a JSON file that is complete or absent. Raises UserError if it cannot be written."""
     with whole_file(path) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
+        file.write(to_json(content, indent=1))
+
+
+def to_json(content: dict, indent: int | None = None) -> bytes:
+    """Returns a JSON object and the end of its line. JSON has neither NaN nor infinity, so null takes their
+    place."""
+    finite = json.loads(json.dumps(content), parse_constant=lambda word: None)
+    return (json.dumps(finite, indent=indent, allow_nan=False) + "\n").encode()
 
 
 def lock(path: str | Path, waits: bool = False) -> TextIO | Path | None:
@@ -314,6 +321,13 @@ class Run:
             elif code not in (3, 75) and before.get("status") not in ("done", "diverged", "interrupted"):
                 self.status("failed", message=message)
 
+    def has_ended(self, steps: int) -> bool:
+        """Returns whether the run diverged, or has done all its steps. There may be more steps now than when
+        it was done."""
+        status = self.read_status()
+        is_done = status.get("status") == "done" and status.get("steps", steps) == steps
+        return is_done or status.get("status") == "diverged"
+
     def show_ended(self) -> None:
         """Says how the run has ended. Raises UserError if it diverged."""
         status = self.read_status()
@@ -358,7 +372,7 @@ class Run:
             numbers: what was measured.
         Raises: UserError if the line cannot be written.
         """
-        line = (json.dumps(dict(kind=kind, step=step, **numbers)) + "\n").encode()
+        line = to_json(dict(kind=kind, step=step, **numbers))
         try:
             with open(self.metrics, "ab") as file:
                 file.write(line)
@@ -375,12 +389,13 @@ class Run:
                 rows.append(json.loads(line))
         return [row for row in rows if row["step"] <= up_to]
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, in_force: dict) -> None:
         """Deletes from metrics.jsonl what was measured after a step, and the validation of that step. A run
-        that resumes from this step measures both again."""
+        that resumes from this step measures both again. The line of the settings gets those in force."""
         rows = [row for row in self.read_metrics(step) if row["step"] < step or row["kind"] == "train"]
+        rows = [row | dict(config=in_force) if row["kind"] == "config" else row for row in rows]
         with whole_file(self.metrics) as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            file.write(b"".join(map(to_json, rows)))
 
     def checkpoints(self) -> list[Path]:
         """Returns the paths of the checkpoints, newest first."""
@@ -456,7 +471,7 @@ class SilentRun:
         """Returns []."""
         return []
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, in_force: dict) -> None:
         """Does nothing."""
 
     def checkpoints(self) -> list[Path]:

@@ -4,6 +4,7 @@ The settings of one run. This file defines all options of train.py, and it alone
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import optim
 import zoo
@@ -24,8 +25,10 @@ class Settings:
     overwrite: bool = option(False, None, "empty the run's folder and start again", free=True)
     plan: bool = option(False, None, "only print what the run will need: weights, FLOPs, memory, disk, hours",
                         free=True)
-    init_from: str = option("", None, "checkpoint to start from: its weights, and its state if the "
-                                      "optimizer is the same")
+    init_from: str = option("", None, "checkpoint, or folder of a run, to start from: its weights, and its "
+                                      "state if the optimizer is the same")
+    init_from_state: bool = option(True, None, "take that state; false: only the weights")
+    continue_data: bool = option(False, None, "read the data from where the run of --init_from has stopped")
     device: str = option("auto", None, "device that computes; mps is untested",
                          ("auto", "cpu", "cuda", "mps"))
     attention: str = option("auto", None, "sdpa: torch's fused kernels; plain: matmul, softmax, matmul",
@@ -110,6 +113,9 @@ class Settings:
 
 OPTIONS = {field.name for field in fields(Settings)}
 FREE = {field.name for field in fields(Settings) if field.metadata["free"]}
+HOW_TO_START = {"name", "runs", "resume", "overwrite", "plan"}    # these are for one command, not for the run
+OF_A_MACHINE = {"config", "data", "prepare", "runs", "threads", "timeout"}    # these may differ between ranks
+SCHEDULE = ("steps", "schedule", "cooldown", "warmup", "warmup_from", "floor")
 TABLES = ("lr", "rest_lr", "hyper", "expect")    # tuned values by optimizer, and promised losses
 
 # The names of options in other trainers, and what to write here instead.
@@ -175,14 +181,38 @@ def read(argv: list, about: str = "", stored: dict | None = None) -> tuple:
                                            base=stored, foreign_names=FOREIGN_NAMES)
     if settings.resume and (settings.overwrite or not settings.name):
         raise UserError("--resume: needs --name=NAME, and excludes --overwrite")
-    path = Path(settings.runs, settings.name, "config.json")
-    if settings.resume and stored is None and path.exists():
-        return read(argv, about, read_stored(path))
+    folder = Path(settings.runs, settings.name)
+    if settings.resume and stored is None and (folder / "config.json").exists():
+        return read(argv, about, read_stored(folder / "config.json"))
     chosen = {name: stored.get(name, "auto") for name in ("device", "precision", "attention")
               if stored and getattr(settings, name) == "auto"}    # the machine chose them at the start
-    settings = replace(settings, **chosen)
-    refuse_changes(stored or {}, asdict(settings) | hyper)
+    settings = replace(settings, init_from=newest_checkpoint(settings.init_from), **chosen)
+    if stored:
+        step = max((int(path.stem.removeprefix("step-")) for path in checkpoints_of(folder)), default=0)
+        refuse_changes(stored, kept(settings, hyper), folder, step)
     return settings, hyper, tables
+
+
+def kept(settings: Settings, hyper: dict) -> dict:
+    """Returns {name: value} of all options and hyperparameters that are part of the run. How this process was
+    told to start it is no part of it."""
+    return {name: value for name, value in (asdict(settings) | hyper).items() if name not in HOW_TO_START}
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """Returns the paths of the checkpoints of a run, oldest first."""
+    return sorted(folder.glob("step-????????.pt"))
+
+
+def newest_checkpoint(path: str) -> str:
+    """Returns the path of the newest checkpoint in the folder of a run. Any other path stays as it is.
+
+    Raises: UserError if the folder holds no checkpoint."""
+    if not path or not Path(path).is_dir():
+        return path
+    if not (found := checkpoints_of(Path(path))):
+        raise UserError(f"--init_from={path}: this folder holds no checkpoint")
+    return str(found[-1])
 
 
 def read_stored(path: Path) -> dict:
@@ -193,7 +223,7 @@ def read_stored(path: Path) -> dict:
         raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(stored, dict):
         raise UserError(f"{path}: cannot be read: it holds no table of options")
-    return stored
+    return {name: value for name, value in stored.items() if name not in HOW_TO_START}
 
 
 def defaults(config_file: str, optimizer: str, **chosen) -> dict:
@@ -213,6 +243,9 @@ def complete(settings: Settings, tables: dict) -> tuple:
     check_tables(tables)
     if settings.optimizer == "list":
         return settings, {}
+    for name in ("init_from_state", "continue_data"):
+        if not settings.init_from and getattr(settings, name) != getattr(Settings, name):
+            raise UserError(f"--{name}: goes with --init_from")
     rule = find_rule("optimizer", settings.optimizer)
     settings = replace(settings, adaptive=settings.adaptive or rule.roles, rest=settings.rest or rule.rest)
     hyper = hyperparameters(settings, tables)
@@ -309,11 +342,78 @@ def is_tuned(settings: Settings, tables: dict) -> bool:
     return settings.optimizer in tables.get("lr", {}) or settings.lr != usual
 
 
-def refuse_changes(stored: dict, now: dict) -> None:
-    """Raises UserError if a resumed run has other settings than it had at its start."""
+# ---------------------------------------------------------------------------------------------------------
+# What may not differ: between a run and its resumption, and between the ranks of a run
+
+def refuse_changes(stored: dict, now: dict, folder: Path, step: int) -> None:
+    """Raises UserError if a resumed run has other settings than it had at its start.
+
+    The schedule may change if this leaves the lr of every finished step as it was. Then the run goes on as if
+    the new schedule had been asked for at its start.
+
+    Args:
+        stored: the settings at the start.
+        now: the settings of this process.
+        folder: the folder of the run, for messages.
+        step: how many steps are finished."""
+    stored = dict(init_from_state=True, continue_data=False) | stored    # older runs do not have these
     for name, value in stored.items():
-        if name not in FREE and name != "run" and now.get(name) != value:
-            raise UserError(f"--{name}={now.get(name)}: this run was started with {value}, and keeps it")
+        if name not in FREE and name not in SCHEDULE and name != "run" and now.get(name) != value:
+            was = value if value != "" else "none"
+            raise UserError(f"--{name}={now.get(name)}: this run was started with {was}, and keeps it")
+    changed = [name for name in SCHEDULE if now[name] != stored.get(name, now[name])]
+    if step and changed:
+        refuse_another_past(changed[0], stored, now, folder, step)
+
+
+def refuse_another_past(name: str, stored: dict, now: dict, folder: Path, step: int) -> None:
+    """Raises UserError that names an option of the schedule, if the run would have had other steps with it.
+    The arguments are those of refuse_changes()."""
+    changed = f"--{name}={now[name]}: this run was started with {stored[name]}"
+    if now["freeze_steps"] + now["steps"] < step:
+        raise UserError(f"{changed}, and has already done {step} steps")
+    for rule in filter(None, (now["optimizer"], now["rest"])):
+        if now["steps"] != stored["steps"] and "steps" in zoo.find(rule).from_run:
+            raise UserError(f"{changed}, and {rule} depends on it in every step")
+    if not (other := first_other_lr(stored, now, step)):
+        return
+    rise = round(stored["warmup"] * stored["steps"])
+    warmup = f"{rise / now['steps']:.9g}"
+    if not first_other_lr(stored, now | dict(warmup=float(warmup)), step):
+        raise UserError(f"{changed}; give --warmup={warmup}, too, so that the warmup keeps its {rise} steps")
+    raise UserError(f"{changed}, and step {other} had another lr; for a new run that goes on from here, give "
+                    f"--init_from={folder} --continue_data --warmup=0 and a new --name")
+
+
+def first_other_lr(stored: dict, now: dict, steps: int) -> int | None:
+    """Returns the first of some steps whose lr is not the same in both settings, or None."""
+    stored, now = SimpleNamespace(**stored), SimpleNamespace(**now)
+    return next((t for t in range(1, steps + 1) if lr_scale(stored, t) != lr_scale(now, t)), None)
+
+
+def lr_scale(settings: Settings, step: int) -> float:
+    """Returns the fraction of the peak lr at a step. The steps that only measure have that of the first real
+    step."""
+    return zoo.schedule(max(1, step - settings.freeze_steps), settings.steps, zoo.SHAPES[settings.schedule],
+                        settings.warmup, settings.warmup_from, settings.floor, settings.cooldown)
+
+
+def refuse_ranks_that_differ(everyone: list[dict]) -> None:
+    """Raises UserError if some rank was started with other options or other data than rank 0.
+
+    Args:
+        everyone: for each rank {name: value} of all options and hyperparameters, and "tokens", a hash of the
+            data."""
+    ours = everyone[0]
+    for rank, theirs in enumerate(everyone):
+        for name in ours | theirs:
+            if name in OF_A_MACHINE or theirs.get(name) == ours.get(name):
+                continue
+            if name == "tokens":
+                raise UserError(f"--data: rank {rank} has {theirs['data']} with other tokens than rank 0 has "
+                                f"in {ours['data']}")
+            raise UserError(f"--{name}: is {theirs.get(name)} on rank {rank} and {ours.get(name)} on rank 0; "
+                            "start all ranks with the same options")
 
 
 def split_batch(batch: int, micro_batch: int, world: int, context: int) -> tuple[int, int]:
