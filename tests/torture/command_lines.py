@@ -10,8 +10,8 @@ from tools import CONFIG, DATA, DRAW, call, error_line, options
 
 # Options that say where a run reads and writes, or that do something else than train. They keep their usual
 # values, so that a command line comes as far as the run's folder and no further.
-KEPT = ("config", "runs", "resume", "name", "init_from", "compile", "device", "data", "prepare", "plan",
-        "verify_data", "overwrite")
+KEPT = ("config", "runs", "resume", "name", "init_from", "init_from_state", "continue_data", "compile",
+        "device", "data", "prepare", "plan", "verify_data", "overwrite")
 
 ODD_TEXTS = ["", "nan", "inf", "-inf", "1e309", "-1", "0", "0x10", "1_000", "1,5", "True", "yes", "1" * 400,
              "'", '"', "\x07", "\x1b[2J", "\u202e", "🙂", "1e3", "1.0", " 5", "5 ", "+5", "--", "None",

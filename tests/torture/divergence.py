@@ -1,6 +1,7 @@
 """
 E. Divergence: a step that is not finite reaches no weight, and a run that diverges has a result.
 """
+import re
 import shutil
 from unittest import mock
 
@@ -116,3 +117,23 @@ def divergence_is_a_result(folder):
         refused(options(folder, name, *more, "--resume"), "diverged at step", 3)
         assert snapshot(folder / name) == before
     return f"{len(names)} of {len(names)}"
+
+
+def last_step_is_checked(folder):
+    """Weights that the only step of a run breaks are noticed: no checkpoint, no result, no NaN as JSON.
+
+    The learning rate of 1e300 is infinite in fp32. At 1e25 the weights stay finite, but the loss does not, at
+    the latest after three steps.
+    """
+    names = core_names()
+    for name in names:
+        for lr, steps, words in (("1e300", 1, "step 1: the weights are not finite (first tensor: "),
+                                 ("1e25", 3, "not finite")):
+            place = f"{name},{lr}"
+            refused(options(folder, place, f"--optimizer={name}", f"--lr={lr}", f"--steps={steps}",
+                            "--save_every=0", "--log_blocks"), words, 3)
+            assert lr == "1e25" or not checkpoints(folder / place)
+            for path in (folder / place / "status.json", folder / place / "metrics.jsonl"):
+                assert not re.search("NaN|Infinity", path.read_text()), path
+            assert read_json(folder / place / "status.json")["status"] == "diverged"
+    return f"{2 * len(names)} of {2 * len(names)}"

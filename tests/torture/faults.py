@@ -8,6 +8,7 @@ FOLDER/commands.json holds the command lines, which run one after another. Every
 id to FOLDER/pid-RANK. With @1 behind its name, a fault happens on rank 1 alone.
 
     none            nothing
+    options         the command line gets the options of FOLDER/options.json, too
     raise           the ninth read of training data raises ValueError
     nan-loss        the loss of the ninth micro-batch is NaN
     nan-gradient    the loss of the ninth micro-batch is finite, its gradients are NaN
@@ -162,6 +163,8 @@ def in_another_process(fault, folder):
         return prepare_c4.main(commands[0])
     for number, command in enumerate(commands):
         record.clear()
+        if kind == "options" and int(victim) == rank:
+            command = [*command, *json.loads((folder / "options.json").read_text())]
         code = train.main(command)
         if kind == "record":
             write_record(folder / f"{number}-{rank}.pt", record)

@@ -1,11 +1,13 @@
 """
 F. Ranks: their number changes no bit, and a lost or failing rank ends all of them.
 """
+import json
 import os
 import re
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import torch
 
@@ -13,7 +15,9 @@ from faults import recorded
 from folders import checkpoints, read_json, step_of
 from processes import TWO_RANKS, all_gone, process_ids, start_with_fault, two_at_a_time, wait
 from tiny_runs import VARIANTS, final
-from tools import DATA, OUR_TRACEBACK, error_line, options, run
+from tools import DATA, OUR_TRACEBACK, call, error_line, options, run
+import prepare_c4
+from conftest import documents
 from trainer import data, runs
 
 CASES = [(name, precision) for name in VARIANTS for precision in ("fp32", "bf16")]
@@ -21,7 +25,7 @@ TWO_RANK_RECORDS = []    # the folder in which F1 has left what two ranks record
 
 
 # ---------------------------------------------------------------------------------------------------------
-# F1, F2, F3. The same bits
+# F1, F2, F3, F6. The same bits
 
 def ranks_change_no_bit(folder):
     """2 ranks x 1 micro-batch and 1 process x 2 give the same gradients, weights and state.
@@ -129,6 +133,37 @@ def copy_up_to(source, target, step):
         if step_of(path) > step:
             path.unlink()
     runs.write_json(target / "status.json", dict(status="running"))
+
+
+def different_ranks_do_not_start(folder):
+    """If rank 1 has another option or other data than rank 0, no rank starts, and one line names the option.
+
+    The same data may be in another folder on each machine.
+    """
+    shutil.copytree(DATA, folder / "copied")
+    with mock.patch.object(prepare_c4, "sotu", lambda: documents(seed=1)):
+        code, _, err = call(["--vocab=300", f"--out={folder / 'other'}"], prepare_c4)
+    assert code == 0, err
+    cases = {"--seed=1": "--seed: is 1 on rank 1 and 0 on rank 0", "--batch=4": "--batch: is 4 on rank 1",
+             "--width=32": "--width: is 32 on rank 1", "--optimizer=lion": "--optimizer: is lion on rank 1",
+             "--eval_every=3": "--eval_every: is 3 on rank 1", "--resume": "--resume: is True on rank 1",
+             f"--data={folder / 'other'}": "--data: rank 1 has", f"--data={folder / 'copied'}": ""}
+    two_at_a_time(lambda i: start_with_another_option(folder / f"{i}", *list(cases.items())[i]),
+                  range(len(cases)))
+    return f"{len(cases) - 1} of {len(cases) - 1} refused, a copy of the data allowed"
+
+
+def start_with_another_option(place, option, words):
+    """Starts two ranks, of which rank 1 has one option more. words: of the error line, or "" if they run."""
+    place.mkdir()
+    (place / "options.json").write_text(json.dumps([option]))
+    process = start_with_fault("options@1", place, [options(place, "a")], ranks=2)
+    if not words:
+        process.end_well(60)
+        return
+    assert process.end(60), process.text()
+    error_line(process.text(), words)
+    assert not (place / "a").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------
