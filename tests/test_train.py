@@ -256,13 +256,19 @@ def test_plain_torch_load_reads_a_checkpoint(tiny, tmp_path):
 
 
 def test_how_a_run_was_started_is_no_part_of_it(tiny, tmp_path):
-    """A run that --overwrite has begun can be resumed, also if an older version kept that in config.json. A
-    folder that was copied is not taken for the one in which the run began."""
+    """A run that --overwrite has begun can be resumed, also if an older version kept that in config.json and
+    did not count sequences. A folder that was copied is not taken for the one in which the run began."""
     assert run(tiny, tmp_path, "a", "--overwrite", "--keep=9") == 0
     config = json.loads((tmp_path / "a/config.json").read_text())
     started = dict(name="a", runs=str(tmp_path), resume=False, overwrite=True, plan=False)
     assert not started.keys() & config.keys()
     old = rewound(tmp_path / "a", tmp_path / "elsewhere/runs/b", 10)
+    path, new_options = old / "step-00000010.pt", ("init_from_state", "continue_data")
+    content = runs.load_checkpoint(path)
+    for name in new_options:
+        del config[name], content["config"][name]
+    del content["sequences"]
+    runs.save_checkpoint(path, content)
     runs.write_json(old / "config.json", config | started | dict(resume=True))
     (tmp_path / "elsewhere/configs").mkdir()
     (tmp_path / "elsewhere/configs/nano.toml").write_text("")
