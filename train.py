@@ -32,8 +32,8 @@ from trainer import announce, data, plan, settings
 from trainer.build import build_optimizer, decoder_shape, open_data
 from trainer.errors import UserError, one_line
 from trainer.machine import Machine, last_words, versions
-from trainer.measure import (broken_gradient, broken_weight, checksum, draw_run, evaluate, look_into,
-                             sizes_of)
+from trainer.measure import (bits_per_byte, broken_gradient, broken_weight, checksum, draw_run, evaluate,
+                             look_into, sizes_of)
 from trainer.restore import checkpoint_of, resume_from, start_from
 from trainer.runs import Run, SilentRun, load_checkpoint
 
@@ -272,13 +272,10 @@ class Training:
         if step < self.steps:
             tqdm.write(f"step {step}: validation loss {loss:.4f} ({count} windows)")
         else:
-            more = dict(bits_per_byte=self.bits_per_byte(loss)) | more
+            more = dict(bits_per_byte=bits_per_byte(loss, self.val_set)) | more
         self.run.log("val", step, loss=loss, windows=count, **more)
         self.clock += time.perf_counter() - begun    # tokens per second are those of training alone
         return loss, count
-
-    def bits_per_byte(self, loss: float) -> float:
-        return loss / math.log(2) / self.val_set.bytes_per_token
 
     def save(self, step: int):
         """Writes a checkpoint, once the weights are found to be finite and the same bits on all ranks."""
@@ -302,7 +299,7 @@ class Training:
         """Measures the final loss and shows what came of the run."""
         config = self.config
         loss, count = self.validate(self.steps, config.final_windows, final=True)
-        bits = self.bits_per_byte(loss)
+        bits = bits_per_byte(loss, self.val_set)
         self.run.draw(draw_run, f": {config.optimizer}, lr {config.lr:g}, final {loss:.3f}")
         self.run.status("done", step=self.steps, steps=self.steps, loss=loss, bits_per_byte=bits)
         if self.machine.rank > 0:
@@ -342,6 +339,8 @@ def main(argv: list[str]) -> int:
             raise
         return code
     finally:
+        if training:
+            training.run.release()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

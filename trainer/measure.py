@@ -2,6 +2,7 @@
 Measurements during a run, and the picture of what it did.
 """
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Sized
@@ -61,6 +62,11 @@ def effective_lr(optimizer: zoo.Optimizer) -> list:
             values = (group["lr"] / (v.sqrt() + group["eps"])).flatten().float()
             rows.append(dict(name=group["names"][i], role=group["roles"][i], values=values))
     return rows
+
+
+def bits_per_byte(loss: float, tokens) -> float:
+    """Returns a loss, which is in nats per token of a split, in bits per byte of its text."""
+    return loss / math.log(2) / tokens.bytes_per_token
 
 
 def look_into(optimizer: zoo.Optimizer, before: dict) -> dict:

@@ -336,6 +336,14 @@ class Run:
                             "--overwrite starts it again", 3)
         print(f"{self.folder}: already complete, final validation loss {status['loss']:.4f}")
 
+    def release(self) -> None:
+        """Gives the lock back. Without this, the lock would last as long as anything refers to this object,
+        such as a frame that an exception inside of some library keeps alive."""
+        if isinstance(self.held_lock, Path):
+            self.held_lock.unlink(missing_ok=True)
+        else:
+            self.held_lock.close()
+
     def write_config(self, in_force: dict) -> None:
         """Writes config.json. Raises UserError if it cannot be written."""
         write_json(self.folder / "config.json", in_force)
@@ -452,6 +460,9 @@ class SilentRun:
         """Does nothing."""
 
     def show_ended(self) -> None:
+        """Does nothing."""
+
+    def release(self) -> None:
         """Does nothing."""
 
     def write_config(self, in_force: dict) -> None:

@@ -168,7 +168,8 @@ def read(argv: list, about: str = "", stored: dict | None = None) -> tuple:
     """Reads a command line of train.py.
 
     A resumed run takes the options that the command line does not give from its own config.json. The command
-    line must not contradict that file, except in options that are free; see refuse_changes() for the schedule.
+    line must not contradict that file, except in options that are free. refuse_changes() says when the
+    schedule may change.
 
     Args:
         argv: the words after train.py.
