@@ -132,7 +132,7 @@ def oracle(field, text):
     """
     limits = field.metadata
     if field.type is bool:
-        return dict(true=True, false=False).get(text)
+        return dict(true=True, false=False).get(text.lower())
     if field.type is str:
         return text if not limits["choices"] or text in limits["choices"] else None
     integer, decimal = r"\s*[+-]?\d{1,30}\s*", r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*"
@@ -149,8 +149,8 @@ def oracle(field, text):
 # ---------------------------------------------------------------------------------------------------------
 # Files
 
-MUST_BE_REFUSED = (2, 4, 5, 7, 9, 10, 11, 12, 14)    # kinds of made_up_file()
-MUST_BE_READ = (3, 8)
+MUST_BE_REFUSED = (4, 5, 7, 9, 10, 11, 12, 14)    # kinds of made_up_file()
+MUST_BE_READ = (2, 3, 8)
 
 
 def try_file(folder, kind):

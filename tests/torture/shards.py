@@ -16,7 +16,7 @@ from conftest import documents
 from folders import read_json
 from processes import process_ids, start_with_fault, wait
 from test_data import BROKEN
-from tools import DATA, DRAW, WORK, options, refused, small_disk
+from tools import DATA, DRAW, WORK, call, options, refused, small_disk
 from trainer import data, runs
 from trainer.errors import UserError
 from trainer.vocabulary import Tokenizer
@@ -100,7 +100,7 @@ def preparation_survives_faults(folder):
     with a meta.json must be complete. Each of the other faults must be refused by name and leave no shard.
     """
     shards = kill_ten_times(folder)
-    two_at_once_are_refused(folder)
+    second_one_waits(folder)
 
     with mock.patch.object(prepare_c4, "sotu", lambda: documents(600)), small_disk(120_000) as disk:
         line = refused(["--vocab=300", f"--out={disk / 'd'}"], "No space left on device", 4, prepare_c4)
@@ -152,13 +152,15 @@ def kill_ten_times(folder):
     return shards
 
 
-def two_at_once_are_refused(folder):
-    """A preparation of folder/killed goes on to its end while a second one is refused."""
+def second_one_waits(folder):
+    """A preparation of folder/killed goes on to its end while a second one waits, which then has nothing to
+    do."""
     first = start_with_fault("documents", folder / "last", [preparation(folder / "killed")])
     assert first.wait_for("", 1) and process_ids(folder / "last", 1)
     wait((folder / "killed/lock").exists, 60, "no lock")
     wait(lambda: runs.lock(folder / "killed/lock") is None, 60, "the lock is not taken")
-    refused(preparation(folder / "killed"), "another process", 4, prepare_c4)
+    code, out, err = call(preparation(folder / "killed"), prepare_c4)
+    assert code == 0 and "waiting for it" in out and "is prepared already" in out, (out, err)
     first.end_well(120)
     assert hashes(folder / "killed") == hashes(folder / "whole"), first.text()
 
