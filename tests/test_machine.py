@@ -336,6 +336,7 @@ def test_what_ships_is_found_from_any_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text, value", [("true", True), ("True", True), ("FALSE", False)])
 def test_booleans(text, value):
     assert options.parse("resume", text, bool) is value
+    assert settings.by_role("nesterov_of", f"head:{text}") == dict(head=value)
 
 
 @pytest.mark.parametrize("word, known, found", [

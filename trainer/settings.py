@@ -455,7 +455,7 @@ def by_role(option_name: str, text: str) -> dict:
         if not colon or roles not in zoo.ROLE_SETS:
             raise UserError(f"--{option_name}={text!r}: give role:value,role:value; the roles are "
                             f"{', '.join(zoo.ROLE_SETS)}")
-        number = {"true": True, "false": False}.get(value)
+        number = {"true": True, "false": False}.get(value.lower())
         if number is None:
             number = options.parse(option_name, value, int if value.isdecimal() else float)
         for role in zoo.ROLE_SETS[roles]:
