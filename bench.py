@@ -44,6 +44,7 @@ from trainer.errors import UserError, one_line
 from trainer.machine import Machine, compiler_works, provide_cache, versions
 from trainer.measure import blank_figure
 from trainer.options import load, option
+from trainer.runs import write_json
 from trainer.settings import Settings, read, split_batch
 
 PARTS = ("optimizer", "rules", "train", "profile", "start", "first_step")
@@ -501,7 +502,7 @@ def main(argv: list[str]) -> int:
         only = "scaling" if options.scaling else options.only
         for name in [only] if only else ("optimizer", "train", "start"):
             results[name] = BENCHES[name](options, device)
-        Path(options.out).write_text(json.dumps(results, indent=1))
+        write_json(options.out, results)
     except UserError as error:
         print(f"bench.py: error: {one_line(error)}", file=sys.stderr)
         return error.code

@@ -22,7 +22,7 @@ import numpy as np
 from optim import Rule
 from study.evidence import Losses, Study
 from trainer.errors import UserError, one_line
-from trainer.runs import whole_file
+from trainer.runs import to_json, whole_file
 from trainer.settings import FREE, Settings, defaults
 from zoo.table import bytes_per_weight
 
@@ -354,7 +354,7 @@ def merge(runs: list[RecordedRun], folder: Path, base: str = "") -> None:
     write_csv(folder / "effective_lr.csv", EFFECTIVE_COLUMNS,
               [row for name in sorted(effective) for row in effective[name]])
     with whole_file(folder / "curves.jsonl") as file:
-        file.write("".join(json.dumps(curves[name]) + "\n" for name in sorted(curves)).encode())
+        file.write(b"".join(to_json(curves[name]) for name in sorted(curves)))
 
 
 def number(value: str) -> float | str | None:
