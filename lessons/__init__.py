@@ -1,1 +1,1 @@
-"""Lessons: exercises with a grader, and a museum of bugs."""
+"""Lessons: toys that show what update rules do, exercises with a grader, and a museum of bugs."""

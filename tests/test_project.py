@@ -125,7 +125,8 @@ def test_cycles_are_found():
 
 
 def test_imports_run_one_way():
-    """train -> zoo -> optim, train -> trainer, study -> trainer and zoo; and none in the other direction."""
+    """train -> zoo -> optim, train -> trainer, lessons -> study -> trainer and zoo; and none in the other
+    direction."""
     imports = {name: imports_of(path) for name, path in MODULES.items()}
     assert "trainer.settings" in imports["train"] and "optim" in imports["zoo"]    # the test itself sees them
     assert cycle_in({name: found & MODULES.keys() for name, found in imports.items()}) is None
@@ -133,8 +134,8 @@ def test_imports_run_one_way():
         top_levels = {module.partition(".")[0] for module in found}
         assert "train" not in top_levels, f"{name}: only tests import train"
         assert "tests" not in top_levels and "conftest" not in top_levels
-        if not name.startswith("study"):
-            assert "study" not in top_levels, f"{name}: only study imports study"
+        assert "lessons" not in top_levels or name.startswith("lessons"), f"{name}: imports lessons"
+        assert "study" not in top_levels or name.startswith(("study", "lessons")), f"{name}: imports study"
         if name in ("optim", "model"):
             assert top_levels <= {"torch"} | sys.stdlib_module_names, name
 
@@ -142,7 +143,7 @@ def test_imports_run_one_way():
 @pytest.mark.slow
 def test_a_training_run_loads_no_figures():
     code = ("import sys, train; print([name for name in sys.modules "
-            "if name.partition('.')[0] in ('study', 'matplotlib')])")
+            "if name.partition('.')[0] in ('lessons', 'study', 'matplotlib')])")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
@@ -153,7 +154,8 @@ def test_a_training_run_loads_no_figures():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["train.py", "optim.py", "prepare_c4.py", "sample.py", "bench.py",
-                                     "-m study", "-m zoo", "-m trainer.plan", "-OO optim.py", "-OO -m zoo"])
+                                     "-m study", "-m zoo", "-m lessons", "-m trainer.plan", "-OO optim.py",
+                                     "-OO -m zoo"])
 def test_programs_explain_themselves(program):
     command = [sys.executable, *program.split(), "--help"]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
