@@ -25,7 +25,7 @@ from rule_cases import ZOO_RULES, built, gradients, groups_of, run, weights
 from tiny_runs import run as run_tiny
 from trainer import data, runs
 from trainer.measure import effective_lr
-from zoo import Optimizer
+from zoo import Optimizer, orthogonal
 from zoo.frozen import FROZEN
 from zoo.rule import ModifiedRule, ZooRule
 from zoo.table import bytes_per_weight, read_docstring
@@ -575,6 +575,39 @@ def test_a_function_is_short_and_explains_itself(name):
     else:
         own = {*line.state, *line.hyper}
         assert all(name.startswith(function.__name__) for name in own)
+
+
+@pytest.mark.parametrize("role", ["mlp_up", "qkv", "embed"])
+@pytest.mark.parametrize("name", [name for name, rule in zoo.RULES.items() if rule.stacks])
+def test_matrices_of_one_kind_are_computed_together_and_move_as_if_alone(name, role):
+    draw = torch.Generator().manual_seed(0)
+    together = [torch.randn(6, 4, generator=draw, dtype=torch.float64) for _ in range(5)]
+    alone = [w.clone() for w in together]
+    group = dict(blocks=[3 if role == "qkv" else 1], roles=[role])
+    one = Optimizer([dict(params=together, blocks=group["blocks"] * 5, roles=[role] * 5)], name, lr=0.1)
+    each = [Optimizer([dict(params=[w], **group)], name, lr=0.1) for w in alone]
+    for _ in range(4):
+        for w, other in zip(together, alone):
+            w.grad = torch.randn(6, 4, generator=draw, dtype=torch.float64)
+            other.grad = w.grad.clone()
+        for optimizer in (one, *each):
+            optimizer.step()
+    for w, other, optimizer in zip(together, alone, each):
+        assert torch.allclose(w, other, rtol=1e-12, atol=1e-12)
+        for key, x in optimizer.state[other].items():
+            assert torch.allclose(torch.as_tensor(one.state[w][key]), torch.as_tensor(x), rtol=1e-12)
+
+
+def test_orthogonal_in_bf16_is_near_that_in_fp64(monkeypatch):
+    """Where bf16 is fast, x in fp32 is multiplied in bf16. No singular value changes by more than 0.05."""
+    monkeypatch.setattr(orthogonal, "BF16_IS_FAST", True)
+    draw = torch.Generator().manual_seed(0)
+    for shape in ((64, 64), (32, 128), (128, 32)):
+        x = torch.randn(3, *shape, generator=draw, dtype=torch.float64)
+        exact = torch.linalg.svdvals(orthogonal.orthogonal(x))
+        rough = torch.linalg.svdvals(orthogonal.orthogonal(x.float()).double())
+        assert 1e-5 < (rough - exact).abs().max() < 0.05
+        assert (rough - exact).abs().median() < 0.01
 
 
 @pytest.mark.parametrize("name", ["muon", "normuon", "scion", "soap"])

@@ -31,16 +31,18 @@ class ZooRule(Rule):
                what its parameters name: state, g, w, t, index (the number of the tensor in the optimizer),
                blocks, role, hyperparameters, and gs, the gradient of the loss on labels that are drawn from
                the model
+    stacks     whether matrices of one kind are computed together, one below the other, with the blocks of all
     from_run   hyperparameters that take the value of the trainer's option of the same name, such as steps
     The rest is as Rule takes it. Raises a ValueError if the line names a hyperparameter that the rule does
     not have."""
     given = (*Rule.given, "norm", "blocks", "role")
     changes_decay = False
 
-    def __init__(self, function, *, roles="", rest="", measures=0, refresh=None, from_run=(), **line):
+    def __init__(self, function, *, roles="", rest="", measures=0, refresh=None, from_run=(), stacks=False,
+                 **line):
         super().__init__(function, **line)
         self.roles, self.rest, self.measures = roles, rest, measures
-        self.refresh, self.from_run = refresh, from_run
+        self.refresh, self.from_run, self.stacks = refresh, from_run, stacks
         self.has_blocks = per_block in self.state.values() or "blocks" in self.inputs
         for p in inspect.signature(function).parameters.values():
             if p.name in self.hyper and p.name in (*self.given, "weight_decay"):
@@ -95,6 +97,7 @@ class ModifiedRule(ZooRule):
         self.inputs = tuple(dict.fromkeys(name for name in names if name != "u"))
         self.has_blocks = any(part.has_blocks for part, _ in self.parts)
         self.elementwise = all(part.elementwise for part, _ in self.parts)
+        self.stacks = False    # a modifier may look at the tensor as a whole
         self.function = functools.partial(apply_parts, self.inputs, self.parts, self.changes_decay)
 
 def apply_parts(inputs, parts, changes_decay, *tensors, **hyper):
