@@ -55,7 +55,9 @@ class Options:
     """The options of bench.py."""
     only: str = option("", None, "one part instead of all", choices=PARTS)
     scaling: bool = option(False, None, "tokens/s and memory by size, and the figure, instead")
-    options: str = option("", None, "options of train.py, for all parts but optimizer")
+    options: str = option("", None, "options of train.py; optimizer and rules take the model of them and "
+                                    "whether to compile")
+    first_steps: bool = option(True, None, "optimizer: also time the first step of each rule, which compiles")
     device: str = option("auto", None, "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     threads: int = option(0, None, "CPU threads; 0: all cores", low=0)
     rounds: int = option(20, None, "turns that each alternative has", low=3)
@@ -167,10 +169,16 @@ def with_gradients(device: torch.device, model: Decoder | None = None) -> tuple[
     return model, weights
 
 
-def best_bandwidth(options: Options, device: torch.device, clock: Clock) -> float:
+def given_model(options: Options, device: torch.device) -> tuple[Decoder, list, bool]:
+    """Returns the model of --options or else the usual one, its parameters, and whether to compile."""
+    parts = build(options) if options.options else None
+    return *with_gradients(device, parts and parts.model), parts is None or parts.settings.compile
+
+
+def best_bandwidth(options: Options, device: torch.device, clock: Clock, compile: bool) -> float:
     """Returns the highest rate, in bytes per second, at which this device streams large tensors."""
     big, other = torch.zeros(2**26, device=device), torch.zeros(2**26, device=device)
-    triad = torch.compile(lambda: big.add_(other, alpha=0.5))
+    triad = torch.compile(lambda: big.add_(other, alpha=0.5), disable=not compile)
     streams = dict(add=triad, copy=lambda: big.copy_(other), scale=lambda: big.mul_(1))
     passes = dict(add=3, copy=2, scale=2)    # how many times an operation reads or writes 256 MB
     taken = in_turns(streams, options.rounds, clock)
@@ -179,17 +187,18 @@ def best_bandwidth(options: Options, device: torch.device, clock: Clock) -> floa
 
 def bench_optimizer(options: Options, device: torch.device) -> list[dict]:
     """Measures a step of every rule of optim.py on a decoder of 42 million weights, compiled and eager."""
-    (model, weights), clock = with_gradients(device), Clock(device)
+    (model, weights, compile), clock = given_model(options, device), Clock(device)
     count = sum(w.numel() for w in weights)
     fused = torch.optim.AdamW(weights, lr=1e-4, fused=True).step
     compiled = dict(fused=fused, sgd_torch=torch.optim.SGD(weights, lr=1e-4, momentum=0.9).step)
     eager = dict(fused=fused, foreach=torch.optim.AdamW(weights, lr=1e-4, foreach=True).step)
-    compile_seconds, optimizers = {name: first_steps(name, model) for name in optim.RULES}, {}
+    times_first = options.first_steps and compile
+    compile_seconds, optimizers = {name: first_steps(name, model) for name in optim.RULES if times_first}, {}
     for name in optim.RULES:
-        compiled[name] = zoo.make(name, model.roles(), lr=1e-4, compile=True).step
+        compiled[name] = zoo.make(name, model.roles(), lr=1e-4, compile=compile).step
         optimizers[name] = zoo.make(name, model.roles(), lr=1e-4)
         eager[f"{name}, eager"] = optimizers[name].step
-    bandwidth = best_bandwidth(options, device, clock)
+    bandwidth = best_bandwidth(options, device, clock, compile)
     print(f"\nbest streaming bandwidth {bandwidth / 1e9:.1f} GB/s; "
           f"{count:,} weights in {len(weights)} tensors")
     # Compiled and eager code are timed apart. Temporary tensors of eager code would still be on their way to
@@ -209,7 +218,7 @@ def bench_optimizer(options: Options, device: torch.device) -> list[dict]:
                      "state, bytes per weight": state_per_weight(own, count) if own else "",
                      "first step, s, without and with a cache": compile_seconds.get(name, "")})
     table(f"A step of the optimizer, n = {options.rounds}", rows)
-    return rows + bench_many_tensors(options, clock, device)
+    return rows + bench_many_tensors(options, clock, device, compile)
 
 
 def step_with_sampled(optimizer: zoo.Optimizer, gradients: dict) -> None:
@@ -226,8 +235,7 @@ def bench_rules(options: Options, device: torch.device) -> list[dict]:
     """Measures a step of every rule, and of every modifier on AdamW, compiled, on the same weights. Some
     rules refresh something every k steps, so some of the turns include it. The mean has its share of it, the
     median has none."""
-    given = build(options).model if options.options else None
-    (model, weights), clock = with_gradients(device, given), Clock(device)
+    (model, weights, compile), clock = given_model(options, device), Clock(device)
     count, gradients = sum(w.numel() for w in weights), {w: w.grad for w in weights}
     chosen = {name: {} for name in zoo.RULES}
     chosen |= {f"adamw, {name}": dict(modify=name) for name in zoo.MODIFIERS}
@@ -236,7 +244,7 @@ def bench_rules(options: Options, device: torch.device) -> list[dict]:
         name = label.partition(",")[0]
         if zoo.find(name).roles:    # it is for some roles only; another rule trains the others
             more["rest_lr"] = 1e-4
-        optimizer = zoo.make(name, model.roles(), lr=1e-4, compile=True, **more)
+        optimizer = zoo.make(name, model.roles(), lr=1e-4, compile=compile, **more)
         calls[label] = functools.partial(step_with_sampled, optimizer, gradients)
         state[label] = state_per_weight(optimizer, count)
     taken = in_turns(calls, options.rounds, clock)
@@ -248,7 +256,7 @@ def bench_rules(options: Options, device: torch.device) -> list[dict]:
     return rows
 
 
-def bench_many_tensors(options: Options, clock: Clock, device: torch.device) -> list[dict]:
+def bench_many_tensors(options: Options, clock: Clock, device: torch.device, compile: bool) -> list[dict]:
     """Compares a step on a long list of small tensors with a step on one tensor of the same size."""
     rows = []
     for name in ("signum", "adamw"):
@@ -257,7 +265,7 @@ def bench_many_tensors(options: Options, clock: Clock, device: torch.device) -> 
             weights = [torch.zeros(shape, device=device) for shape in shapes]
             for w in weights:
                 w.grad = torch.ones_like(w)
-            calls[label] = zoo.Optimizer(weights, zoo.RULES[name], lr=1e-4, compile=True).step
+            calls[label] = zoo.Optimizer(weights, zoo.RULES[name], lr=1e-4, compile=compile).step
         taken = in_turns(calls, options.rounds, clock)
         many_to_one = ratio(taken["many"], taken["one"])[0]
         rows.append({"rule": name, "384 tensors of 32,768 to one of 12.6 million": many_to_one})
@@ -275,11 +283,16 @@ def flops_per_token(model: Decoder, layers: int) -> int:
     return 6 * matrices + 12 * layers * model.embed.weight.shape[1] * model.context
 
 
-def matmul_peak(device: torch.device, precision: str) -> float:
-    """Returns the most FLOP/s of a product of two large square matrices. precision: "bf16" or "fp32"."""
+def matmul_peak(device: torch.device, precision: str, sizes=(1024, 2048, 4096)) -> float:
+    """Returns the most FLOP/s of a product of two square matrices.
+
+    Args:
+        precision: "bf16" or "fp32".
+        sizes: the numbers of rows to try.
+    """
     dtype, clock = torch.bfloat16 if precision == "bf16" else torch.float32, Clock(device)
     best = 0.0
-    for n in (1024, 2048, 4096):
+    for n in sizes:
         a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
         taken = in_turns({n: functools.partial(torch.matmul, a, b)}, 5, clock)[n]
         best = max(best, 2 * n**3 / min(taken))

@@ -16,10 +16,10 @@ DECAY = 0.3
 # Small weights and gradients for every role
 
 
-def weights(dtype=torch.float64, seed: int = 0) -> dict:
+def weights(dtype=torch.float64, seed: int = 0, device="cpu") -> dict:
     """{role: a tensor of that role}."""
     draw = torch.Generator().manual_seed(seed)
-    return {role: torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
+    return {role: torch.randn(shape, generator=draw, dtype=torch.float64).to(device, dtype).requires_grad_()
             for role, shape in SHAPES.items()}
 
 
@@ -40,7 +40,7 @@ def run(optimizer, w: dict, grads: list) -> None:
     """One step for each of the gradients."""
     for g in grads:
         for role in w:
-            w[role].grad = g[role].to(w[role].dtype, copy=True)
+            w[role].grad = g[role].to(w[role], copy=True)    # in its dtype, on its device
         optimizer.sampled = {p: p.grad.flip(0) for p in w.values()}    # only Sophia asks for them
         optimizer.step()
 
@@ -205,9 +205,9 @@ def resume_is_exact(build, dtype) -> str:
     return ""
 
 
-def compiled_is_eager(build) -> str:
+def compiled_is_eager(build, device="cpu") -> str:
     """In float32, over 12 steps whose lr falls: within 2e-5 of the largest distance moved."""
-    a, b, start = (weights(torch.float32) for _ in range(3))
+    a, b, start = (weights(torch.float32, device=device) for _ in range(3))
     optimizer, eager = build(a, compile=True, lr=0.01), build(b, lr=0.01)
     for t, g in enumerate(gradients(12, dtype=torch.float32), 1):
         for one, w in ((optimizer, a), (eager, b)):

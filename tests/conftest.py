@@ -58,6 +58,16 @@ def tiny(tmp_path_factory):
     return folder / "tiny.toml"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="the device of the tests that are marked gpu")
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig):
+    """The name of the device on which a test that is marked gpu computes."""
+    return pytestconfig.getoption("device")
+
+
 def wait_for(what, seconds):
     """Looks at what another process does until it is so, or for some seconds. Returns what was seen last."""
     end = time.monotonic() + seconds

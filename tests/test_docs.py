@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import bench
+import gpu
 import lessons.__main__
 import optim
 import prepare_c4
@@ -36,7 +37,8 @@ TRAIN_COMMAND = ("python3 -m venv .venv && .venv/bin/pip install -q -r requireme
                  ".venv/bin/torchrun train.py --optimizer=signum")
 TEST_COMMAND = ("python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
                 ".venv/bin/python -m pytest -q")
-SCRIPTS = {"prepare_c4.py": prepare_c4, "sample.py": sample, "bench.py": bench}
+SCRIPTS = {"prepare_c4.py": prepare_c4, "sample.py": sample, "bench.py": bench,
+           "tests/gpu.sh": gpu}
 TORCHRUN_OPTIONS = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port"}
 SBATCH_OPTIONS = {"array", "gres", "time", "signal"}
 # programs whose arguments are not checked
@@ -269,7 +271,7 @@ def test_command_is_valid(words, stubborn, tmp_path, monkeypatch):
         named = {word.removeprefix("--").partition("=")[0] for word in words[1:script]}
         assert not named - TORCHRUN_OPTIONS
         check_train(words[script + 1:], tmp_path)
-    elif program in ("python", "python3"):
+    elif program in ("python", "python3", "bash"):
         check_python(words[1:], tmp_path)
     else:
         assert program in OTHER_PROGRAMS, f"{program}: remarks in a bash block stand behind #"
@@ -282,7 +284,7 @@ def copies() -> dict[str, str]:
 
 
 def check_python(argv: list[str], tmp_path: Path):
-    """Checks the arguments of python: a script, -m and a module, or -c and a program."""
+    """Checks the arguments of python or bash: a script, -m and a module, or -c and a program."""
     script, rest = argv[0], argv[1:]
     if script == "-c":
         ast.parse(rest[0])

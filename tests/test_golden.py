@@ -9,6 +9,7 @@ import torch
 import zoo
 from model import Decoder
 
+pytestmark = pytest.mark.gpu
 GOLDEN = Path(__file__).parent / "golden"
 PAPER = np.load(GOLDEN / "paper.npz")
 CASES = json.loads(bytes(PAPER["meta"]))
@@ -46,8 +47,8 @@ COMPILED = pytest.param(True, marks=[pytest.mark.compiled, pytest.mark.slow])
 
 @pytest.mark.parametrize("compile", [False, COMPILED])
 @pytest.mark.parametrize("case", CASES)
-def test_optimizer(case, compile):
-    w = {name: torch.tensor(PAPER[f"w0/{name}"]).requires_grad_() for name in ROLES}
+def test_optimizer(case, compile, device):
+    w = {name: torch.tensor(PAPER[f"w0/{name}"], device=device).requires_grad_() for name in ROLES}
     optimizer = made(case, [(name, w[name], ROLES[name]) for name in ROLES], compile)
     peaks = [group["lr"] for group in optimizer.param_groups]
     seen = []
@@ -55,21 +56,21 @@ def test_optimizer(case, compile):
         for group, peak in zip(optimizer.param_groups, peaks):
             group["lr"] = peak * multiplier
         for name in ROLES:
-            w[name].grad = torch.tensor(PAPER[f"grad/{name}"][step - 1])
+            w[name].grad = torch.tensor(PAPER[f"grad/{name}"][step - 1], device=device)
         optimizer.step()
         if step not in CASES[case]["snapshots"]:
             continue
         for name in ROLES:
             want, start = PAPER[f"{case}/{step}/{name}"].astype(float), PAPER[f"w0/{name}"].astype(float)
             allowed = 1e-5 * abs(want - start).max() + 5e-7 * abs(want).max()
-            off = abs(w[name].detach().double().numpy() - want).max()
+            off = abs(w[name].detach().double().cpu().numpy() - want).max()
             assert off <= allowed, f"{case}, step {step}, {name}: off by {off:.2e}, allowed {allowed:.2e}"
             seen.append((step, name))
     assert len(seen) == len(CASES[case]["snapshots"]) * len(ROLES)
 
 
 @pytest.mark.parametrize("file", ["model_qknorm.npz", "model_plain.npz"])
-def test_model(file):
+def test_model(file, device):
     data = np.load(GOLDEN / file)
     meta = json.loads(bytes(data["meta"]))
     model = Decoder(width=meta["width"], layers=meta["depth"], heads=meta["heads"], context=meta["seq_len"],
@@ -80,10 +81,11 @@ def test_model(file):
     with torch.no_grad():
         for name, p in ours.items():
             p.copy_(torch.tensor(data[theirs[name]]))
-    tokens = torch.tensor(data["tokens"])
+    model.to(device)    # in place, so that `ours` holds its parameters still
+    tokens = torch.tensor(data["tokens"], device=device)
 
     def near(got, key):
-        got, want = got.detach().double(), torch.tensor(data[key]).double()
+        got, want = got.detach().double().cpu(), torch.tensor(data[key]).double()
         off = ((got - want).norm() / want.norm()).item()
         assert off <= 1e-5, f"{file}, {key}: relative difference {off:.1e}"
 

@@ -167,11 +167,12 @@ def test_the_loss_in_chunks_is_the_loss(chunk):
         assert (a.grad - b.grad).norm() <= 1e-5 * b.grad.norm(), name
 
 
+@pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.compiled
-def test_compiled_parts_agree_with_eager():
-    tokens = torch.randint(0, 50, (2, 17))
-    eager, compiled = Decoder(**SMALL), Decoder(**SMALL)
+def test_compiled_parts_agree_with_eager(device):
+    tokens = torch.randint(0, 50, (2, 17), device=device)
+    eager, compiled = Decoder(**SMALL).to(device), Decoder(**SMALL).to(device)
     compiled.compile_parts()
     torch._dynamo.utils.counters.clear()
     for model in (eager, compiled):

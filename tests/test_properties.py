@@ -85,12 +85,13 @@ def test_save_and_load_resumes_bit_for_bit(case, dtype):
     assert properties.resume_is_exact(functools.partial(built, case, **more), dtype) == ""
 
 
+@pytest.mark.gpu
 @pytest.mark.compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case not in PAPER_CASES] +
                          ["lion", "frozen", "hybrid_adasgd", "norms_untrained"])
-def test_compiled_is_eager_to_rounding_and_compiles_once(case):
+def test_compiled_is_eager_to_rounding_and_compiles_once(case, device):
     optim.compiled.cache_clear()
     torch._dynamo.utils.counters.clear()
-    assert properties.compiled_is_eager(builder(case)) == ""
+    assert properties.compiled_is_eager(builder(case), device) == ""
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == optim.compiled.cache_info().currsize > 0

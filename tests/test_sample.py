@@ -12,7 +12,7 @@ from tiny_runs import run
 
 
 @pytest.fixture(scope="module")
-def two_runs(tiny, tmp_path_factory):
+def two_runs(tiny, tmp_path_factory, device):
     """A folder with runs/a and the newer runs/b, which were trained in this folder, on its data/own."""
     folder = tmp_path_factory.mktemp("here")
     with pytest.MonkeyPatch.context() as patch:
@@ -20,7 +20,8 @@ def two_runs(tiny, tmp_path_factory):
         patch.setattr(prepare_c4, "sotu", documents)
         assert prepare_c4.main(["--vocab=300", "--out=data/own"]) == 0
         for name, step in (("b", 1), ("a", 9)):
-            assert run(tiny, "runs", name, "--data=data/own", f"--steps={step}", "--final_windows=1") == 0
+            assert run(tiny, "runs", name, "--data=data/own", f"--steps={step}", "--final_windows=1",
+                       f"--device={device}") == 0
         os.utime(folder / "runs/b/step-00000001.pt", (2e9, 2e9))
     return folder
 
@@ -39,6 +40,7 @@ def error_of(capsys, *options):
     return error.removeprefix("sample.py: error: ").strip()
 
 
+@pytest.mark.gpu
 def test_each_option_has_its_effect(two_runs, monkeypatch, capsys):
     monkeypatch.chdir(two_runs)
     texts = [text_of(capsys, "--name=a", *more).out for more in (

@@ -29,8 +29,10 @@ from trainer.settings import (FOREIGN_NAMES, FOREIGN_OPTIMIZERS, Settings, defau
 # ---------------------------------------------------------------------------------------------------------
 # What a run leaves
 
-def test_a_run(tiny, tmp_path, capsys):
-    assert run(tiny, tmp_path, "a", "--optimizer=signum", "--sample_tokens=8", "--threads=0") == 0
+@pytest.mark.gpu
+def test_a_run(tiny, tmp_path, capsys, device):
+    assert run(tiny, tmp_path, "a", "--optimizer=signum", "--sample_tokens=8", "--threads=0",
+               f"--device={device}") == 0
     out = capsys.readouterr().out
     for field in Settings.__dataclass_fields__:    # every value in force is shown
         assert f" {field}=" in out
@@ -160,27 +162,30 @@ def test_default_data_is_prepared_and_only_that(tiny, tmp_path, monkeypatch, cap
 QUICK = ("adamw", "signum", "frozen", "by_role", "sophia")    # all other variants are slow tests
 
 
-def quick_or_slow(names):
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def quick_or_slow(names, marks_of_quick=()):
+    return [pytest.param(name, marks=marks_of_quick if name in QUICK else pytest.mark.slow)
+            for name in names]
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("variant", quick_or_slow(VARIANTS | ZOO))
-def test_resume_is_exact(tiny, tmp_path, variant, precision):
-    more = [*(VARIANTS | ZOO)[variant], f"--precision={precision}", "--keep=9"]
+@pytest.mark.parametrize("variant", quick_or_slow(VARIANTS | ZOO, pytest.mark.gpu))
+def test_resume_is_exact(tiny, tmp_path, variant, precision, device):
+    more = [*(VARIANTS | ZOO)[variant], f"--precision={precision}", "--keep=9", f"--device={device}"]
     assert run(tiny, tmp_path, "a", *more) == 0
     rewound(tmp_path / "a", tmp_path / "b", 5)
     assert run(tiny, tmp_path, "b", *more, "--resume") == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.gpu
 @pytest.mark.slow
-def test_resume_is_exact_in_a_new_process_and_compiled(tiny, tmp_path):
+def test_resume_is_exact_in_a_new_process_and_compiled(tiny, tmp_path, device):
     """Through the shell, twice, compiled; and the resumed run needs no option but its name."""
     def shell(*more):
         return subprocess.run([sys.executable, "train.py", f"--runs={tmp_path}", *more], cwd=ROOT, text=True,
                               capture_output=True)
-    first = shell(f"--config={tiny}", "--name=a", "--optimizer=adamw", "--keep=9", "--threads=1")
+    first = shell(f"--config={tiny}", "--name=a", "--optimizer=adamw", "--keep=9", "--threads=1",
+                  f"--device={device}")
     assert first.returncode == 0
     rewound(tmp_path / "a", tmp_path / "b", 10)
     assert shell("--name=b", "--resume").returncode == 0

@@ -38,10 +38,10 @@ ALL_RULES = zoo.RULES | {"adalayer_frozen": FROZEN} | {
     f"adamw+{name}": zoo.modified("adamw", name) for name in MODIFIERS}
 
 
-def golden_case(case, dtype):
+def golden_case(case, dtype, device):
     """(tensors by name, optimizer) of a case of the file."""
     meta = CASES[case]
-    w = {name: torch.tensor(GOLDEN[f"w0/{name}"]).to(dtype) for name in meta["names"]}
+    w = {name: torch.tensor(GOLDEN[f"w0/{name}"]).to(device, dtype) for name in meta["names"]}
     roles = [meta["roles"].get(name) for name in w]
     group = dict(params=list(w.items()), blocks=[3 if role == "qkv" else 1 for role in roles], roles=roles)
     rule = copy.copy(zoo.RULES[meta["rule"]])
@@ -66,14 +66,14 @@ def golden_case(case, dtype):
     return w, Optimizer([group], rule, lr=meta["lr"], weight_decay=meta["weight_decay"], **meta["hyper"])
 
 
-def deviation(case, dtype=torch.float64):
+def deviation(case, dtype=torch.float64, device="cpu"):
     """The largest difference from the file, as a fraction of the largest distance that tensor has moved."""
-    w, optimizer = golden_case(case, dtype)
+    w, optimizer = golden_case(case, dtype, device)
     worst, seen = 0.0, 0
     for t in range(1, 26):
         sampled = {}
         for name, p in w.items():
-            grads = torch.tensor(GOLDEN[f"grad/{name}"]).to(dtype) * CASES[case]["scale"]
+            grads = torch.tensor(GOLDEN[f"grad/{name}"]).to(device, dtype) * CASES[case]["scale"]
             p.grad, sampled[p] = grads[t - 1], grads[(t + 5) % 25]
         optimizer.sampled = sampled
         optimizer.step()
@@ -81,7 +81,7 @@ def deviation(case, dtype=torch.float64):
             if f"{case}/{t}/{name}" in GOLDEN:
                 want, start = GOLDEN[f"{case}/{t}/{name}"], GOLDEN[f"w0/{name}"].astype(float)
                 seen += 1
-                worst = max(worst, abs(w[name].double().numpy() - want).max() / abs(want - start).max())
+                worst = max(worst, abs(w[name].double().cpu().numpy() - want).max() / abs(want - start).max())
     assert seen
     return worst
 
@@ -92,20 +92,22 @@ LOOSER = dict(ademamix=1e-5, ademamix_decay=1e-5, ademamix_small=1e-5, adagc=1e-
               cautious_wd_decay=1e-5)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
-def test_golden(case):
+def test_golden(case, device):
     """In float64, after 3 and after 25 steps, on all weights."""
-    assert deviation(case) <= LOOSER.get(case, 1e-12)
+    assert deviation(case, device=device) <= LOOSER.get(case, 1e-12)
 
 
+@pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.compiled
-def test_scions_embedding_compiles_at_the_size_of_a_model():
+def test_scions_embedding_compiles_at_the_size_of_a_model(device):
     """A mean over rows of what has just been changed in place does not, in torch 2.13; small ones do."""
-    w, b = torch.ones(384, 128), torch.ones(384, 128)
+    w, b = torch.ones(384, 128, device=device), torch.ones(384, 128, device=device)
     for p, compile in ((w, True), (b, False)):
         optimizer = Optimizer([dict(params=[p], roles=["embed"])], RULES["scion"], lr=0.01, compile=compile)
-        p.grad = torch.linspace(-1, 1, p.numel()).reshape(p.shape)
+        p.grad = torch.linspace(-1, 1, p.numel(), device=device).reshape(p.shape)
         optimizer.step()
     assert torch.allclose(w, b, atol=1e-6)
 

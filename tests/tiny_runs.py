@@ -28,7 +28,7 @@ ZOO["adagc"] += ["--adagc_warmup_steps=3"]
 def run(tiny: Path, runs_folder: Path, name: str, *more: str, compile: bool = False) -> int:
     """Exit code of a run of the tiny model. A later option takes the place of an earlier one."""
     usual = [f"--config={tiny}", f"--runs={runs_folder}", f"--name={name}",
-             f"--compile={str(compile).lower()}", "--sample_tokens=0",
+             f"--compile={str(compile).lower()}", "--sample_tokens=0", "--device=cpu",
              "--threads=1"]    # the products are so small that a second thread only waits
     return train.main(list({option.split("=")[0]: option for option in [*usual, *more]}.values()))
 
