@@ -39,10 +39,10 @@ from trainer.machine import Machine, versions
 from trainer.options import load, option
 from trainer.settings import Settings, read
 
-CHECKS = ("golden", "rules", "runs", "resume")
+CHECKS = ("golden", "compiled", "zoo", "runs", "resume")
 MEASUREMENTS = ("150m", "memory", "optimizer", "nanogpt")
 # By how many seconds after the start a part must have ended. It may use what the parts before it left over.
-ENDS = dict.fromkeys(CHECKS, 200) | {"150m": 290, "memory": 330, "optimizer": 420, "nanogpt": 465}
+ENDS = dict.fromkeys(CHECKS, 180) | {"150m": 265, "memory": 300, "optimizer": 420, "nanogpt": 460}
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,17 @@ class Outcomes:
         return one_line(getattr(longrepr, "reprcrash", longrepr))
 
 
-def tests_of(options: Options, *files: str) -> dict:
-    """Runs the tests that are marked gpu in some files; on a CPU, a few of them."""
-    chosen = ["-m", "gpu"]
-    if options.device == "cpu":
-        chosen = ["-m", "gpu and not slow", "-k", "adamw or ademamix or plain or effect"]
+def tests_of(options: Options, names: list[str], marks: str, few: str) -> dict:
+    """Runs the tests of some files that have these marks; on a CPU, only a few of them.
+
+    Args:
+        names: of the files, without test_ and .py.
+        marks: an expression, as pytest takes it behind -m.
+        few: an expression for the few, as pytest takes it behind -k.
+    """
     outcomes = Outcomes()
-    paths = [str(ROOT / "tests" / file) for file in files]
+    chosen = ["-m", marks, "-k", few if options.device == "cpu" else ""]
+    paths = [str(ROOT / f"tests/test_{name}.py") for name in names]
     code = pytest.main(["-q", "--tb=short", f"--device={options.device}", *chosen, *paths],
                        plugins=[outcomes])
     failed = outcomes.failed
@@ -100,18 +104,23 @@ def tests_of(options: Options, *files: str) -> dict:
 
 
 def golden(options: Options) -> dict:
-    """The numbers of the authors' code, for optimizers (also compiled) and models."""
-    return tests_of(options, "test_golden.py")
+    """The numbers of the authors' code and of other papers' code, for all rules and two models."""
+    return tests_of(options, ["golden", "zoo"], "gpu and not compiled", "adamw or ademamix or plain")
 
 
-def rules(options: Options) -> dict:
-    """The numbers of other papers' code, and compiled rules against eager ones."""
-    return tests_of(options, "test_zoo.py", "test_properties.py")
+def compiled(options: Options) -> dict:
+    """The numbers of the authors' code, for compiled rules."""
+    return tests_of(options, ["golden"], "gpu and compiled", "signum")
+
+
+def compiled_zoo(options: Options) -> dict:
+    """The compiled rules of other papers against the eager ones, and the compiled model."""
+    return tests_of(options, ["properties", "zoo", "model"], "gpu and compiled", "lion")
 
 
 def runs(options: Options) -> dict:
-    """The compiled model against the eager one, tiny runs that are resumed, and sampled text."""
-    return tests_of(options, "test_model.py", "test_train.py", "test_sample.py")
+    """Tiny runs that are resumed, and sampled text."""
+    return tests_of(options, ["train", "sample"], "gpu", "adamw and fp32 or effect")
 
 
 def resume(options: Options) -> dict:
@@ -266,8 +275,8 @@ def nanogpt_speeds(output: str, tokens: int, skip: int) -> list[float]:
 # ---------------------------------------------------------------------------------------------------------
 # All parts
 
-PARTS = dict(golden=golden, rules=rules, runs=runs, resume=resume, memory=memory_of_150m, optimizer=optimizer,
-             nanogpt=against_nanogpt) | {"150m": train_150m}
+PARTS = dict(golden=golden, compiled=compiled, zoo=compiled_zoo, runs=runs, resume=resume,
+             memory=memory_of_150m, optimizer=optimizer, nanogpt=against_nanogpt) | {"150m": train_150m}
 
 
 def run_part(options: Options) -> int:
