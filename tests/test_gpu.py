@@ -12,7 +12,7 @@ import torch
 
 import gpu
 from conftest import ROOT
-from trainer.settings import Settings
+from trainer.settings import Settings, read
 
 # As nanoGPT does, it reads the size of the vocabulary from a pickle and the tokens from a file of uint16.
 NANOGPT = """
@@ -62,6 +62,16 @@ def test_the_share_of_the_peak():
                       loss_chunk=512, attention="sdpa")
     flops = 6 * (2 * 12 * 8 * 8 + 128 * 8) + 12 * 2 * 8 * 16
     assert gpu.share_of_peak(1000, config, 2000 * flops) == 0.5
+
+
+def test_what_a_gpu_would_train():
+    """The options are valid, and the plan of 150m is that of docs/many_gpus.md: 17 GB."""
+    words = [*gpu.Options().sizes("150m", "--compile=false"), "--optimizer=adamw"]
+    config = read(words)[0]
+    assert (config.device, config.precision, config.batch, config.compile) == ("cuda", "bf16", 256, False)
+    assert round(gpu.memory.predicted(words) / 1e9) == 17
+    config = read(gpu.Options().sizes("nano", "--context=512", "--batch=8"))[0]
+    assert (config.width, config.context, config.batch, config.compile) == (128, 512, 8, True)
 
 
 @pytest.mark.parametrize("predicted, measured, compiled, is_right", [
