@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from trainer.cores import usable_cores
 from trainer.errors import UserError, one_line
-from zoo.orthogonal import BF16_IS_FAST
+from zoo.orthogonal import FAST_BF16
 
 # Parameters of glibc's mallopt(), from malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -88,7 +88,7 @@ class Machine:
         if self.device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         elif self.device.type == "cpu":
-            fast = BF16_IS_FAST
+            fast = "cpu" in FAST_BF16
         else:
             fast = False
         return ("bf16", "this hardware is fast at it") if fast else ("fp32", "bf16 is slow on this hardware")

@@ -7,8 +7,10 @@ import torch
 from optim import per_row
 from zoo.rule import AT_LEAST_ONE, ZooRule
 
-# Whether this CPU has instructions that multiply bf16.
-BF16_IS_FAST = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+# The devices that multiply bf16 faster than fp32. A CPU does so if it has instructions for it.
+FAST_BF16 = {"cuda"}
+if any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")):
+    FAST_BF16.add("cpu")
 
 def matrices(x, blocks):
     """Returns x as (blocks, rows, columns).
@@ -30,7 +32,7 @@ def orthogonal(x, steps=5):
     steep at 0 and does not converge at 1. From an x in fp32 it computes in bfloat16, as its authors do, if
     the hardware is fast at that. Then a singular value changes by at most 0.05, and usually by 0.003."""
     tall = x.shape[-2] > x.shape[-1]
-    in_bf16 = x.dtype == torch.float32 and (x.is_cuda or BF16_IS_FAST)
+    in_bf16 = x.dtype == torch.float32 and x.device.type in FAST_BF16
     y = (x.mT if tall else x).to(torch.bfloat16 if in_bf16 else x.dtype)
     y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
