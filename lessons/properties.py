@@ -209,8 +209,8 @@ def resume_is_exact(build, dtype) -> str:
 
 
 def compiled_is_eager(build, device="cpu") -> str:
-    """In float32, over 12 steps whose lr falls: within 2e-5 of the largest distance moved. Rules that multiply
-    in bf16 do so in float32 here, because a compiler may round bf16 at other places."""
+    """In float32, over 12 steps whose lr falls: within 2e-5 of the largest distance moved. Rules that
+    multiply in bf16 do so in float32 here, because a compiler may round bf16 at other places."""
     a, b, start = (weights(torch.float32, device=device) for _ in range(3))
     optimizer, eager = build(a, compile=True, lr=0.01), build(b, lr=0.01)
     for t, g in enumerate(gradients(12, dtype=torch.float32), 1):
