@@ -262,8 +262,10 @@ def compiled(function, kind, elementwise):    # kind is only the key of the cach
 
 def flattened(kind, p, g, state):
     """A tensor with its gradient and state in one dimension: then all tensors of a type are of one kind."""
-    if p.numel() == 1 or not p.is_contiguous():    # the compiler makes special code for a single weight
+    is_plain = type(p) in (torch.Tensor, torch.nn.Parameter) and p.is_contiguous()    # not so under FSDP2
+    if p.numel() == 1 or not is_plain:    # the compiler makes special code for a single weight
         return kind, p, g, state
+    torch.autograd.graph.increment_version(p)    # autograd does not see what happens to the memory itself
     def flat(x):    # x.view(-1) is a view, and the compiler would look at the shape of x itself
         return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), (x.numel(),))
     state = {name: flat(x) if x.numel() == p.numel() else x for name, x in state.items()}
@@ -416,11 +418,8 @@ class Optimizer(torch.optim.Optimizer):
         states = {}
         check = self.register_load_state_dict_pre_hook(lambda _, d: states.update(self.checked_states(d)))
         keep = self.register_load_state_dict_post_hook(lambda _: self.state.update(states), prepend=True)
-        try:
+        with check, keep:    # removes both hooks at the end
             super().load_state_dict(state_dict)
-        finally:
-            check.remove()
-            keep.remove()
 
     def checked_states(self, state_dict: dict) -> dict:
         """{parameter: its state in state_dict}. Raises ValueError if rule or shapes are not those of here."""

@@ -331,6 +331,18 @@ def test_an_elementwise_rule_moves_each_weight_as_if_it_were_alone(name, compile
     assert torch.allclose(found, whole, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiled)])
+def test_autograd_notices_a_step(compile):
+    """A backward pass through weights that a step has changed is an error, as with torch's optimizers."""
+    w = torch.ones(3, requires_grad=True)
+    optimizer = Optimizer([w], signum, lr=0.1, compile=compile)
+    loss = w.square().sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_complex_weights_are_refused_before_anything_moves():
     for name in zoo.RULES:
         with pytest.raises(ValueError, match="parameter 0 of shape .2,.: has complex weights; give"):
