@@ -17,7 +17,7 @@ from trainer.runs import whole_file
 TUNING = """All learning rates: half decades around the rule's usual one, and on until the best has \
 two worse ones on each side.
 The large marks are what the other panels show. Nobody fits a learning rate by hand. Seed {}."""
-DASHES = ("-", "--")    # of the variants of a toy
+DASHED = ("turned", "256 classes", "calm")    # variants
 
 
 def label_of(rule: str) -> str:
@@ -31,18 +31,22 @@ def look_of(rule: str) -> dict:
     return style_of(name) | (HOLLOW if plus else {})
 
 
+def dash_of(variant: str) -> dict:
+    """Returns how lines of a variant are drawn where both variants of a toy are in one panel."""
+    return {"ls": "--" if variant in DASHED else "-"}
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Panels: each function draws some records into axes
 
 def draw_curves(records: list[dict], axes) -> None:
     """Final losses over the learning rate. A cross at the top is a loss beyond the scale."""
     top = 3 * max(record["losses"][0] for record in records)
-    variants = list(dict.fromkeys(record["variant"] for record in records))
     for record in records:
-        look, dash = look_of(record["rule"]), DASHES[variants.index(record["variant"])]
+        look = look_of(record["rule"])
         lrs, losses = np.array(list(record["curve"])), np.array(list(record["curve"].values()))
         seen = losses < top
-        axes.plot(lrs, losses.clip(max=top), ls=dash, lw=1.6, ms=4, **look)
+        axes.plot(lrs, losses.clip(max=top), lw=1.6, ms=4, **look | dash_of(record["variant"]))
         axes.plot(lrs[~seen], losses[~seen].clip(max=top), color=look["color"], **DIVERGED)
         axes.plot(record["lr"], min(record["loss"], top), ms=11, ls="", **look)
     axes.set(xscale="log", yscale="log", xlabel="peak learning rate", ylabel="final loss",
@@ -77,15 +81,15 @@ def draw_errors(layer: int, title: str, records: list[dict], axes) -> None:
     for record in records:
         axes.plot([errors[layer] for errors in record["path"]], lw=1.8, ms=5, markevery=8,
                   **look_of(record["rule"]))
-    axes.set(yscale="log", xlabel="step", ylabel="error / error at the start", title=title, ylim=(3e-4, 3))
+    axes.set(yscale="log", xlabel="step", ylabel="error / error at the start", title=title, ylim=(None, 3))
 
 
 def draw_distances(records: list[dict], axes) -> None:
     """Distances from the minimum over the steps."""
     for record in records:
-        spike = record["variant"] == "spike"
-        line = dict(ls="-", alpha=1, lw=1.8) if spike else dict(ls="--", alpha=0.6, lw=1, marker="")
-        axes.plot(np.sqrt(record["losses"]), ms=5, markevery=40, **look_of(record["rule"]) | line)
+        line = dict(alpha=0.6, lw=1, marker="") if record["variant"] == "calm" else dict(lw=1.8)
+        axes.plot(np.sqrt(record["losses"]), ms=5, markevery=40,
+                  **look_of(record["rule"]) | dash_of(record["variant"]) | line)
     axes.axvline(toys.SPIKE, color="0.7", lw=5, alpha=0.5, zorder=0)
     axes.set(yscale="log", xlabel="step", ylabel="distance from the minimum",
              title="with and without the spike")
@@ -125,8 +129,8 @@ def draw(name: str, records: list[dict], path: str, seed: int = 0, projector: bo
     """Draws a toy's picture into a file. projector: with large type. Raises UserError."""
     rows, toy = panels_of(name, records), toys.TOYS[name]
     lines = {label_of(record["rule"]): look_of(record["rule"]) | {"ms": 8} for record in records}
-    if 1 < len(toy.variants) <= len(DASHES):
-        lines |= {variant: {"color": "0.3", "ls": dash} for variant, dash in zip(toy.variants, DASHES)}
+    if len(toy.variants) == 2:
+        lines |= {variant: {"color": "0.3"} | dash_of(variant) for variant in toy.variants}
     figure = blank_figure(max(12, 2.7 * len(rows[0])), 2.4 + max(2.8 * len(rows), 4))
     with type_of(projector):
         grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
@@ -136,7 +140,7 @@ def draw(name: str, records: list[dict], path: str, seed: int = 0, projector: bo
         handles = [grid[0, 0].plot([], [], label=label, **look)[0] for label, look in lines.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=4 if projector else 7,
                       title=TUNING.format(seed), title_fontsize="small")
-        figure.suptitle(textwrap.fill(toy.idea, 60 if projector else 100))
+        figure.suptitle(textwrap.fill(toy.idea, 68 if projector else 100))
         save(figure, path)
 
 
