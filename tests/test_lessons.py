@@ -1,12 +1,15 @@
 """Lessons: each toy shows its finding at three seeds, with a margin, and the command draws and explains."""
+import itertools
 import math
 
 import matplotlib.image
 import pytest
 
 import zoo
+from conftest import ROOT
 from lessons import __main__ as command
 from lessons import toys
+from trainer import options, settings
 
 SEEDS = (0, 1, 2)
 
@@ -134,6 +137,28 @@ def test_every_rule_of_the_zoo_trains(rule):
     for make in (toys.matrix, toys.layers):
         run = toys.train(rule, make("wide", 0), lr, 10)
         assert run["path"][-1] != run["path"][0] and len(run["losses"]) == 11, rule
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The classroom's settings
+
+def test_class_promises_the_order_of_nano():
+    """No pair of optimizers that differ in nano.toml stands in the other order in class.toml, and most pairs
+    differ there, too."""
+    nano, small = ({name: promise["loss"] for name, promise in options.read_toml(str(path))["expect"].items()}
+                   for path in (ROOT / "configs/nano.toml", ROOT / "configs/class.toml"))
+    pairs = [(first, second) for first, second in itertools.permutations(nano, 2)
+             if nano[second] - nano[first] > 0.015]    # lion and adalayer differ by 0.01
+    assert all(small[first] <= small[second] for first, second in pairs)
+    clear = [(first, second) for first, second in pairs if small[second] - small[first] > 0.08]
+    assert len(pairs) == 34 and len(clear) == 31
+
+
+def test_class_does_not_compile():
+    """The file says so, and the command line may say otherwise."""
+    for words, compiles in ([], False), (["--compile"], True):
+        config, _, _ = settings.read([str(ROOT / "configs/class.toml"), *words])
+        assert config.compile == compiles and config.lr == 3.16e-2
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ class Settings:
                             ("auto", "sdpa", "plain"))
     loss_chunk: int = option(0, None, "tokens whose logits exist at the same time; 0: 512 on CPU, 4,096 "
                                       "elsewhere", low=0)
-    compile: bool = option(True, None, "compile model and optimizer: the first step becomes slow, the others "
-                                    "fast")
+    compile: bool = option(True, "train", "compile model and optimizer: the first step becomes slow, the "
+                                      "others fast")
     threads: int = option(0, None, "CPU threads of each process; 0: the processes share all cores",
                           low=0, high=1024, free=True)
     timeout: int = option(600, None, "seconds to wait for a rank that does not answer before the run ends",
