@@ -311,11 +311,12 @@ def spike(variant: str, seed: int) -> Problem:
 
 def jump_and_memory(record: dict, first: dict) -> dict:
     """jump: how many times farther from the minimum the spike throws the weights, at most. memory: for how
-    many steps they are more than twice as far away as without the spike; infinite if to the end."""
+    many steps they are more than twice as far away as without the spike; infinite if to the end. A run that
+    diverged before the spike has no jump."""
     pairs = zip(record["losses"][SPIKE:], first["losses"][SPIKE:])
     farther = [math.sqrt(with_spike / calm) for with_spike, calm in pairs]
     memory = max((i for i, ratio in enumerate(farther, 1) if ratio > 2), default=0)
-    return {"jump": max(farther), "memory": memory if memory < len(farther) else math.inf}
+    return {"jump": max(farther, default=math.nan), "memory": memory if memory < len(farther) else math.inf}
 
 
 SHAPES = {"square": (32, 32), "tall": (64, 16), "wide": (16, 64)}

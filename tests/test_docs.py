@@ -4,11 +4,13 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -22,8 +24,11 @@ import optim
 import prepare_c4
 import sample
 import study.__main__
+import tiny_runs
 import zoo
+import zoo.__main__
 from conftest import ROOT
+from lessons import pictures, toys
 from model import Decoder
 from trainer import options, settings
 from trainer.build import build_optimizer, decoder_shape
@@ -43,7 +48,8 @@ TORCHRUN_OPTIONS = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "mas
 SBATCH_OPTIONS = {"array", "gres", "time", "signal"}
 # programs whose arguments are not checked
 OTHER_PROGRAMS = {"source", "pip", "tail", "sbatch", "exec", "ruff", "cp", "diff", "head", "scontrol", "sed",
-                  "mktemp"}
+                  "mktemp", "bash"}
+CLASS = "configs/class.toml"    # the model of the lessons
 LANGUAGES = {"bash", "text", "python", "toml", "json", "bibtex"}
 
 
@@ -117,8 +123,7 @@ def is_sweep(words: list[str]) -> bool:
 
 def is_cheap(words: list[str]) -> bool:
     """Whether the command is over in seconds and writes nothing."""
-    return words[0] == "python" and (words[1] in ("optim.py", "--help") or words[1:3] == ["-m", "zoo"] or
-                                     not {"--plan", "--help", "--optimizer=list"}.isdisjoint(words))
+    return words[0] == "python" and not {"--plan", "--help", "--optimizer=list"}.isdisjoint(words)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -238,9 +243,9 @@ def test_links_lead_somewhere(page):
 
 def test_options_in_prose_exist():
     """Every --option that a page names is an option of some program of the pages."""
-    known = {"help", "print", "jobs", "options"} | TORCHRUN_OPTIONS | SBATCH_OPTIONS
+    known = {"help", "print", "jobs", "options", "grads"} | TORCHRUN_OPTIONS | SBATCH_OPTIONS
     known |= {name for name, _ in torture_options()} | settings.OPTIONS
-    for module in (*SCRIPTS.values(), study.__main__):
+    for module in (*SCRIPTS.values(), study.__main__, lessons.__main__):
         known |= set(module.Options.__dataclass_fields__)
     for rule in (*zoo.RULES.values(), *zoo.MODIFIERS.values(), FROZEN):
         for name in rule.hyper:
@@ -293,11 +298,11 @@ def check_python(argv: list[str], tmp_path: Path):
     elif script == "-m" and rest[0] == "study":
         study.__main__.read_options(rest[1:])
     elif script == "-m" and rest[0] == "lessons":
-        assert rest[1] in lessons.__main__.COMMANDS
-        assert all((ROOT / path).exists() for path in rest[2:] if path.endswith(".py"))
+        run_lesson(rest[1:], tmp_path)
+    elif script == "-m" and rest[0] == "zoo":
+        assert zoo.__main__.main(rest[1:]) == 0
     elif script == "-m":
-        assert rest[0] in ("venv", "zoo")
-        assert rest[0] == "venv" or len(rest) <= 2 and set(rest[1:]) <= set(zoo.RULES)
+        assert rest[0] == "venv"
     elif script == "train.py":
         check_train(rest, tmp_path)
     elif script in SCRIPTS:
@@ -305,11 +310,33 @@ def check_python(argv: list[str], tmp_path: Path):
         if script == "bench.py":
             check_train(shlex.split(loaded.options), tmp_path)
     elif script == "optim.py":
-        assert rest[0] in optim.RULES
+        assert rest[0] in optim.RULES and zoo.__main__.main(rest) == 0
     else:
         assert script in ("tests/torture", "tests/memory.py")
         known = {f"--{name}" for name, _ in torture_options()}
         assert not {word.partition("=")[0] for word in rest} - known
+
+
+def run_lesson(argv: list[str], tmp_path: Path):
+    """Runs a command of the lessons, with short runs. The files that it judges are exercises, still blank."""
+    if argv[:1] == ["check"]:
+        assert lessons.__main__.main(argv) == 2 and all((ROOT / path).exists() for path in argv[1:])
+        return
+    picture = [f"--out={tmp_path / 'picture.png'}"] if argv else []
+    with short_toys():
+        assert lessons.__main__.main([*argv, *picture]) == 0
+
+
+@contextmanager
+def short_toys():
+    """Each rule takes twelve steps at its usual learning rate, and nothing is drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toys, "TOYS", {name: toy._replace(steps=12) for name, toy in toys.TOYS.items()})
+        patch.setattr(toys, "SPIKE", 6)
+        patch.setattr(toys, "search", lambda run, usual: {usual: run(usual)})
+        for name in ("draw", "draw_step"):
+            patch.setattr(pictures, name, lambda *_: None)
+        yield
 
 
 def check_train(argv: list[str], tmp_path: Path):
@@ -337,6 +364,45 @@ def check_pytest(argv: list[str]):
             assert "slow" in next(words)
         elif not word.startswith("-"):
             assert (ROOT / word).exists(), word
+
+
+def test_steps_by_hand_are_as_printed(capsys):
+    """The lines "step 4  u   of signum: ..." of the lessons are what the commands print."""
+    lines = [(page, *line) for page in PAGES for line in re.findall(
+        r"^step (\d+)  u   of (\w+): +(.+)$", page.read_text(), re.M)]
+    assert len(lines) > 10
+    for page, step, rule, numbers in lines:
+        grads = re.search(r'--grads=".+"', page.read_text())[0].replace('"', "")
+        zoo.__main__.main([rule, f"--steps={step}", grads])
+        update = re.findall(r"^        u +(.+)$", capsys.readouterr().out, re.M)[-1]
+        assert update.split() == numbers.split(), f"{page.name}: {rule}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", unique_commands(lambda words: words[1:3] == ["train.py", CLASS]))
+def test_training_of_a_lesson_runs(words, tiny, tmp_path):
+    """It takes two steps, with a model that is even smaller."""
+    assert tiny_runs.run(tiny, tmp_path, "lesson", *words[3:], "--steps=2") == 0
+
+
+@pytest.mark.slow
+def test_notebook_runs(tmp_path, monkeypatch, capsys):
+    """Jupyter has run the whole notebook. Its code still runs, here with short toys. All else that it prints
+    is what it holds."""
+    cells = json.loads((ROOT / "lessons/lesson.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    (tmp_path / "notebook.py").write_text("\n".join("".join(cell["source"]) for cell in code))
+    monkeypatch.chdir(ROOT)
+    with short_toys():
+        runpy.run_path(str(tmp_path / "notebook.py"))
+    printed = capsys.readouterr().out
+    for cell in code[1:]:
+        texts = ["".join(output["text"]) for output in cell["outputs"] if output["output_type"] == "stream"]
+        if "toy(" in "".join(cell["source"]):
+            assert texts and "image/png" in cell["outputs"][-1]["data"]
+        else:
+            assert texts and "".join(texts) in printed
 
 
 @pytest.mark.slow

@@ -118,6 +118,12 @@ def test_search_goes_below_what_diverges():
     assert list(tried) == [1e-3, 3.16e-3, 0.01, 0.0316, 0.1, 0.316, 1.0, 3.16, 10.0]
 
 
+def test_a_run_may_diverge_before_the_spike():
+    runs = [toys.train("sgd_ema", toys.spike(name, 0), 1000.0, 400) for name in ("calm", "spike")]
+    assert all(run["loss"] == math.inf and len(run["losses"]) < toys.SPIKE for run in runs)
+    assert math.isnan(toys.jump_and_memory(runs[1], runs[0])["jump"])
+
+
 @pytest.mark.slow
 def test_records_are_plain_and_repeatable():
     """The same seed gives the same numbers. A given learning rate sets the path, and leaves the curve."""
