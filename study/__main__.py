@@ -5,6 +5,7 @@ From finished runs to tables, figures and verdicts on the paper's claims.
     python -m study --match='nano*' --out=x.png    prints a table and draws a picture of these runs alone
     python -m study 0001 0002                      prints what differs between runs, and draws them together
     python -m study --runs=ann,ben --out=x.png     takes the runs of several folders
+    python -m study look 0001 0002                 draws what the steps of runs did, side by side
 
 Without --out and without --match, only runs of sweeps enter the results: those that sweep.sh names, at the
 study's setting or at a variant of it. --match=PATTERN takes the runs of these names, whatever they are.
@@ -29,6 +30,7 @@ from pathlib import Path
 
 from study.claims import report
 from study.figures import all_figures, draw_study
+from study.look import draw_look
 from study.tables import (
     RecordedRun,
     as_table,
@@ -60,7 +62,8 @@ class Options:
                                   "those of the study's sweeps enter the results")
     results: str = option("study/results", None, "folder of what is kept of them")
     setting: str = option("study", None, "name of the config that claims and figures are about")
-    out: str = option("", None, "only this picture, of these runs; of runs that are named: overlay.png")
+    out: str = option("", None, "only this picture, of these runs; of runs that are named: overlay.png "
+                                "or look.png")
 
 
 def everything(runs: list[RecordedRun], options: Options) -> None:
@@ -129,9 +132,7 @@ def overlay(names: list[str], options: Options) -> None:
     """
     if len(names) < 2:
         raise UserError(f"{names[0]}: give the names of two runs or more; or give options, as --key=value")
-    runs = [find_run(name, options.runs) for name in names]
-    are_unique = len({run.name for run in runs}) == len(runs)
-    names = [run.name if are_unique else str(run.path) for run in runs]
+    names, runs = find_runs(names, options.runs)
     rows = differences(runs) or [("no setting differs", *[""] * len(runs))]
     rows.append(("status", *(run.status["status"] for run in runs)))
     rows.append(("final validation loss", *(
@@ -141,6 +142,26 @@ def overlay(names: list[str], options: Options) -> None:
     with whole_file(out) as file:
         draw_runs({name: run.metrics for name, run in zip(names, runs)}, file, "", out.suffix[1:])
     print(f"wrote {out}")
+
+
+def look(names: list[str], options: Options) -> None:
+    """Draws what the steps of runs did, from what --log_blocks logged.
+
+    Raises:
+        UserError: there is no such run, or it did not log this.
+    """
+    if not names:
+        raise UserError("look: give the name of a run, or the names of several to see them side by side")
+    out = Path(options.out or "look.png")
+    draw_look(dict(zip(*find_runs(names, options.runs))), out)
+    print(f"wrote {out}")
+
+
+def find_runs(names: list[str], folders: str) -> tuple[list[str], list[RecordedRun]]:
+    """Returns what to call runs, and the runs. If two have the same name, all are called by their paths."""
+    runs = [find_run(name, folders) for name in names]
+    are_unique = len({run.name for run in runs}) == len(runs)
+    return [run.name if are_unique else str(run.path) for run in runs], runs
 
 
 def find_run(name: str, folders: str) -> RecordedRun:
@@ -183,7 +204,9 @@ def main(argv: list[str]) -> int:
     written."""
     try:
         names, options = read_options(argv)
-        if names:
+        if names[:1] == ["look"]:    # a run of this name can be named by its path
+            look(names[1:], options)
+        elif names:
             overlay(names, options)
         elif options.out:
             one_picture(read_runs(options.runs, options.match or "*"), options)

@@ -14,11 +14,12 @@ import matplotlib.image
 from matplotlib.figure import Figure
 import numpy as np
 import pytest
+import torch
 
 from conftest import ROOT
 from study import __main__ as command
 from study import claims, evidence, figures, panels, tables, thresholds
-from tiny_runs import run
+from tiny_runs import final, run
 from trainer import measure, settings
 from zoo import RULES
 
@@ -518,6 +519,39 @@ def test_two_runs_are_laid_over_each_other(tmp_path, capsys, drawn):
                         (["b", "d"], "d: no such run in --runs="),
                         (["a", "b"], "a: is in several folders; name one of")):
         assert command.main([*names, folders, out]) == 2
+        assert f"study: error: {said}" in capsys.readouterr().err
+
+
+def test_a_look_inside_runs(tiny, tmp_path, capsys, drawn):
+    """Real runs of three steps. The panels hold what was logged, and looking has not changed a bit."""
+    look = "--log_blocks"
+    for name, more in dict(plain=[], adam=[look], sig=[look, "--optimizer=signum"]).items():
+        assert run(tiny, tmp_path, name, "--steps=3", "--eval_every=0", *more) == 0
+    (weights, state, rows), (weights2, state2, _) = final(tmp_path / "adam"), final(tmp_path / "plain")
+    assert all(torch.equal(weights[k], weights2[k]) for k in weights)
+    assert all(torch.equal(state[i][k], state2[i][k]) for i in state for k in ("m", "v"))
+
+    options = [f"--runs={tmp_path}", f"--out={tmp_path / 'x.png'}"]
+    capsys.readouterr()
+    assert command.main(["look", "adam", "sig", *options]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'x.png'}\n"
+    panels = drawn[-1].axes
+    assert len(panels) == 9 * 2 and [axes.get_title() for axes in panels[:2]] == ["adam", "sig"]
+    expected = []
+    for row in (row for row in rows if row["kind"] == "train"):
+        block = row["blocks"]["head.weight"]
+        expected.append([block["update"] / block["weight"], block["weight"], block["grad"],
+                         row["effective_lr"]["head"][3], row["largest_u"]["head"], block["grad_over_root_v"],
+                         *block["snr"].values()])
+    heads = [next(line for line in axes.lines if line.get_label() == "head") for axes in panels[::2]]
+    assert all(list(head.get_xdata()) == [1, 2, 3] for head in heads)
+    assert list(zip(*(head.get_ydata() for head in heads))) == [pytest.approx(row) for row in expected]
+    assert panels[12].get_xlabel() == "step (no values for norm)"    # a vector has no rows
+    says = [axes.texts[0].get_text().split("\n")[1] for axes in panels[1::2] if axes.texts]
+    assert says == ["has a second moment v."] * 2 + ["has a v for each weight."] * 3
+    for names, said in ((["plain"], "plain: does not hold what its steps did to each role; train it (again)"),
+                        ([], "look: give the name of a run"), (["d"], "d: no such run in --runs=")):
+        assert command.main(["look", *names, *options]) == 2
         assert f"study: error: {said}" in capsys.readouterr().err
 
 

@@ -1,5 +1,6 @@
 """The training script as a user meets it: through its command line and the files that it leaves."""
 import json
+import math
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import zoo
 from conftest import ROOT, documents
 from model import Decoder
 from tiny_runs import VARIANTS, ZOO, assert_same_run, final, rewound, run
-from trainer import data, runs
+from trainer import data, measure, runs
 from trainer.build import build_optimizer, decoder_shape
 from trainer.errors import UserError
 from trainer.machine import Machine, compiler_works
@@ -105,6 +106,50 @@ def test_log_blocks(tiny, tmp_path):
     assert row["effective_lr"] == {} and all(abs(u - 1) < 0.01 for u in row["largest_u"].values())
     head = row["blocks"]["head.weight"]
     assert head["update"] == pytest.approx(row["lr"], rel=0.01)    # signum moves by lr
+
+
+def test_what_a_look_measures():
+    """On a matrix of 2 x 2 after one step, v is g^2, so numbers can be computed by hand."""
+    w, unseen = torch.ones(2, 2), torch.ones(2, 2)
+    w.grad = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    unseen.grad = torch.tensor([[0.0, 0.0], [1e-12, 1e-12]])
+
+    def look(rule):
+        optimizer = zoo.make(rule, [("w", w, "head"), ("unseen", unseen, "embed")], lr=1.0)
+        optimizer.step()
+        return measure.look_into(optimizer, before)
+    before = {w: w.clone(), unseen: unseen.clone()}
+    blocks = look("adamw")["blocks"]
+    # v: 1, 4; 9, 0. In a row: mean 2.5, variance 2.25; 4.5, 4.5^2. In a column: 5, 16; 2, 4. All: 3.5, 3.5^2
+    assert blocks["w"]["snr"] == pytest.approx(dict(row=(2.5**2 / 2.25 + 1) / 2, column=(25 / 16 + 1) / 2,
+                                                    tensor=1.0))
+    assert blocks["w"]["grad_over_root_v"] == pytest.approx(0.75**0.5) and blocks["w"]["role"] == "head"
+    # the first row of `unseen` does not count, and a variance of 1e-50 is no zero
+    assert blocks["unseen"]["snr"] == pytest.approx(dict(row=math.inf, column=1, tensor=1))
+    assert len(set(look("adamw")["effective_lr"]["embed"])) == 1    # only of what has had a gradient
+    # one v for a tensor, or for each row: 3.5; 2.5 and 4.5. g / sqrt(v) has the mean square 1
+    for rule in ("adalayer", "adalayer_star", "adasgd"):
+        blocks = look(rule)["blocks"]
+        assert "snr" not in blocks["w"]
+        assert blocks["w"]["grad_over_root_v"] == pytest.approx(2**0.5 if rule == "adasgd" else 1), rule
+    blocks = look("signum")["blocks"]
+    assert not {"snr", "grad_over_root_v"} & set(blocks["w"])
+    # a gradient that is ten times as large as before: v = 0.1 100 + 0.9 1, so g^2 / v = 100 / 10.9
+    v = torch.tensor([1.0, 4.0]) * 10.9
+    assert measure.gradient_over_root(torch.tensor([10.0, 20.0]), v, 0) == pytest.approx((100 / 10.9)**0.5)
+
+
+def test_the_signal_to_noise_of_a_v_of_rank_one():
+    """Each row of r c has the ratio of c, and each column that of r. With a = variance / mean^2 of r and b of
+    c, the tensor has 1 / ((1 + a) (1 + b) - 1). Three blocks are averaged."""
+    r, c = torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0, 3.0])
+    a, b = 1 / 4, (2 / 3) / 4
+    expected = dict(row=1 / b, column=1 / a, tensor=1 / ((1 + a) * (1 + b) - 1))
+    assert measure.signal_to_noise(r[:, None] * c) == pytest.approx(expected)
+    blocks = torch.cat([r, 1e-25 * r, 100 * r])[:, None] * c
+    assert measure.signal_to_noise(blocks, blocks=3) == pytest.approx(expected)
+    assert measure.signal_to_noise(c) == pytest.approx(dict(tensor=1 / b))
+    assert math.isnan(measure.signal_to_noise(torch.zeros(2, 2))["tensor"])
 
 
 def test_frozen_ratios_measure_first(tiny, tmp_path):

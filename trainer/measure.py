@@ -52,16 +52,61 @@ def effective_lr(optimizer: zoo.Optimizer) -> list:
     """What Fig. 7 of the paper shows: the lr that each block really has, lr / (sqrt(v_hat) + eps).
 
     Returns a list of {name, role, values}, one for each parameter that has moved and has a second moment.
-    values: 1-D, fp32, in weight per gradient, one for each block (of adamw, adafactor: for each weight)."""
+    values: 1-D, fp32, in weight per gradient, one for each block (of adamw, adafactor: for each weight). A
+        block whose v is 0 is left out: it has never had a gradient, such as a token that no text has."""
     rows = []
     for group, i, p in optimizer.each_parameter():
-        rule, state = optimizer.rules[group["rule"]], optimizer.state.get(p)
-        if state and rule.second_moment:
-            v, *c = [state[name] for name in rule.second_moment]    # v, or the factors r and c of v
-            v = (factored(v, *c) if c else v) / (1 - group["beta2"] ** state["t"] if rule.corrected else 1)
-            values = (group["lr"] / (v.sqrt() + group["eps"])).flatten().float()
+        if (v := second_moment(optimizer, group, p)) is not None and v.any():
+            values = (group["lr"] / (v[v > 0].sqrt() + group["eps"])).float()
             rows.append(dict(name=group["names"][i], role=group["roles"][i], values=values))
     return rows
+
+
+def second_moment(optimizer: zoo.Optimizer, group: dict, p: torch.Tensor) -> torch.Tensor | None:
+    """Returns v_hat of a parameter of a group. It has the shape of the rule's state, but a v that the rule
+    keeps as two factors has the shape of the weight. Returns None if the rule has no second moment, or if the
+    parameter has not moved yet."""
+    rule, state = optimizer.rules[group["rule"]], optimizer.state.get(p)
+    if not state or not rule.second_moment:
+        return None
+    v, *c = [state[name] for name in rule.second_moment]    # v, or the factors r and c of v
+    return (factored(v, *c) if c else v) / (1 - group["beta2"] ** state["t"] if rule.corrected else 1)
+
+
+def gradient_over_root(g: torch.Tensor, v: torch.Tensor, eps: float) -> float:
+    """Returns rms(g / sqrt(v)), which is about 1 while gradients are as large as before. The v includes g.
+
+    Source: Wortsman et al. (2023), arXiv 2304.13013, where it rises 1 to 8 steps before the loss does.
+
+    Args:
+        g: the gradient of a tensor.
+        v: as second_moment() returns it. If it is a vector, each of its numbers is for one block of g."""
+    if v.dim() == 1:
+        g, v = g.reshape(len(v), -1), v[:, None]
+    root = v.sqrt().clamp_min(max(eps, torch.finfo(v.dtype).tiny))    # where nothing ever came, it is 0 / 0
+    return (g / root).square().mean().sqrt().item()
+
+
+def signal_to_noise(v: torch.Tensor, blocks: int = 1) -> dict:
+    """Returns how well a single number could stand for all the v of a row, of a column, and of the tensor.
+
+    It is mean(v)^2 / variance(v) within each row (each column, each block), averaged over the rows (columns,
+    blocks). A row in which all v are 0 does not count. A vector has neither rows nor columns.
+    Source: SlimAdam (Kalra et al., 2025), arXiv 2503.01843. It averages v where the ratio is above 1.
+
+    Args:
+        v: one number for each weight.
+        blocks: how many blocks the tensor has, such as 3 for the fused q, k, v.
+    Returns: {"row", "column", "tensor"}, or {"tensor"} for a vector."""
+    v = v.unflatten(0, (blocks, -1))
+    matrix = dict(row=(2,), column=(1,)) if v.dim() > 2 else {}
+    ratios = {}
+    for name, axes in (matrix | dict(tensor=tuple(range(1, v.dim())))).items():
+        mean = v.mean(axes, keepdim=True)
+        # to divide by the mean first prevents underflow: a v of 1e-25 has a variance of 1e-50
+        variance = (v / mean).var(axes, correction=0)
+        ratios[name] = variance[mean.flatten().view_as(variance) > 0].reciprocal().mean().item()
+    return ratios
 
 
 def bits_per_byte(loss: float, tokens) -> float:
@@ -78,7 +123,9 @@ def look_into(optimizer: zoo.Optimizer, before: dict) -> dict:
         effective_lr: {role or set of roles: quantiles of the effective lr}.
         largest_u: {role or set of roles: largest |u|}. It leaves out a role if a modifier gives each weight
             its own decay.
-        blocks: {parameter: {update, weight, grad}}, root mean squares."""
+        blocks: {parameter: {role, update, weight, grad}}. The last three are root mean squares. If its rule
+            has a second moment, there is also grad_over_root_v, and if that has a number for each weight,
+            snr. See gradient_over_root() and signal_to_noise()."""
     effective, largest, blocks = {}, {}, {}
     for row in effective_lr(optimizer):
         for label in labels_of(row["role"]):
@@ -89,12 +136,18 @@ def look_into(optimizer: zoo.Optimizer, before: dict) -> dict:
     for group, i, p in optimizer.each_parameter():
         weight, old = p.detach(), before[p]
         tensors = dict(update=weight - old, weight=weight, grad=p.grad)
-        blocks[group["names"][i]] = {key: x.square().mean().sqrt().item() for key, x in tensors.items()}
+        block = {key: x.square().mean().sqrt().item() for key, x in tensors.items()}
+        block["role"] = role = group["roles"][i]
+        if (v := second_moment(optimizer, group, p)) is not None:
+            block["grad_over_root_v"] = gradient_over_root(p.grad, v, group["eps"])
+            if v.shape == p.shape:
+                block["snr"] = signal_to_noise(v, blocks=3 if role == "qkv" else 1)
+        blocks[group["names"][i]] = block
         if optimizer.rules[group["rule"]].changes_decay:
             continue
         decayed = optimizer.decay(group, optimizer.state[p]["t"]) * old
         moved = (decayed - weight).abs().max().item()    # lr |u|
-        for label in labels_of(group["roles"][i]):
+        for label in labels_of(role):
             u = moved / group["lr"] if group["lr"] else 0.0
             largest[label] = max(largest.get(label, 0.0), u)
     return dict(effective_lr=effective, largest_u=largest, blocks=blocks)
