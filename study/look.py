@@ -15,7 +15,7 @@ from trainer.measure import blank_figure
 from trainer.runs import whole_file
 from zoo import ROLES
 
-HEIGHT = 2.6    # of a panel and what stands above it, in inches
+HEIGHT = 2.6    # of a panel with its texts, in inches
 NO_V = "No rule of this run\nhas a second moment v."
 Values = Callable[[dict[str, Any]], dict[str, tuple]]    # line of metrics.jsonl -> {role: low, middle, high}
 
@@ -71,10 +71,10 @@ QUANTITIES = (
              "The rms of what a step changed in a tensor, divided by the rms of the tensor.",
              by_role(update_over_weight)),
     Quantity("rms of the weights",
-             "The norm of a tensor, divided by the root of how many weights it has.",
+             "The root of the mean square of a tensor's weights, after the step.",
              by_role(lambda block: block["weight"])),
     Quantity("rms of the gradient",
-             "The norm of a tensor's clipped gradient, divided by the same root.",
+             "The root of the mean square of a tensor's gradient, after clipping.",
              by_role(lambda block: block["grad"])),
     Quantity("effective learning rate",
              "lr / (√v + eps) of each weight, or of each block that shares a v: the median over a role, and "
@@ -121,7 +121,7 @@ def draw_look(runs: dict[str, RecordedRun], path: Path) -> None:
             draw_quantity(axes, quantity, rows)
             if len(runs) > 1:
                 axes.set_title(textwrap.fill(name, 45), size=USUAL)
-        label_logarithmic(panels[0])
+        scale(panels[0])
     handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
     roles = [role for role in ROLES if role in handles]
     figure.legend([handles[role] for role in roles], roles, fontsize=USUAL, loc="outside lower center",
@@ -166,7 +166,7 @@ def draw_quantity(axes, quantity: Quantity, rows: list[dict[str, Any]]) -> None:
         axes.axhline(quantity.usual, color="0.4", ls="--", lw=1, zorder=0)
 
 
-def label_logarithmic(axes) -> None:
+def scale(axes) -> None:
     """Makes the scale of y logarithmic, over a factor of four or more. A short one has plain numbers."""
     from matplotlib.ticker import LogLocator    # here, because blank_figure() imports matplotlib first
     if not any(other.get_lines() for other in axes.get_shared_y_axes().get_siblings(axes)):
@@ -176,7 +176,7 @@ def label_logarithmic(axes) -> None:
     low, high = axes.get_ylim()
     room = max(1, 2 / (high / low)**0.5)
     axes.set_ylim(low / room, high * room)
-    if high < 15 * low:
+    if high < 30 * low:
         axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")

@@ -148,6 +148,7 @@ def test_the_signal_to_noise_of_a_v_of_rank_one():
     assert measure.signal_to_noise(r[:, None] * c) == pytest.approx(expected)
     blocks = torch.cat([r, 1e-25 * r, 100 * r])[:, None] * c
     assert measure.signal_to_noise(blocks, blocks=3) == pytest.approx(expected)
+    assert measure.signal_to_noise(blocks[:, :, None], blocks=3) == pytest.approx(expected)    # a convolution
     assert measure.signal_to_noise(c) == pytest.approx(dict(tensor=1 / b))
     assert math.isnan(measure.signal_to_noise(torch.zeros(2, 2))["tensor"])
 

@@ -57,7 +57,7 @@ def effective_lr(optimizer: zoo.Optimizer) -> list:
     rows = []
     for group, i, p in optimizer.each_parameter():
         if (v := second_moment(optimizer, group, p)) is not None and v.any():
-            values = (group["lr"] / (v[v > 0].sqrt() + group["eps"])).float()
+            values = (group["lr"] / (v[v != 0].sqrt() + group["eps"])).float()
             rows.append(dict(name=group["names"][i], role=group["roles"][i], values=values))
     return rows
 
@@ -98,14 +98,13 @@ def signal_to_noise(v: torch.Tensor, blocks: int = 1) -> dict:
         v: one number for each weight.
         blocks: how many blocks the tensor has, such as 3 for the fused q, k, v.
     Returns: {"row", "column", "tensor"}, or {"tensor"} for a vector."""
-    v = v.unflatten(0, (blocks, -1))
-    matrix = dict(row=(2,), column=(1,)) if v.dim() > 2 else {}
-    ratios = {}
-    for name, axes in (matrix | dict(tensor=tuple(range(1, v.dim())))).items():
+    axes_of = (dict(row=(2,), column=(1,)) if v.dim() > 1 else {}) | dict(tensor=(1, 2))
+    v, ratios = v.reshape(blocks, len(v) // blocks, -1), {}
+    for name, axes in axes_of.items():
         mean = v.mean(axes, keepdim=True)
         # to divide by the mean first prevents underflow: a v of 1e-25 has a variance of 1e-50
-        variance = (v / mean).var(axes, correction=0)
-        ratios[name] = variance[mean.flatten().view_as(variance) > 0].reciprocal().mean().item()
+        variance = (v / mean).var(axes, correction=0, keepdim=True)
+        ratios[name] = variance[mean > 0].reciprocal().mean().item()
     return ratios
 
 
@@ -140,7 +139,7 @@ def look_into(optimizer: zoo.Optimizer, before: dict) -> dict:
         block["role"] = role = group["roles"][i]
         if (v := second_moment(optimizer, group, p)) is not None:
             block["grad_over_root_v"] = gradient_over_root(p.grad, v, group["eps"])
-            if v.shape == p.shape:
+            if v.dim() and v.shape == p.shape:
                 block["snr"] = signal_to_noise(v, blocks=3 if role == "qkv" else 1)
         blocks[group["names"][i]] = block
         if optimizer.rules[group["rule"]].changes_decay:
