@@ -176,7 +176,7 @@ def scale(axes) -> None:
     low, high = axes.get_ylim()
     room = max(1, 2 / (high / low)**0.5)
     axes.set_ylim(low / room, high * room)
-    if high < 30 * low:
+    if high < 100 * low:
         axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
