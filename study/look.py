@@ -16,7 +16,7 @@ from trainer.runs import whole_file
 from zoo import ROLES
 
 HEIGHT = 2.6    # of a panel with its texts, in inches
-NO_V = "No rule of this run\nhas a second moment v."
+NO_V = "No rule of this run\nlogs a second moment v."
 Values = Callable[[dict[str, Any]], dict[str, tuple]]    # line of metrics.jsonl -> {role: low, middle, high}
 
 
@@ -63,7 +63,7 @@ def snr(axis: str, share: str) -> Quantity:
                   "v (SlimAdam: Kalra et al. 2025, arXiv 2503.01843).")
     return Quantity(f"signal-to-noise ratio of v, by {axis}", definition,
                     by_role(lambda block: block.get("snr", {}).get(axis)),
-                    "No rule of this run\nhas a v for each weight.", 1)
+                    "No rule of this run\nlogs a v for each weight.", 1)
 
 
 QUANTITIES = (

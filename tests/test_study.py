@@ -548,7 +548,7 @@ def test_a_look_inside_runs(tiny, tmp_path, capsys, drawn):
     assert list(zip(*(head.get_ydata() for head in heads))) == [pytest.approx(row) for row in expected]
     assert panels[12].get_xlabel() == "step (no values for norm)"    # a vector has no rows
     says = [axes.texts[0].get_text().split("\n")[1] for axes in panels[1::2] if axes.texts]
-    assert says == ["has a second moment v."] * 2 + ["has a v for each weight."] * 3
+    assert says == ["logs a second moment v."] * 2 + ["logs a v for each weight."] * 3
     for names, said in ((["plain"], "plain: does not hold what its steps did to each role; train it (again)"),
                         ([], "look: give the name of a run"), (["d"], "d: no such run in --runs=")):
         assert command.main(["look", *names, *options]) == 2
