@@ -86,7 +86,8 @@ def show_step(argv: list[str]) -> None:
 
 
 def finish(options: Options, rows: list[dict], draw: Callable[[], None]) -> None:
-    print(as_table(tuple(rows[0]), [tuple(show(value) for value in row.values()) for row in rows]), end="")
+    columns = tuple(dict.fromkeys(column for row in rows for column in row))
+    print(as_table(columns, [tuple(show(row.get(column, "")) for column in columns) for row in rows]), end="")
     draw()
     print(f"wrote {options.out}")
 

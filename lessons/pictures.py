@@ -68,7 +68,7 @@ def draw_paths(surface: Callable, window: tuple, records: list[dict], axes) -> N
 def draw_ranks(records: list[dict], axes) -> None:
     """Mean losses of classes of similar rank."""
     for record in records:
-        losses = np.array(record["by_rank"])
+        losses = np.array(record.get("by_rank", [np.nan]))    # a run that diverged has none
         edges = np.unique(np.geomspace(1, len(losses) + 1, 24).astype(int))
         means = [losses[low - 1:high - 1].mean() for low, high in zip(edges, edges[1:])]
         axes.plot(np.sqrt(edges[:-1] * (edges[1:] - 1)), means, lw=1.8, ms=5, **look_of(record["rule"]))

@@ -128,7 +128,7 @@ def play(name: str, rules: list[str], lrs: list[float] | None = None, seed: int 
 
     Returns:
         A record for each rule and variant: {"rule", "variant", "lr", "curve": {lr: final loss}, "cells":
-        {column: value}}, and of the run at lr what train() returns.
+        {column: value}}, and of the run at lr what train() returns. A run that diverged has no cells.
     """
     toy, records = TOYS[name], []
     for rule in rules:    # a rule that does not fit must say so before the others train
@@ -147,7 +147,8 @@ def play(name: str, rules: list[str], lrs: list[float] | None = None, seed: int 
             record = dict(rule=rule, variant=variant, lr=lr, curve={lr: runs[lr]["loss"] for lr in runs})
             record |= runs.get(lr) or run(lr)
             first = first or record
-            records.append(record | dict(cells=toy.cells(record, first)))
+            has_ended = math.isfinite(record["loss"])
+            records.append(record | dict(cells=toy.cells(record, first) if has_ended else {}))
     return records
 
 

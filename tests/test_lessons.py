@@ -184,6 +184,14 @@ def test_command_draws(lesson, tmp_path, capsys):
     assert width >= 1560 and height > 600
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("toy", ["zipf", "valley"])
+def test_a_run_that_diverges_has_a_row_without_cells(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(toys, "SAMPLES", 8)    # for speed
+    assert command.main([toy, "sgd_ema", "--lr=1e9", f"--out={tmp_path / 'a.png'}"]) == 0
+    assert f"| sgd_ema | {toys.TOYS[toy].variants[0]} | 1e+09 | inf |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words, message", [
     ("ravin adamw", "'ravin': no such lesson; there are ravine, zipf, layers, spike, matrix, valley, step, "),
     ("ravine adam", "'adam' is no optimizer; did you mean adamw?"),
