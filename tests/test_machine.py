@@ -48,7 +48,9 @@ def test_each_signal_saves_and_ends_the_run(tiny, tmp_path, monkeypatch, name):
             os.kill(os.getpid(), getattr(signal, name))
 
     monkeypatch.setattr(runs.Run, "log", signalled)
-    assert run(tiny, tmp_path, "a", "--eval_every=0") == 75
+    with script.surroundings_restored():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)    # the tests themselves may run behind nohup
+        assert run(tiny, tmp_path, "a", "--eval_every=0") == 75
     status = json.loads((tmp_path / "a/status.json").read_text())
     assert status == dict(status="interrupted", step=3, steps=12)
     assert (tmp_path / "a/step-00000003.pt").exists()
