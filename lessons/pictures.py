@@ -65,13 +65,18 @@ def draw_paths(surface: Callable, window: tuple, records: list[dict], axes) -> N
              title=records[0]["variant"])
 
 
+def means_by_rank(losses: list[float]) -> tuple[np.ndarray, list[float]]:
+    """Returns (ranks, mean losses) of classes of similar rank. losses: of each class, by rank."""
+    edges = np.unique(np.geomspace(1, len(losses) + 1, 24).astype(int))
+    means = [np.mean(losses[low - 1:high - 1]) for low, high in zip(edges, edges[1:])]
+    return np.sqrt(edges[:-1] * (edges[1:] - 1)), means
+
+
 def draw_ranks(records: list[dict], axes) -> None:
     """Mean losses of classes of similar rank."""
     for record in records:
-        losses = np.array(record.get("by_rank", [np.nan]))    # a run that diverged has none
-        edges = np.unique(np.geomspace(1, len(losses) + 1, 24).astype(int))
-        means = [losses[low - 1:high - 1].mean() for low, high in zip(edges, edges[1:])]
-        axes.plot(np.sqrt(edges[:-1] * (edges[1:] - 1)), means, lw=1.8, ms=5, **look_of(record["rule"]))
+        losses = record.get("by_rank", [np.nan])    # a run that diverged has none
+        axes.plot(*means_by_rank(losses), lw=1.8, ms=5, **look_of(record["rule"]))
     axes.set(xscale="log", xlabel="rank of the class", ylabel="loss of the class", ylim=(-0.3, 6),
              title=records[0]["variant"])
 

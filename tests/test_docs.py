@@ -50,7 +50,7 @@ SBATCH_OPTIONS = {"array", "gres", "time", "signal"}
 OTHER_PROGRAMS = {"source", "pip", "tail", "sbatch", "exec", "ruff", "cp", "diff", "head", "scontrol", "sed",
                   "mktemp", "bash"}
 CLASS = "configs/class.toml"    # the model of the lessons
-LANGUAGES = {"bash", "text", "python", "toml", "json", "bibtex"}
+LANGUAGES = {"bash", "text", "python", "toml", "json", "bibtex", "diff"}
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,132 @@
+"""The atlas: pages and docs/atlas.html say what the code says, hold true numbers, and work in a browser."""
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+import zoo
+from lessons import atlas
+
+MAKE = "run `python -m lessons atlas --keep`"
+NUMBER = r"-?\d+\.\d{6}"
+
+
+def without_pencil_steps(text):
+    """A page without its pencil steps, and their numbers. Another CPU may round the last digit elsewhere."""
+    return re.sub(rf" *{NUMBER}", " x", text), [float(number) for number in re.findall(NUMBER, text)]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return atlas.read_runs()
+
+
+def test_tree_holds_all_rules():
+    assert set(atlas.TREE) == set(zoo.RULES)
+    for name in atlas.TREE:
+        ancestors = [name]
+        while parent := atlas.TREE[ancestors[-1]]:
+            assert parent not in ancestors
+            ancestors.append(parent)
+        assert ancestors[-1] == "sgd"
+
+
+def test_pages_are_up_to_date(runs):
+    """Nobody edits a page by hand, and no page lags behind docstrings, code, results and words."""
+    made = atlas.texts_of(runs)
+    assert set(atlas.PAGES.glob("*.md")) | {atlas.HTML} == set(made)
+    for path, text in made.items():
+        (words, steps), (made_words, made_steps) = map(without_pencil_steps, (path.read_text(), text))
+        assert words == made_words, f"{path}: {MAKE}"
+        assert steps == pytest.approx(made_steps, rel=1e-4, abs=1e-5), f"{path}: {MAKE}"
+
+
+def test_files_are_small():
+    assert atlas.HTML.stat().st_size < 3e6
+    assert sum(path.stat().st_size for path in atlas.PAGES.iterdir()) < 2e6
+    assert {path.stem for path in atlas.PAGES.glob("*.svg")} == set(zoo.RULES)
+
+
+def test_pictures_have_the_same_bytes_each_time(runs):
+    assert atlas.picture_of("adalayer", runs) == atlas.picture_of("adalayer", runs)
+
+
+@pytest.mark.parametrize("toy, rule", [("layers", "signum"), ("ravine", "adamw"), ("matrix", "muon")])
+def test_runs_are_those_of_the_rules(runs, toy, rule):
+    torch.set_num_threads(1)
+    fresh, kept = json.loads(json.dumps(atlas.runs_on(toy, rule))), runs[f"{toy} {rule}"]
+    assert fresh["best"] == kept["best"]
+    for new, old in zip(fresh["curves"], kept["curves"], strict=True):
+        assert [lr for lr, _ in new] == [lr for lr, _ in old]
+        assert [loss for _, loss in new] == pytest.approx([loss for _, loss in old], rel=0.02)
+    at_best = [torch.tensor(one["panels"][2]) for one in (fresh, kept)]
+    assert torch.allclose(*at_best, rtol=0.02, atol=0.01)
+
+
+def test_runs_of_a_toy_by_hand(runs):
+    """Each position of the slider is half a decade from the next, and the middle one is the best."""
+    for key, one in runs.items():
+        for curve, best in zip(one["curves"], one["best"]):
+            losses = {lr: loss for lr, loss in curve if loss is not None}
+            assert losses[best] == min(losses.values()) or key.startswith("spike"), key
+        assert len(one["panels"]) == len(atlas.POSITIONS)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# In a real browser
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--dump-dom"]
+
+
+@pytest.fixture(scope="module")
+def browse(tmp_path_factory):
+    """A function that opens the atlas, runs a line of JavaScript, and returns the page as it is then."""
+    if not CHROMIUM:
+        pytest.skip("there is no chromium, so nobody has opened docs/atlas.html")
+    folder = tmp_path_factory.mktemp("browser")
+
+    def opened(script):
+        page = folder / "atlas.html"
+        page.write_text(atlas.HTML.read_text() + f"<script>{script}</script>")
+        done = subprocess.run([CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", page.as_uri()],
+                              text=True, capture_output=True, timeout=120, env=os.environ | {"HOME": str(folder)})
+        assert "CONSOLE" not in done.stderr, done.stderr
+        return done.stdout.partition('<div id="show">')[2].partition("<script")[0]
+
+    return opened
+
+
+def test_the_browser_reports_errors(browse):
+    with pytest.raises(AssertionError, match="not_defined"):
+        browse("not_defined()")
+
+
+def test_the_slider_changes_the_picture(browse):
+    moved = "$('lr').value = {}; $('lr').dispatchEvent(new Event('input'))"
+    best, lowest = browse(moved.format(0)), browse(moved.format(-2))
+    assert best.count("<svg") == lowest.count("<svg") == 3
+    assert re.findall("<svg.*?</svg>", best)[0] != re.findall("<svg.*?</svg>", lowest)[0]
+    assert "<td>0.1</td><td>0.00163" in best.replace("\n", "")    # Adam in the ravine, at its best lr
+
+
+def test_three_clicks_tell_adalayer_from_adam_mini(browse):
+    page = browse("""for (const value of ["adalayer", "adam_mini", "code"])
+                     document.querySelector(`button[value=${value}]`).click()""")
+    marked = re.findall("<mark>(.*?)</mark>", page)
+    assert "    v.lerp_(mean_of_blocks(g.square(), v), 1 - beta2)" in marked
+    assert "    v.lerp_(square, 1 - beta2)" in marked
+    assert "    m.lerp_(g, 1 - beta1)" not in marked and "<span>    m.lerp_(g, 1 - beta1)</span>" in page
+
+
+def test_keys(browse):
+    """1 ... 9 choose a view, Esc no rule, and a fifth rule takes the place of the first."""
+    press = "document.dispatchEvent(new KeyboardEvent('keydown', {key: '%s'}));"
+    page = browse(press % "Escape" + "for (const name of ['sgd', 'lion', 'muon', 'soap', 'sophia']) toggle(name);"
+                  + press % "9")
+    assert re.findall("<th><b.*?</b> (.*?)</th>", page) == ["Lion", "Muon", "SOAP", "Sophia"]
