@@ -94,7 +94,8 @@ def finish(options: Options, rows: list[dict], draw: Callable[[], None]) -> None
 
 
 # {name: function of the other words, which returns the exit code if that is not 0}
-COMMANDS = {name: partial(show_toy, name) for name in toys.TOYS} | {"step": show_step, "check": check.main, "atlas": atlas.main}
+COMMANDS = {name: partial(show_toy, name) for name in toys.TOYS} | {
+    "step": show_step, "check": check.main, "atlas": atlas.main}
 
 
 def main(argv: list[str]) -> int:

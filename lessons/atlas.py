@@ -2,10 +2,10 @@
 The atlas: a page for each update rule in docs/rules/, and docs/atlas.html, which compares up to four of them.
 
     python -m lessons atlas           trains all rules on all toys, in ten minutes, and writes everything
-    python -m lessons atlas --keep    keeps the runs of docs/atlas.html; enough after a change of words or code
+    python -m lessons atlas --keep    keeps the runs of docs/atlas.html, after a change of words alone
 
-docs/atlas.html holds the runs, and all pages are made of them. What the pages say comes from the docstrings
-and the code of the rules, from the study's results, and from lessons/atlas.toml.
+docs/atlas.html holds the runs, and all pictures are made of them. What the pages say comes from the rules'
+docstrings and code, from the study's results, and from lessons/atlas.toml.
 """
 import ast
 import contextlib
@@ -19,10 +19,11 @@ import re
 import sys
 import textwrap
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ from trainer.settings import defaults
 from zoo.table import STAR, bytes_per_weight, read_docstring
 
 ROOT = Path(__file__).parent.parent
-TEMPLATE, WORDS = Path(__file__).parent / "atlas.template.html", Path(__file__).parent / "atlas.toml"
+TEMPLATES, WORDS = ROOT / "lessons/templates", ROOT / "lessons/atlas.toml"
 HTML, PAGES = ROOT / "docs/atlas.html", ROOT / "docs/rules"
 
 # The tree of descent. A rule's parent is the rule from which one gets to it with the fewest changes.
@@ -57,6 +58,8 @@ TREE = {
     "soap": "adamw",
     "muon": "sgd_ema", "normuon": "muon", "scion": "muon",
 }
+NO_LABELS = "It does not run on the toys, because they have no labels that a model could draw."
+SHOWN = (("ravine", 0), ("ravine", 1), ("zipf", 0), ("layers", 1), ("spike", 0), ("matrix", 0), ("valley", 1))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -85,66 +88,65 @@ class Panel(NamedTuple):
 
 
 def path_panel(toy: str, number: int, surface: Callable, window: tuple[float, float]) -> Panel:
-    """The path of two weights over lines of equal loss."""
-    variant = toys.TOYS[toy].variants[number]
-    x, y = torch.meshgrid(torch.linspace(*window, 60), torch.linspace(*window, 60), indexing="xy")
-    drawn = blank_figure(1, 1).subplots().contour(x, y, surface(variant, x, y), levels=np.logspace(-2, 2, 9))
+    """The path of two weights over lines of equal loss. Of a long path it keeps every second step."""
+    variant, every = toys.TOYS[toy].variants[number], toys.TOYS[toy].steps // 40
+    x, y = torch.meshgrid(torch.linspace(*window, 36), torch.linspace(*window, 36), indexing="xy")
+    drawn = blank_figure(1, 1).subplots().contour(x, y, surface(variant, x, y), levels=(0.1, 1, 10))
     contours = [packed(line.T) for lines in drawn.allsegs for line in lines if len(line)]
     return Panel(f"{toy}, {variant}", "first weight", "second weight", "", window, window, None,
-                 lambda records: [list(zip(*records[number]["path"][::len(records[number]["path"]) // 40 or 1]))],
-                 contours)
+                 lambda records: [list(zip(*records[number]["path"][::every]))], contours)
 
 
 def ranks_panel(number: int) -> Panel:
+    """Mean losses of classes of similar rank. A run that diverged has none."""
     variant = toys.TOYS["zipf"].variants[number]
-    classes = int(variant.partition(" ")[0].replace(",", ""))
-    return Panel(f"zipf, {variant}", "rank of the class", "loss of the class", "x", (1, classes), (-0.3, 8),
-                 packed(pictures.means_by_rank([0] * classes)[0]),
-                 lambda records: [pictures.means_by_rank(records[number]["by_rank"])[1]]
-                 if "by_rank" in records[number] else [])
+    ranks = packed(pictures.means_by_rank([0] * int(variant.partition(" ")[0].replace(",", "")))[0])
+
+    def lines(records):
+        losses = records[number].get("by_rank")
+        return [pictures.means_by_rank(losses)[1]] if losses else []
+
+    return Panel(f"zipf, {variant}", "rank of the class", "loss of the class", "x", (1, ranks[-1]), (-0.3, 8),
+                 ranks, lines)
 
 
-EVERY_SECOND = list(range(0, 61, 2))
-AROUND_SPIKE = sorted({*range(0, 401, 5), *range(toys.SPIKE - 1, toys.SPIKE + 5)})
-
-
-def at(steps: list[int], values: list) -> list:
-    """Returns the values at some steps, as far as the run went."""
-    return [values[step] for step in steps if step < len(values)]
-
-
-def layer_panel(number: int, title: str) -> Panel:
-    return Panel(title, "step", "error / error at the start", "y", (0, 60), (1e-5, 3), EVERY_SECOND,
-                 lambda records: [[errors[number] for errors in at(EVERY_SECOND, records[0]["path"])]])
-
-
-def matrix_panel(number: int) -> Panel:
-    return Panel(f"{toys.TOYS['matrix'].variants[number]} matrix: largest, middle, least singular value", "step",
-                 "singular value", "", (0, 60), (0, 1.75), EVERY_SECOND, lambda records: [
-                     [values[i] for values in at(EVERY_SECOND, records[number]["path"])] for i in (0, 8, -1)])
-
-
-def distances(records: list[dict]) -> list:
-    return [[math.sqrt(loss) for loss in at(AROUND_SPIKE, records[1]["losses"])]]
-
-
-def times_farther(records: list[dict]) -> list:
-    calm, spike = (at(AROUND_SPIKE, record["losses"]) for record in records)
-    return [[math.sqrt(b / max(a, 1e-30)) for a, b in zip(calm, spike)]]
+def steps_panel(title: str, ylabel: str, ylim: tuple[float, float], steps: list[int], log: str,
+                lines: Callable[[list[dict]], list]) -> Panel:
+    """Lines over the steps. lines: as Panel's, with a value for every step; some steps are kept."""
+    return Panel(title, "step", ylabel, log, (0, steps[-1]), ylim, steps, lambda records: [
+        [line[step] for step in steps if step < len(line)] for line in lines(records)])
 
 
 @functools.cache
 def panels() -> dict[str, list[Panel]]:
     """Returns {toy: its panels}."""
+    seconds = list(range(0, 61, 2))
+    around_spike = sorted({*range(0, 401, 5), *range(toys.SPIKE - 1, toys.SPIKE + 5)})
+
+    def errors(layer, title):
+        return steps_panel(title, "error / error at the start", (1e-5, 3), seconds, "y",
+                           lambda records: [[both[layer] for both in records[0]["path"]]])
+
+    def singular_values(number, shape):
+        return steps_panel(f"{shape}: largest, middle, least", "singular value", (0, 1.75), seconds, "",
+                           lambda records: [[all[i] for all in records[number]["path"]] for i in (0, 8, -1)])
+
+    def distances(records):
+        return [[math.sqrt(loss) for loss in records[1]["losses"]]]
+
+    def times_farther(records):
+        losses = zip(*(record["losses"] for record in records))
+        return [[math.sqrt(with_spike / max(calm, 1e-30)) for calm, with_spike in losses]]
+
     return {
         "ravine": [path_panel("ravine", i, toys.ravine_loss, (-0.75, 1.15)) for i in range(2)],
         "zipf": [ranks_panel(i) for i in range(2)],
-        "layers": [layer_panel(0, "first layer"), layer_panel(1, "second layer: gradients / 1,000")],
-        "spike": [Panel("spike", "step", "distance from the minimum", "y", (0, 400), (1e-3, 1e3), AROUND_SPIKE,
-                        distances),
-                  Panel("how many times farther than without the spike", "step", "times farther", "y",
-                        (0, 400), (0.5, 1e4), AROUND_SPIKE, times_farther)],
-        "matrix": [matrix_panel(i) for i in range(3)],
+        "layers": [errors(0, "first layer"), errors(1, "second layer: gradients / 1,000")],
+        "spike": [steps_panel("with a spike at step 100", "distance from the minimum", (1e-3, 1e3),
+                              around_spike, "y", distances),
+                  steps_panel("with / without the spike", "times farther", (0.5, 1e4), around_spike, "y",
+                              times_farther)],
+        "matrix": [singular_values(i, shape) for i, shape in enumerate(toys.TOYS["matrix"].variants)],
         "valley": [path_panel("valley", i, toys.valley_loss, (-1.5, 2.0)) for i in range(2)],
     }
 
@@ -169,7 +171,8 @@ def runs_on(toy: str, rule: str) -> dict:
     kind, runs, best = toys.TOYS[toy], [], []
     for variant in kind.variants:
         def run(lr):
-            return toys.train(rule, kind.make(variant, 0), lr, kind.steps)
+            with patch.object(zoo.orthogonal, "FAST_BF16", set()):    # the same numbers on every CPU
+                return toys.train(rule, kind.make(variant, 0), lr, kind.steps)
 
         if kind.follow and runs:
             runs.append({lr: run(lr) for lr in runs[0]})
@@ -201,9 +204,9 @@ def all_runs() -> dict[str, dict]:
 def source_of(function: Callable) -> str:
     """Returns the code of a function without its docstring."""
     source = textwrap.dedent(inspect.getsource(function))
-    lines, body = source.splitlines(), ast.parse(source).body[0].body
-    if isinstance(body[0], ast.Expr):
-        del lines[body[0].lineno - 1:body[0].end_lineno]
+    lines, first = source.splitlines(), ast.parse(source).body[0].body[0]
+    if isinstance(first, ast.Expr):
+        del lines[first.lineno - 1:first.end_lineno]
     return "\n".join(lines)
 
 
@@ -220,11 +223,9 @@ def called_by(rule: zoo.ZooRule) -> list[Callable]:
     what these and the rule call."""
     found = [rule.function, *filter(None, [rule.refresh])]
     for function in found:    # the list grows while it is read
-        names = [node.id for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function))))
-                 if isinstance(node, ast.Name)]
-        for called in (function.__globals__.get(name) for name in names):
-            if inspect.isfunction(called) and called not in found and called.__module__ != "torch":
-                found.append(called)
+        nodes = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function))))
+        called = [function.__globals__.get(node.id) for node in nodes if isinstance(node, ast.Name)]
+        found += dict.fromkeys(one for one in called if inspect.isfunction(one) and one not in found)
     return found[1:]
 
 
@@ -237,41 +238,53 @@ def parts_of(doc: str) -> tuple[str, dict[str, str]]:
 
 @functools.cache
 def study_results() -> dict[str, dict]:
-    """Returns {rule: {"curve": [lr, mean loss, spread, n] by lr, "best": that of the best lr, "place": its
-    place among all rules}}."""
+    """Returns {rule: {"curve": rows [lr, mean loss, standard deviation, seeds], "best": the row with the
+    lowest loss, "place": its place among all rules}}. A run that diverged has the loss None."""
     study, found = read_study(ROOT / "study/results", "study"), {}
     for name in zoo.RULES:
-        curve = [[lr, round(float(np.mean(losses)), 3),
-                  round(float(np.std(losses, ddof=1)), 3) if len(losses) > 1 else None, len(losses)]
-                 for lr, losses in study.curve(name).items()]
-        best_lr = study.lowest(name).value
-        found[name] = dict(curve=packed_curve(curve), best=next(row for row in curve if row[0] == best_lr))
+        rows = {lr: [lr, *((round(float(x), 3) if np.isfinite(x) else None) for x in (
+            np.mean(losses), np.std(losses, ddof=1) if len(losses) > 1 else np.nan)), len(losses)]
+            for lr, losses in study.curve(name).items()}
+        found[name] = dict(curve=list(rows.values()), best=rows[study.lowest(name).value])
     order = sorted(found, key=lambda name: found[name]["best"][1])
     return {name: found[name] | dict(place=order.index(name) + 1) for name in found}
 
 
-def packed_curve(curve: list) -> list:
-    """A run that diverged has an infinite loss, for which JSON has no number."""
-    return [[value if value is None or math.isfinite(value) else None for value in row] for row in curve]
-
-
 @functools.cache
 def facts_of(name: str) -> dict:
-    """Returns all that is known of a rule without training it. Raises UserError if somebody must say more."""
+    """Returns what there is to say without training. Raises UserError if somebody must add words."""
     rule, words = zoo.RULES[name], tomllib.loads(WORDS.read_text())
     if name not in TREE or name not in words:
-        raise UserError(f"{name}: put its parent into TREE in lessons/atlas.py, and its traps and when to take it "
-                        "into lessons/atlas.toml")
+        raise UserError(f"{name}: add it to TREE in lessons/atlas.py, and to lessons/atlas.toml")
     idea = STAR if name == "adalayer_star" else read_docstring(rule.function)[0]
     formula, parts = parts_of(inspect.getdoc(rule.function))
-    source = parts.pop("Source")
-    label = NAMES.get(name) or re.match(r"[\w-]+", idea)[0]
+    source, label = parts.pop("Source"), NAMES.get(name) or re.match(r"[\w-]+", idea)[0]
     return dict(label=label[0].upper() + label[1:], parent=TREE[name], idea=idea, formula=formula,
-                code=f"{source_of(rule.function)}\n\n{line_of(name, rule)}", parts=parts, source=source,
+                parts=parts, code=f"{source_of(rule.function)}\n\n{line_of(name, rule)}", source=source,
                 file=Path(inspect.getfile(rule.function)).relative_to(ROOT).as_posix(),
-                bytes=round(bytes_per_weight(rule), 2),
-                lr=defaults(str(ROOT / "configs/nano.toml"), name)["lr"], study=study_results()[name],
-                **words[name])
+                bytes=round(bytes_per_weight(rule), 2), study=study_results()[name],
+                lr=defaults(str(ROOT / "configs/nano.toml"), name)["lr"], **words[name])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pages
+
+def fill(template: str, **values: object) -> str:
+    return (TEMPLATES / template).read_text().format(**values)
+
+
+def link(name: str) -> str:
+    return f"[{facts_of(name)['label']}]({name}.md)"
+
+
+def bullets(texts: Iterable[str]) -> str:
+    return "\n".join(f"* {text}" for text in texts)
+
+
+def loss_text(row: list) -> str:
+    """Returns "4.694 ± 0.021 (n = 3)" of a row of study_results()."""
+    _, mean, spread, seeds = row
+    return "diverged" if mean is None else f"{mean:.3f}{f' ± {spread:.3f}' if spread else ''} (n = {seeds})"
 
 
 def pencil_steps(name: str) -> str:
@@ -281,122 +294,81 @@ def pencil_steps(name: str) -> str:
     return printed.getvalue().partition("A matrix of 2 x 2")[2].partition("\n")[2].strip("\n")
 
 
-def loss_text(row: list) -> str:
-    """Returns "4.694 ± 0.021 (n = 3)" of a row of study_results()."""
-    return f"{row[1]:.3f} ± {row[2]:.3f} (n = {row[3]})" if row[2] is not None else f"{row[1]:.3f} (n = 1)"
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Pages
-
-def link(name: str) -> str:
-    return f"[{facts_of(name)['label']}]({name}.md)"
-
-
-def block(language: str, text: str) -> str:
-    return f"```{language}\n{text}\n```\n"
-
-
 def page_of(name: str, runs: dict[str, dict]) -> str:
     """Returns the page of a rule in Markdown."""
-    facts = facts_of(name)
-    parent, study, parts = facts["parent"], facts["study"], facts["parts"]
-    children = [child for child in zoo.RULES if TREE[child] == name]
-    relatives = [f"Its parent is {link(parent)}."] if parent else ["It has no parent."]
-    relatives += [f"Its children are {', '.join(map(link, children))}."] * bool(children)
+    facts, parent, study = facts_of(name), TREE[name], facts_of(name)["study"]
+    children = ", ".join(link(child) for child in zoo.RULES if TREE[child] == name)
+    relatives = [f"Its parent is {link(parent)}." if parent else "It has no parent.",
+                 *[f"Its children are {children}."] * bool(children)]
     called = "\n\n".join(inspect.getsource(function).rstrip() for function in called_by(zoo.RULES[name]))
-    text = [f"# {facts['label']}\n", f"{facts['idea']}\n",
-            f"Its name on the command line is `{name}`. {' '.join(relatives)} [All rules](README.md)\n",
-            "## Formula\n", block("text", facts["formula"]),
-            f"## Code\n\nThis is from [{facts['file']}](../../{facts['file']}), without the docstring.\n",
-            block("python", facts["code"])]
-    if called:
-        text += ["<details><summary>What it calls</summary>\n", block("python", called), "</details>\n"]
+    changes = ""
     if parent:
         lines = [facts_of(one)["code"].splitlines() for one in (parent, name)]
-        changes = [line for line in difflib.unified_diff(*lines, lineterm="", n=99)][3:]
-        text += [f"## What differs from {facts_of(parent)['label']}\n", block("diff", "\n".join(changes))]
-    text += ["## Three steps with a pencil\n",
-             f"`python -m zoo {name}` prints these steps of a matrix of 2 x 2, row by row, and of a single "
-             "weight.\n", block("text", pencil_steps(name)),
-             "## Memory and learning rate\n",
-             f"* The state takes {facts['bytes']:.2f} bytes per weight of a hidden matrix of 1,024 x 1,024.",
-             *(f"* **{key}** {value}" for key, value in parts.items()),
-             f"* The usual peak lr in [configs/nano.toml](../../configs/nano.toml) is {facts['lr']:.3g}.\n",
-             *toys_on_page(name, runs),
-             f"## In the study\n\nIts place is {study['place']} of {len(zoo.RULES)}, with a final loss of "
-             f"{loss_text(study['best'])} at lr {study['best'][0]:g}. Behind ± stands the standard deviation over "
-             "n seeds. The [study](../../study/README.md) is about a small model and 500 steps.\n",
-             as_table(("lr", "final loss"), [(f"{row[0]:g}", "diverged" if row[1] is None else loss_text(row))
-                                             for row in study["curve"]]),
-             "## Traps\n", *(f"* {trap}" for trap in facts["traps"]),
-             f"\n## When to take it\n\n{facts['when']}\n", f"## Source\n\n{facts['source']}"]
-    return "\n".join(text) + "\n"
+        diff = "\n".join([*difflib.unified_diff(*lines, lineterm="", n=99)][3:])
+        changes = f"\n## What differs from {facts_of(parent)['label']}\n\n```diff\n{diff}\n```\n"
+    if called:
+        called = f"\n<details><summary>What it calls</summary>\n\n```python\n{called}\n```\n\n</details>\n"
+    values = facts | dict(
+        name=name, relatives=" ".join(relatives), called=called, changes=changes, steps=pencil_steps(name),
+        details=bullets(f"**{key}** {text}" for key, text in facts["parts"].items()),
+        toys=toys_on_page(name, runs), traps=bullets(facts["traps"]),
+        place=study["place"], count=len(zoo.RULES), best_lr=study["best"][0], loss=loss_text(study["best"]),
+        curve=as_table(("lr", "final loss"), [(f"{row[0]:g}", loss_text(row)) for row in study["curve"]]))
+    return fill("rule.md", **values)
 
 
-def toys_on_page(name: str, runs: dict[str, dict]) -> list[str]:
+def toys_on_page(name: str, runs: dict[str, dict]) -> str:
     """Returns the part of a page that shows a rule on the toys."""
     rows = [(toy, variant, f"{lr:g}", f"{dict(curve)[lr]:.3g}") for toy, kind in toys.TOYS.items()
             if (one := runs.get(f"{toy} {name}"))
             for variant, lr, curve in zip(kind.variants, one["best"], one["curves"])]
     if not rows:
-        return ["## On the toys\n", "The toys have no labels that a model could draw, so the rule cannot train on "
-                f"them.\n\n![Loss in the study]({name}.svg)\n"]
-    return [f"## On the toys\n\n![Paths and curves on the toys, and the loss in the study]({name}.svg)\n",
-            "Each line is at the best learning rate of a grid of half decades. Grey is the parent. "
-            f"`python -m lessons ravine {name}` draws such a picture with all learning rates.\n",
-            as_table(("toy", "problem", "best lr", "final loss"), rows)]
+        return f"{NO_LABELS}\n\n![Loss in the study]({name}.svg)\n"
+    return fill("toys.md", name=name, table=as_table(("toy", "problem", "best lr", "final loss"), rows))
 
 
-def readme() -> str:
+def list_of_rules() -> str:
     """Returns docs/rules/README.md: the tree of descent and the list of all rules."""
-    def branch(name, depth=0):
-        yield f"{'  ' * depth}* {link(name)}"
-        for child in (child for child in TREE if TREE[child] == name):
-            yield from branch(child, depth + 1)
+    def branch(name, depth):
+        below = [branch(child, depth + 1) for child in TREE if TREE[child] == name]
+        return "\n".join([f"{'  ' * depth}* {link(name)}", *below])
 
-    rows = [(link(name), facts["idea"], f"{facts['bytes']:.2f}", f"{facts['lr']:.3g}",
-             loss_text(facts["study"]["best"])) for name, facts in ((name, facts_of(name)) for name in zoo.RULES)]
-    return "\n".join([
-        "# All update rules\n", "Each rule has a page with its formula, its code, what differs from its parent, three "
-        "steps with a pencil, pictures, and traps. [atlas.html](../atlas.html) compares up to four rules. Open that "
-        "file in a browser; it needs no network. `python -m lessons atlas` writes all of this.\n",
-        "## The tree of descent\n", "A rule's parent is the rule from which one gets to it with the fewest changes.\n",
-        *branch("sgd"), "\n## The list\n", "The usual lr is that of [configs/nano.toml](../../configs/nano.toml). The "
-        "loss is that of the [study](../../study/README.md), at the best learning rate: mean ± standard deviation over "
-        "n seeds.\n",
-        as_table(("rule", "idea", "bytes of state per weight", "usual lr", "loss in the study"), rows)])
-
-
-SHOWN = (("ravine", 0), ("ravine", 1), ("zipf", 0), ("layers", 1), ("spike", 0), ("matrix", 0), ("valley", 1))
+    rows = []
+    for name in zoo.RULES:
+        facts = facts_of(name)
+        rows.append((link(name), facts["idea"], f"{facts['bytes']:.2f}", f"{facts['lr']:.3g}",
+                     loss_text(facts["study"]["best"])))
+    columns = ("rule", "idea", "bytes of state per weight", "usual lr", "loss in the study")
+    return fill("rules.md", tree=branch("sgd", 0), table=as_table(columns, rows).rstrip())
 
 
 def picture_of(name: str, runs: dict[str, dict]) -> bytes:
     """Draws a rule and its parent on the toys, and the study's losses. Returns an SVG."""
-    import matplotlib
     shown = [(toy, i) for toy, i in SHOWN if f"{toy} {name}" in runs]
-    pair = [(TREE[name], dict(color="0.6", lw=1.2, ls="--")),
-            (name, dict(color=pictures.look_of(name)["color"], lw=1.6))]
-    rows = -(-(len(shown) + 1) // 4)
-    figure = blank_figure(12 if shown else 5, 2.9 * rows + 0.4)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "atlas", "font.size": 9}):
-        grid = figure.subplots(rows, 4 if shown else 1, squeeze=False).flat
+    looks = {TREE[name]: dict(color="0.6", lw=1.2, ls="--")} if TREE[name] else {}
+    looks[name] = dict(color=pictures.look_of(name)["color"])
+    figure = blank_figure(12 if shown else 4, 6 if shown else 3.2)
+    import matplotlib    # here, because blank_figure() imports it first
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "atlas", "font.size": 10,
+                                "font.sans-serif": ["DejaVu Sans"], "path.simplify_threshold": 1.0}):
+        *grid, last = figure.subplots(2 if shown else 1, 4 if shown else 1, squeeze=False).flat
         for (toy, i), axes in zip(shown, grid):
-            draw_panel(axes, panels()[toy][i], [(runs[f"{toy} {one}"]["panels"][2][i], look) for one, look in pair
-                                                if f"{toy} {one}" in runs])
-        for one, look in pair[0 if TREE[name] else 1:]:
-            curve = facts_of(one)["study"]["curve"]
-            lr, loss, spread, _ = zip(*[[np.nan if x is None else x for x in row] for row in curve])
-            grid[len(shown)].errorbar(lr, loss, np.nan_to_num(spread), marker=".", label=facts_of(one)["label"],
-                                      capsize=3, **look)
-        grid[len(shown)].set(xscale="log", title="the study", xlabel="peak learning rate", ylabel="final loss")
-        grid[len(shown)].legend()
-        for axes in grid[:len(shown) + 1]:
+            draw_panel(axes, panels()[toy][i], [(runs[f"{toy} {one}"]["panels"][2][i], look)
+                                                for one, look in looks.items() if f"{toy} {one}" in runs])
+        for one, look in looks.items():
+            lr, loss, spread, _ = np.array(facts_of(one)["study"]["curve"], dtype=float).T
+            last.errorbar(lr, loss, np.nan_to_num(spread), marker=".", label=facts_of(one)["label"], **look)
+        last.set(xscale="log", title="the study", xlabel="peak learning rate", ylabel="final loss")
+        last.legend()
+        for axes in (*grid, last):
             axes.minorticks_off()
-            axes.title.set_size(9)
+            axes.title.set_size(10)
+            for axis in (axes.xaxis, axes.yaxis):
+                if axis.get_scale() == "linear":
+                    axis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
         drawn = io.BytesIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return re.sub(rb"(\d\.\d)\d+", rb"\1", drawn.getvalue())    # a tenth of a point is enough
+    return re.sub(rb"(\d\.\d)\d+(?=[^<]*>)", rb"\1", drawn.getvalue())    # a tenth of a point is enough
 
 
 def draw_panel(axes, panel: Panel, lines_and_looks: list[tuple[list, dict]]) -> None:
@@ -406,31 +378,32 @@ def draw_panel(axes, panel: Panel, lines_and_looks: list[tuple[list, dict]]) -> 
         for line in lines:
             x, y = line if panel.x is None else (panel.x[:len(line)], line)
             axes.plot(*(np.array(values, dtype=float) for values in (x, y)), **look)    # None becomes nan
-    scales = {f"{axis}scale": "log" for axis in panel.log}
     axes.set(xlim=panel.xlim, ylim=panel.ylim, title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel,
-             **scales)
+             **{f"{axis}scale": "log" for axis in panel.log})
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The comparison, one file for a browser
+# The comparison, and all files
 
 def html_of(runs: dict[str, dict]) -> str:
-    """Returns docs/atlas.html: the template with all data, one rule or run in a line."""
-    seen = ("title", "xlabel", "ylabel", "log", "xlim", "ylim", "x", "contours")
-    about_toys = {name: dict(
-        idea=kind.idea, variants=kind.variants,
-        top=packed(3 * kind.make(kind.variants[0], 0).measure().item()),    # of the picture of final losses
-        panels=[{key: getattr(panel, key) for key in seen} for panel in panels()[name]])
-        for name, kind in toys.TOYS.items()}
-    data = dict(toys=about_toys, rules={name: facts_of(name) for name in TREE}, runs=runs)
-    tables = [f'"{table}": {{\n' + ",\n".join(f'"{key}": {json.dumps(value, separators=(",", ":"))}'
-                                            for key, value in rows.items()) + "\n}" for table, rows in data.items()]
-    text = "{" + ",\n".join(tables) + "}"
-    return TEMPLATE.read_text().replace("DATA", text.replace("</", "<\\/"), 1)
+    """Returns docs/atlas.html: the template with all data, a rule or a run in each line."""
+    def about(name, kind):
+        start = kind.make(kind.variants[0], 0).measure().item()
+        return dict(idea=kind.idea, variants=kind.variants, top=packed(3 * start),    # of the final losses
+                    panels=[panel._replace(lines=None)._asdict() for panel in panels()[name]])
+
+    tables = dict(toys={name: about(name, kind) for name, kind in toys.TOYS.items()},
+                  rules={name: facts_of(name) for name in TREE}, runs=runs)
+    texts = []
+    for table, rows in tables.items():
+        lines = [f"{json.dumps(key)}: {json.dumps(row, separators=(',', ':'))}" for key, row in rows.items()]
+        texts.append(f'"{table}": {{\n' + ",\n".join(lines) + "\n}")
+    data = "{" + ",\n".join(texts).replace("</", "<\\/") + "}"
+    return (TEMPLATES / "atlas.html").read_text().replace("NO_LABELS", NO_LABELS).replace("DATA", data, 1)
 
 
 def read_runs() -> dict[str, dict]:
-    """Returns the runs that docs/atlas.html holds. Raises UserError if it lacks those of a rule."""
+    """Returns the runs that docs/atlas.html holds. Raises UserError if there are none."""
     try:
         text = re.search(r'<script id="data"[^>]*>(.*?)</script>', HTML.read_text(), re.S)[1]
         return json.loads(text)["runs"]
@@ -439,24 +412,24 @@ def read_runs() -> dict[str, dict]:
 
 
 def texts_of(runs: dict[str, dict]) -> dict[Path, str]:
-    """Returns {file: its text} of all that the atlas has in words: the pages and docs/atlas.html."""
-    return {PAGES / "README.md": readme(), HTML: html_of(runs)} | {
+    """Returns {file: its text} of all files except the pictures."""
+    return {PAGES / "README.md": list_of_rules(), HTML: html_of(runs)} | {
         PAGES / f"{name}.md": page_of(name, runs) for name in zoo.RULES}
 
 
 @dataclass
 class Options:
     """The options of the atlas."""
-    keep: bool = option(False, None, "keep the runs of docs/atlas.html; enough after a change of words or code")
+    keep: bool = option(False, None, "keep the runs of docs/atlas.html, after a change of words alone")
 
 
 def main(argv: list[str]) -> None:
     """Writes the pages, their pictures and docs/atlas.html."""
     torch.set_num_threads(1)    # the problems are so small that a second thread only waits
     runs = read_runs() if load(Options, argv, __doc__)[0].keep else all_runs()
-    PAGES.mkdir(exist_ok=True)
     files = {path: text.encode() for path, text in texts_of(runs).items()}
     files |= {PAGES / f"{name}.svg": picture_of(name, runs) for name in zoo.RULES}
+    PAGES.mkdir(exist_ok=True)
     for path, content in files.items():
         with whole_file(path) as file:
             file.write(content)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 
+import matplotlib
 import pytest
 import torch
 
@@ -52,7 +53,10 @@ def test_files_are_small():
 
 
 def test_pictures_have_the_same_bytes_each_time(runs):
-    assert atlas.picture_of("adalayer", runs) == atlas.picture_of("adalayer", runs)
+    kept = (atlas.PAGES / "adalayer.svg").read_bytes()
+    if f"Matplotlib v{matplotlib.__version__},".encode() not in kept:
+        pytest.skip("another version of matplotlib drew the pictures")
+    assert atlas.picture_of("adalayer", runs) == kept, MAKE
 
 
 @pytest.mark.parametrize("toy, rule", [("layers", "signum"), ("ravine", "adamw"), ("matrix", "muon")])
@@ -67,12 +71,13 @@ def test_runs_are_those_of_the_rules(runs, toy, rule):
     assert torch.allclose(*at_best, rtol=0.02, atol=0.01)
 
 
-def test_runs_of_a_toy_by_hand(runs):
-    """Each position of the slider is half a decade from the next, and the middle one is the best."""
+def test_the_middle_of_the_slider_is_the_best_learning_rate(runs):
+    """On the spike, both variants have the learning rates that are best without it."""
     for key, one in runs.items():
-        for curve, best in zip(one["curves"], one["best"]):
+        variants = one["curves"][:1] if key.startswith("spike") else one["curves"]
+        for curve, best in zip(variants, one["best"]):
             losses = {lr: loss for lr, loss in curve if loss is not None}
-            assert losses[best] == min(losses.values()) or key.startswith("spike"), key
+            assert losses[best] == min(losses.values()), key
         assert len(one["panels"]) == len(atlas.POSITIONS)
 
 
@@ -81,7 +86,8 @@ def test_runs_of_a_toy_by_hand(runs):
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--dump-dom"]
+         "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
+         "--dump-dom"]
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +100,9 @@ def browse(tmp_path_factory):
     def opened(script):
         page = folder / "atlas.html"
         page.write_text(atlas.HTML.read_text() + f"<script>{script}</script>")
-        done = subprocess.run([CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", page.as_uri()],
-                              text=True, capture_output=True, timeout=120, env=os.environ | {"HOME": str(folder)})
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", page.as_uri()]
+        done = subprocess.run(command, text=True, capture_output=True, timeout=120,
+                              env=os.environ | {"HOME": str(folder)})
         assert "CONSOLE" not in done.stderr, done.stderr
         return done.stdout.partition('<div id="show">')[2].partition("<script")[0]
 
@@ -127,6 +134,6 @@ def test_three_clicks_tell_adalayer_from_adam_mini(browse):
 def test_keys(browse):
     """1 ... 9 choose a view, Esc no rule, and a fifth rule takes the place of the first."""
     press = "document.dispatchEvent(new KeyboardEvent('keydown', {key: '%s'}));"
-    page = browse(press % "Escape" + "for (const name of ['sgd', 'lion', 'muon', 'soap', 'sophia']) toggle(name);"
-                  + press % "9")
+    five = "for (const name of ['sgd', 'lion', 'muon', 'soap', 'sophia']) toggle(name);"
+    page = browse(press % "Escape" + five + press % "9")
     assert re.findall("<th><b.*?</b> (.*?)</th>", page) == ["Lion", "Muon", "SOAP", "Sophia"]
