@@ -59,6 +59,7 @@ TREE = {
     "muon": "sgd_ema", "normuon": "muon", "scion": "muon",
 }
 NO_LABELS = "It does not run on the toys, because they have no labels that a model could draw."
+# the panels of the picture on a rule's page, as (toy, number)
 SHOWN = (("ravine", 0), ("ravine", 1), ("zipf", 0), ("layers", 1), ("spike", 0), ("matrix", 0), ("valley", 1))
 
 
@@ -426,7 +427,8 @@ class Options:
 def main(argv: list[str]) -> None:
     """Writes the pages, their pictures and docs/atlas.html."""
     torch.set_num_threads(1)    # the problems are so small that a second thread only waits
-    runs = read_runs() if load(Options, argv, __doc__)[0].keep else all_runs()
+    options = load(Options, argv, __doc__, program="python -m lessons atlas")[0]
+    runs = read_runs() if options.keep else all_runs()
     files = {path: text.encode() for path, text in texts_of(runs).items()}
     files |= {PAGES / f"{name}.svg": picture_of(name, runs) for name in zoo.RULES}
     PAGES.mkdir(exist_ok=True)

@@ -28,7 +28,7 @@ import tiny_runs
 import zoo
 import zoo.__main__
 from conftest import ROOT
-from lessons import pictures, toys
+from lessons import atlas, pictures, toys
 from model import Decoder
 from trainer import options, settings
 from trainer.build import build_optimizer, decoder_shape
@@ -245,7 +245,7 @@ def test_options_in_prose_exist():
     """Every --option that a page names is an option of some program of the pages."""
     known = {"help", "print", "jobs", "options", "grads"} | TORCHRUN_OPTIONS | SBATCH_OPTIONS
     known |= {name for name, _ in torture_options()} | settings.OPTIONS
-    for module in (*SCRIPTS.values(), study.__main__, lessons.__main__):
+    for module in (*SCRIPTS.values(), study.__main__, lessons.__main__, atlas):
         known |= set(module.Options.__dataclass_fields__)
     for rule in (*zoo.RULES.values(), *zoo.MODIFIERS.values(), FROZEN):
         for name in rule.hyper:
