@@ -30,9 +30,10 @@ def orthogonal(x, steps=5):
 
     It takes five steps of a Newton-Schulz iteration by Jordan (2024). The polynomial of this iteration is
     steep at 0 and does not converge at 1. From an x in fp32 it computes in bfloat16, as its authors do, if
-    the hardware is fast at that. Then a singular value changes by at most 0.05, and usually by 0.003."""
+    the hardware is fast at that and no side is shorter than 64. Then a singular value changes by at most
+    0.05, and usually by 0.003."""
     tall = x.shape[-2] > x.shape[-1]
-    in_bf16 = x.dtype == torch.float32 and x.device.type in FAST_BF16
+    in_bf16 = x.dtype == torch.float32 and x.device.type in FAST_BF16 and min(x.shape[-2:]) >= 64
     y = (x.mT if tall else x).to(torch.bfloat16 if in_bf16 else x.dtype)
     y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
