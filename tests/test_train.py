@@ -589,7 +589,7 @@ DIFFERENT_RANKS = """
 import os, sys
 sys.path[:0] = sys.argv[1:3]
 import tiny_runs, train
-from trainer.machine import leave
+from trainer.script import leave
 rank, (config, folder) = int(os.environ["RANK"]), sys.argv[3:5]
 more = [] if rank == 0 else sys.argv[5:]
 if more == ["other weights"]:    # as if each machine read a checkpoint of its own
