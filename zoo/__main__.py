@@ -7,6 +7,7 @@ the table of all rules, modifiers and schedules.
 """
 import argparse
 import inspect
+import signal
 import sys
 
 import torch
@@ -69,10 +70,13 @@ def by_hand(rule: zoo.ZooRule, lr: float, steps: int, grads: list, hyper: dict) 
 
 
 def gradients(text: str) -> list:
-    """Reads "1 2 3 4 5; ..." as a list of lists of five numbers. Raises ValueError for anything else."""
-    grads = [[float(number) for number in step.split()] for step in text.split(";")]
+    """Reads "1 2 3 4 5; ..." as a list of lists of five numbers. Raises ArgumentTypeError."""
+    try:
+        grads = [[float(number) for number in step.split()] for step in text.split(";")]
+    except ValueError:
+        grads = [[]]
     if any(len(step) != 5 for step in grads):
-        raise ValueError("each step needs five numbers")
+        raise argparse.ArgumentTypeError(f'{text!r}: give five numbers for each step: "1 2 3 4 5; 5 4 3 2 1"')
     return grads
 
 
@@ -96,4 +100,5 @@ def main(argv: list) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)    # a reader such as head may leave before the end
     sys.exit(main(sys.argv[1:]))

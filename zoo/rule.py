@@ -49,6 +49,12 @@ class ZooRule(Rule):
                 raise WrongRule(f"{self.name}: {p.name} is an input; put it before the *, with no default")
             if p.name in self.hyper and p.default is p.empty:
                 raise WrongRule(f"{self.name}: the hyperparameter {p.name} needs a default")
+            if p.name in self.hyper and type(p.default) not in (float, int, bool):
+                raise WrongRule(f"{self.name}: the default of {p.name} must be a number, True or False")
+            make_state = self.state.get(p.name)
+            if isinstance(make_state, type) or not callable(make_state or len):
+                raise WrongRule(f"{self.name}: the annotation of {p.name} must be a function such as "
+                                "per_row; leave it out if the state has the shape of the weight")
             if p.name in self.inputs and (p.default is not p.empty or p.name in ("beta1", "beta2", "eps")):
                 raise WrongRule(f"{self.name}: {p.name} is a hyperparameter; put a * before it")
         if refresh and "refresh_steps" not in self.hyper:
