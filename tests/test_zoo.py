@@ -579,6 +579,12 @@ def test_a_function_is_short_and_explains_itself(name):
         assert all(name.startswith(function.__name__) for name in own)
 
 
+@pytest.mark.parametrize("name", ["adafactor", "came", "adamw"])
+def test_blocks_that_a_rule_would_ignore_are_refused(name):
+    with pytest.raises(ValueError, match=f"parameter 0 of shape .6, 4.: blocks=3, but {name} has no blocks"):
+        Optimizer([dict(params=[torch.ones(6, 4)], blocks=[3])], name, lr=0.1)
+
+
 @pytest.mark.parametrize("role", ["mlp_up", "qkv", "embed"])
 @pytest.mark.parametrize("name", [name for name, rule in zoo.RULES.items() if rule.stacks])
 def test_matrices_of_one_kind_are_computed_together_and_move_as_if_alone(name, role):

@@ -42,7 +42,14 @@ def begin(name: str) -> None:
         say(f"{name}: interrupted before it began")
         os._exit(75)
 
+    def tell(kind, error, trace):
+        if kind.__name__ == "WrongRule":    # of a table in zoo/, which is read during the imports
+            say(f"{name}: error: {error}")
+        else:
+            sys.__excepthook__(kind, error, trace)
+
     signal.signal(signal.SIGINT, leave_at_once)
+    sys.excepthook = tell
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:    # the process was started with a closed descriptor
             setattr(sys, stream, open(os.devnull, "w"))

@@ -124,9 +124,12 @@ def check_sharding(group) -> None:
             raise ValueError(f"{name}: {blocks} blocks do not divide among the {devices} devices of FSDP2; "
                              "leave blocks out, or take another number of devices")
 
-def check_matrices(group, rule) -> None:
-    """Raises ValueError if a rule treats each block as a matrix, but the blocks are not whole rows."""
+def check_blocks(group, rule) -> None:
+    """Raises ValueError if a rule would ignore blocks, or if it treats each as a matrix, but a block is not
+    made of whole rows. A rule that asks for the role, as Adam-mini does, has blocks of its own."""
     for name, p, blocks in zip(group["names"], group["params"], group["blocks"]):
+        if blocks > 1 and not (rule.has_blocks or "role" in rule.inputs):
+            raise ValueError(f"{name}: blocks={blocks}, but {rule.name} has no blocks; leave them out")
         if "blocks" in rule.inputs and p.dim() > 1 and len(p) % blocks:
             raise ValueError(f"{name}: the {len(p)} rows do not divide into {blocks} matrices")
 
@@ -159,7 +162,7 @@ class Optimizer(optim.Optimizer):
         super().add_param_group(param_group)
         check_sharding(self.param_groups[-1])
         rule = self.rules[self.param_groups[-1]["rule"]]
-        check_matrices(self.param_groups[-1], rule)
+        check_blocks(self.param_groups[-1], rule)
         if rule.function not in TRIED and not rule.refresh:    # a refresh comes before the first update
             self.try_out(rule)
         TRIED.add(rule.function)
