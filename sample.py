@@ -105,17 +105,16 @@ def newest_checkpoint(runs_folder: str, name: str) -> Path:
     none."""
     folder = Path(runs_folder, name)
     if not name:
-        checkpoints = sorted(folder.glob("*/step-*.pt"), key=lambda path: path.stat().st_mtime_ns)
-        if not checkpoints:
+        newest = [path for run in folder.glob("*") for path in runs.checkpoints_of(run)[:1]]
+        if not newest:
             raise UserError(f"--runs={folder}: no run in it has a checkpoint; train one first")
-        folder = checkpoints[-1].parent
+        folder = max(newest, key=lambda path: path.stat().st_mtime_ns).parent
         print(f"note: the newest run is {folder}", file=sys.stderr)
     if not folder.is_dir():
         raise UserError(f"--name={name}: no such folder in {runs_folder}")
-    checkpoints = sorted(folder.glob("step-*.pt"))
-    if not checkpoints:
+    if not (checkpoints := runs.checkpoints_of(folder)):
         raise UserError(f"--name={name}: no checkpoint in {folder}; train it first")
-    return checkpoints[-1]
+    return checkpoints[0]
 
 
 def tokenizer_of(checkpoint: dict, settings: Options) -> tiktoken.Encoding | data.T5:

@@ -35,7 +35,7 @@ from trainer.machine import Machine, last_words, versions
 from trainer.measure import (bits_per_byte, broken_gradient, broken_weight, checksum, draw_run, evaluate,
                              look_into, sizes_of)
 from trainer.restore import checkpoint_of, resume_from, start_from
-from trainer.runs import Run, SilentRun, load_checkpoint
+from trainer.runs import Run, SilentRun, checkpoint_path, checkpoints_of, load_checkpoint
 
 
 class Training:
@@ -81,7 +81,7 @@ class Training:
         announce.print_optimizer(config, hyper, tables, self.optimizer)
 
         # where the run starts: at the beginning, with another run's weights, or at its own newest checkpoint
-        has_checkpoint = config.resume and any(Path(config.runs, config.name).glob("step-*.pt"))
+        has_checkpoint = config.resume and bool(checkpoints_of(Path(config.runs, config.name)))
         self.sequences_before = 0    # that were read before the first step; more with --continue_data
         if config.init_from and not has_checkpoint:
             self.sequences_before = start_from(load_checkpoint(config.init_from), self.model, self.optimizer,
@@ -106,7 +106,7 @@ class Training:
         if not step:
             print("note: there is no checkpoint to resume from, so from the beginning")
             return 0
-        path = Path(self.config.runs, self.config.name, f"step-{step:08d}.pt")
+        path = checkpoint_path(Path(self.config.runs, self.config.name), step)
         self.sequences_before = resume_from(path, checkpoint or load_checkpoint(path), self.model,
                                             self.optimizer, self.in_force, self.fingerprint, self.environment)
         return step

@@ -77,16 +77,16 @@ QUANTITIES = (
              "The root of the mean square of a tensor's gradient, after clipping.",
              by_role(lambda block: block["grad"])),
     Quantity("effective learning rate",
-             "lr / (√v + eps) of each weight, or of each block that shares a v: the median over a role, and "
-             "a band from 5% to 95%.",
+             "lr / (√v + eps) of each weight, or of each block that shares a v: the median over a role, "
+             "and a band from 5% to 95%.",
              lambda row: {role: (q[1], q[3], q[5]) for role, q in row["effective_lr"].items()}, NO_V),
     Quantity("largest |u|",
              "The largest |u| of all weights of a role, where a step moves a weight by lr |u|, decay apart.",
              lambda row: {role: (u, u, u) for role, u in row["largest_u"].items()},
              "A modifier gives each weight its own decay,\nso the step cannot be told from it."),
     Quantity("rms(g / √v)",
-             "The rms of a tensor's gradient g / √v, with g in v already; it rises above 1 if v lags behind, "
-             "and the loss may jump soon after (Wortsman et al. 2023, arXiv 2304.13013).",
+             "The rms of a tensor's gradient g / √v, with g in v already; it rises above 1 if v lags "
+             "behind, and the loss may jump soon after (Wortsman et al. 2023, arXiv 2304.13013).",
              by_role(lambda block: block.get("grad_over_root_v")), NO_V, 1),
     snr("row", "each row of a matrix, averaged over the rows"),
     snr("column", "each column of a matrix, averaged over the columns"),

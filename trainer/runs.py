@@ -209,6 +209,21 @@ TRAILER = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")
 TRAILER_BYTES = 73
 
 
+def checkpoint_path(folder: str | Path, step: int) -> Path:
+    """Returns the path of a run's checkpoint of a step."""
+    return Path(folder, f"step-{step:08d}.pt")
+
+
+def step_of(path: Path) -> int:
+    """Returns the step of a checkpoint, from its path."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def checkpoints_of(folder: str | Path) -> list[Path]:
+    """Returns the paths of a run's checkpoints, newest first."""
+    return sorted(Path(folder).glob("step-????????.pt"), reverse=True)
+
+
 def save_checkpoint(path: str | Path, content: dict) -> None:
     """Saves a checkpoint: what torch.save writes, then a line with the sha256 of it. torch.load can read such
     a file as it is, and load_checkpoint notices every damage to it.
@@ -407,7 +422,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Returns the paths of the checkpoints, newest first."""
-        return sorted(self.folder.glob("step-????????.pt"), reverse=True)
+        return checkpoints_of(self.folder)
 
     def save(self, step: int, content: dict, keep: int) -> None:
         """Saves a checkpoint and says so. Only then does it delete older checkpoints.
@@ -420,7 +435,7 @@ class Run:
         """
         if step == self.saved_step:
             return
-        path = self.folder / f"step-{step:08d}.pt"
+        path = checkpoint_path(self.folder, step)
         if self.metrics.exists():
             with open(self.metrics, "rb") as file:
                 os.fsync(file.fileno())    # a checkpoint must not survive the measurements that led to it
@@ -442,7 +457,7 @@ class Run:
         paths = self.checkpoints()
         for path in paths:
             try:
-                return int(path.stem.removeprefix("step-")), load_checkpoint(path)
+                return step_of(path), load_checkpoint(path)
             except UserError as error:
                 print(f"note: skipped {error}")
         if paths:

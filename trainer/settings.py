@@ -11,6 +11,7 @@ import zoo
 from trainer import options
 from trainer.errors import UserError
 from trainer.options import option
+from trainer.runs import checkpoints_of, step_of
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def read(argv: list, about: str = "", stored: dict | None = None) -> tuple:
               if stored and getattr(settings, name) == "auto"}    # the machine chose them at the start
     settings = replace(settings, init_from=newest_checkpoint(settings.init_from), **chosen)
     if stored:
-        step = max((int(path.stem.removeprefix("step-")) for path in checkpoints_of(folder)), default=0)
+        step = max(map(step_of, checkpoints_of(folder)), default=0)
         refuse_changes(stored, kept(settings, hyper), folder, step)
     return settings, hyper, tables
 
@@ -200,11 +201,6 @@ def kept(settings: Settings, hyper: dict) -> dict:
     return {name: value for name, value in (asdict(settings) | hyper).items() if name not in HOW_TO_START}
 
 
-def checkpoints_of(folder: Path) -> list[Path]:
-    """Returns the paths of the checkpoints of a run, oldest first."""
-    return sorted(folder.glob("step-????????.pt"))
-
-
 def newest_checkpoint(path: str) -> str:
     """Returns the path of the newest checkpoint in the folder of a run. Any other path stays as it is.
 
@@ -213,7 +209,7 @@ def newest_checkpoint(path: str) -> str:
         return path
     if not (found := checkpoints_of(Path(path))):
         raise UserError(f"--init_from={path}: this folder holds no checkpoint")
-    return str(found[-1])
+    return str(found[0])
 
 
 def read_stored(path: Path) -> dict:

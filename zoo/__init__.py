@@ -81,7 +81,8 @@ def modified(rule: str | ZooRule, modify: str = "") -> ZooRule:
 
 # ---- Many small matrices at once ------------------------------------------------------------------------
 # A rule of matrices works on as many as it has blocks. So matrices of one kind can stand below each other in
-# one tensor, and one product serves them all. In bf16, a step of Muon at width 512 takes 0.55 of the time.
+# one tensor, and one product serves them all. A step of Muon at width 512 takes 0.41 of its time in fp32 so,
+# and 0.76 in bf16 without it.
 
 def batches_of_matrices(members, most=2**22):
     """Yields lists of members that are of one kind and have at most 4 million weights together."""

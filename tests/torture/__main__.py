@@ -14,6 +14,7 @@ import inspect
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -142,6 +143,7 @@ def main(argv):
     given = parse(argv)
     exactness.COMPILED = not given.no_compile
     torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)    # behind nohup, C1's runs would rightly ignore it
     rows = []
     try:
         tools.prepare_work()
