@@ -189,7 +189,7 @@ class Rule:
     """A rule's function, and what else must be known about it.
 
     function       the rule; its signature is read here, once
-    lr_factor      the usual peak lr is this times 3e-3 for the paper's 150m model, as docstrings say, too
+    lr_factor      the usual peak lr for the paper's 150m model, divided by 3e-3, which is AdamW's
     rows           roles in which each row is a block, such as ("head",). Only make() reads this
     second_moment  the name of the state whose root the rule divides by: "v", or "r c" if v is factored
     corrected      whether the rule corrects that state for its start at 0, as v_hat does
@@ -291,10 +291,10 @@ class Optimizer(torch.optim.Optimizer):
     rule, **hyper      the rule: a name of RULES, a function or a Rule; then values of its hyperparameters
     lr                 the peak learning rate, in the unit that the rule's docstring states
     weight_decay_kind  "coupled": a step multiplies weights by 1 - lr * weight_decay, as torch does;
-                       "independent": by 1 - weight_decay * lr / lr_peak, as the paper does. lr_peak is the lr
-                       that a group has when it is added
+                       "independent": by 1 - weight_decay * lr / lr_peak, the paper's. lr_peak is the first lr
     strict             raise an error if a gradient is missing; otherwise skip that parameter, as torch does
-    compile            run compiled code. Raises a ValueError that names what does not fit together
+    compile            run compiled code, which is faster after its first step
+    Raises a ValueError that names what does not fit together.
     """
     rule_of = staticmethod(rule_of)
 
