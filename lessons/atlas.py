@@ -1,8 +1,8 @@
 """
 The atlas: a page for each update rule in docs/rules/, and docs/atlas.html, which compares up to four of them.
 
-    python -m lessons atlas           trains all rules on all toys, in ten minutes, and writes everything
-    python -m lessons atlas --keep    keeps the runs of docs/atlas.html, after a change of words alone
+    python -m lessons atlas           trains all rules on all toys, half a minute each, and writes everything
+    python -m lessons atlas --keep    keeps the runs of docs/atlas.html, and trains only what it lacks
 
 docs/atlas.html holds the runs, and all pictures are made of them. What the pages say comes from the rules'
 docstrings and code, from the study's results, and from lessons/atlas.toml.
@@ -43,20 +43,6 @@ ROOT = Path(__file__).parent.parent
 TEMPLATES, WORDS = ROOT / "lessons/templates", ROOT / "lessons/atlas.toml"
 HTML, PAGES = ROOT / "docs/atlas.html", ROOT / "docs/rules"
 
-# The tree of descent. A rule's parent is the rule from which one gets to it with the fewest changes.
-TREE = {
-    "sgd": None,
-    "sgd_ema": "sgd",
-    "signum": "sgd_ema", "lion": "signum", "sophia": "signum",
-    "adamw": "sgd_ema",
-    "adafactor": "adamw", "came": "adafactor",
-    "adalayer": "adamw", "adalayer_star": "adalayer", "adam_mini": "adalayer", "adasgd": "adalayer",
-    "laprop": "adamw", "adopt": "adamw", "radam": "adamw", "adabelief": "adamw", "ademamix": "adamw",
-    "mars": "adamw",
-    "apollo": "adamw", "apollo_mini": "apollo",
-    "soap": "adamw",
-    "muon": "sgd_ema", "normuon": "muon", "scion": "muon",
-}
 NO_LABELS = "It does not run on the toys, because they have no labels that a model could draw."
 # the panels of the picture on a rule's page, as (toy, number)
 SHOWN = (("ravine", 0), ("ravine", 1), ("zipf", 0), ("layers", 1), ("spike", 0), ("matrix", 0), ("valley", 1))
@@ -185,14 +171,19 @@ def runs_on(toy: str, rule: str) -> dict:
             "panels": packed([[panel.lines(records) for panel in panels()[toy]] for records in shown])}
 
 
-def all_runs() -> dict[str, dict]:
-    """Returns {"toy rule": runs_on() of them}, of all rules that can train on toys."""
+def all_runs(known: dict[str, dict]) -> dict[str, dict]:
+    """Returns {"toy rule": runs_on() of them}, of all rules that can train on toys.
+
+    Args:
+        known: runs that need not be made again.
+    """
     found = {}
     for toy, kind in toys.TOYS.items():
         for rule in zoo.RULES:
+            key = f"{toy} {rule}"
             with contextlib.suppress(UserError):    # sophia, which needs labels
                 toys.build(rule, kind.make(kind.variants[0], 0), 1.0, kind.steps)
-                found[f"{toy} {rule}"] = runs_on(toy, rule)
+                found[key] = known.get(key) or runs_on(toy, rule)
         print(f"trained on {toy}", flush=True)
     return found
 
@@ -238,31 +229,49 @@ def parts_of(doc: str) -> tuple[str, dict[str, str]]:
 @functools.cache
 def study_results() -> dict[str, dict]:
     """Returns {rule: {"curve": rows [lr, mean loss, standard deviation, seeds], "best": the row with the
-    lowest loss, "place": its place among all rules}}. A run that diverged has the loss None."""
+    lowest loss, "place": its place among the rules that have one}}. A run that diverged has the loss None. A
+    rule without runs has no rows, and neither a best nor a place."""
     study, found = read_study(ROOT / "study/results", "study"), {}
     for name in zoo.RULES:
         rows = {lr: [lr, *((round(float(x), 3) if np.isfinite(x) else None) for x in (
             np.mean(losses), np.std(losses, ddof=1) if len(losses) > 1 else np.nan)), len(losses)]
             for lr, losses in study.curve(name).items()}
-        found[name] = dict(curve=list(rows.values()), best=rows[study.lowest(name).value])
-    order = sorted(found, key=lambda name: found[name]["best"][1])
-    return {name: found[name] | dict(place=order.index(name) + 1) for name in found}
+        found[name] = dict(curve=list(rows.values()), best=rows.get(study.lowest(name).value))
+    order = sorted((name for name in found if found[name]["best"]), key=lambda name: found[name]["best"][1])
+    places = {name: place for place, name in enumerate(order, 1)}
+    return {name: found[name] | dict(place=places.get(name)) for name in found}
+
+
+@functools.cache
+def all_words() -> dict[str, dict]:
+    """Returns {rule: its lines of lessons/atlas.toml}, in the order of zoo.RULES. Raises UserError if a rule
+    has none, or if its parent is no rule."""
+    words = tomllib.loads(WORDS.read_text())
+    for name in zoo.RULES:
+        if name not in words:
+            raise UserError(f"{name}: add it to lessons/atlas.toml")
+        if words[name]["parent"] not in ("", *zoo.RULES):
+            raise UserError(f"lessons/atlas.toml: the parent of {name} is no rule")
+    return {name: words[name] for name in zoo.RULES}
+
+
+def parent_of(name: str) -> str:
+    """Returns the parent of a rule in the tree of descent. The first rule has none, so it is empty."""
+    return all_words()[name]["parent"]
 
 
 @functools.cache
 def facts_of(name: str) -> dict:
     """Returns what there is to say without training. Raises UserError if somebody must add words."""
-    rule, words = zoo.RULES[name], tomllib.loads(WORDS.read_text())
-    if name not in TREE or name not in words:
-        raise UserError(f"{name}: add it to TREE in lessons/atlas.py, and to lessons/atlas.toml")
+    rule = zoo.RULES[name]
     idea = STAR if name == "adalayer_star" else read_docstring(rule.function)[0]
     formula, parts = parts_of(inspect.getdoc(rule.function))
     source, label = parts.pop("Source"), NAMES.get(name) or re.match(r"[\w-]+", idea)[0]
-    return dict(label=label[0].upper() + label[1:], parent=TREE[name], idea=idea, formula=formula,
+    return dict(label=label[0].upper() + label[1:], idea=idea, formula=formula,
                 parts=parts, code=f"{source_of(rule.function)}\n\n{line_of(name, rule)}", source=source,
                 file=Path(inspect.getfile(rule.function)).relative_to(ROOT).as_posix(),
                 bytes=round(bytes_per_weight(rule), 2), study=study_results()[name],
-                lr=defaults(str(ROOT / "configs/nano.toml"), name)["lr"], **words[name])
+                lr=defaults(str(ROOT / "configs/nano.toml"), name)["lr"], **all_words()[name])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -295,8 +304,8 @@ def pencil_steps(name: str) -> str:
 
 def page_of(name: str, runs: dict[str, dict]) -> str:
     """Returns the page of a rule in Markdown."""
-    facts, parent, study = facts_of(name), TREE[name], facts_of(name)["study"]
-    children = ", ".join(link(child) for child in zoo.RULES if TREE[child] == name)
+    facts, parent, study = facts_of(name), parent_of(name), facts_of(name)["study"]
+    children = ", ".join(link(child) for child in zoo.RULES if parent_of(child) == name)
     relatives = [f"Its parent is {link(parent)}." if parent else "It has no parent.",
                  *[f"Its children are {children}."] * bool(children)]
     called = "\n\n".join(inspect.getsource(function).rstrip() for function in called_by(zoo.RULES[name]))
@@ -311,9 +320,18 @@ def page_of(name: str, runs: dict[str, dict]) -> str:
         name=name, relatives=" ".join(relatives), called=called, changes=changes, steps=pencil_steps(name),
         details=bullets(f"**{key}** {text}" for key, text in facts["parts"].items()),
         toys=toys_on_page(name, runs), traps=bullets(facts["traps"]),
-        place=study["place"], count=len(zoo.RULES), best_lr=study["best"][0], loss=loss_text(study["best"]),
-        curve=as_table(("lr", "final loss"), [(f"{row[0]:g}", loss_text(row)) for row in study["curve"]]))
+        study=in_the_study(name, **study))
     return fill("rule.md", **values)
+
+
+def in_the_study(name: str, curve: list[list], best: list | None, place: int | None) -> str:
+    """Returns the part of a page that shows a rule's place in the study. The arguments are a row of
+    study_results()."""
+    if not best:
+        return fill("no_study.md", name=name)
+    table = as_table(("lr", "final loss"), [(f"{row[0]:g}", loss_text(row)) for row in curve]).rstrip()
+    count = sum(one["best"] is not None for one in study_results().values())
+    return fill("study.md", place=place, count=count, best_lr=best[0], loss=loss_text(best), curve=table)
 
 
 def toys_on_page(name: str, runs: dict[str, dict]) -> str:
@@ -329,14 +347,15 @@ def toys_on_page(name: str, runs: dict[str, dict]) -> str:
 def list_of_rules() -> str:
     """Returns docs/rules/README.md: the tree of descent and the list of all rules."""
     def branch(name, depth):
-        below = [branch(child, depth + 1) for child in TREE if TREE[child] == name]
+        below = [branch(child, depth + 1) for child in zoo.RULES if parent_of(child) == name]
         return "\n".join([f"{'  ' * depth}* {link(name)}", *below])
 
     rows = []
     for name in zoo.RULES:
         facts = facts_of(name)
+        best = facts["study"]["best"]
         rows.append((link(name), facts["idea"], f"{facts['bytes']:.2f}", f"{facts['lr']:.3g}",
-                     loss_text(facts["study"]["best"])))
+                     loss_text(best) if best else "not run"))
     columns = ("rule", "idea", "bytes of state per weight", "usual lr", "loss in the study")
     return fill("rules.md", tree=branch("sgd", 0), table=as_table(columns, rows).rstrip())
 
@@ -344,7 +363,7 @@ def list_of_rules() -> str:
 def picture_of(name: str, runs: dict[str, dict]) -> bytes:
     """Draws a rule and its parent on the toys, and the study's losses. Returns an SVG."""
     shown = [(toy, i) for toy, i in SHOWN if f"{toy} {name}" in runs]
-    looks = {TREE[name]: dict(color="0.6", lw=1.2, ls="--")} if TREE[name] else {}
+    looks = {parent_of(name): dict(color="0.6", lw=1.2, ls="--")} if parent_of(name) else {}
     looks[name] = dict(color=pictures.look_of(name)["color"])
     figure = blank_figure(12 if shown else 4, 6 if shown else 3.2)
     import matplotlib    # here, because blank_figure() imports it first
@@ -355,6 +374,8 @@ def picture_of(name: str, runs: dict[str, dict]) -> bytes:
             draw_panel(axes, panels()[toy][i], [(runs[f"{toy} {one}"]["panels"][2][i], look)
                                                 for one, look in looks.items() if f"{toy} {one}" in runs])
         for one, look in looks.items():
+            if not facts_of(one)["study"]["curve"]:
+                continue
             lr, loss, spread, _ = np.array(facts_of(one)["study"]["curve"], dtype=float).T
             last.errorbar(lr, loss, np.nan_to_num(spread), marker=".", label=facts_of(one)["label"], **look)
         last.set(xscale="log", title="the study", xlabel="peak learning rate", ylabel="final loss")
@@ -392,7 +413,7 @@ def html_of(runs: dict[str, dict]) -> str:
                     panels=[panel._replace(lines=None)._asdict() for panel in panels()[name]])
 
     tables = dict(toys={name: about(name, kind) for name, kind in toys.TOYS.items()},
-                  rules={name: facts_of(name) for name in TREE}, runs=runs)
+                  rules={name: facts_of(name) for name in zoo.RULES}, runs=runs)
     texts = []
     for table, rows in tables.items():
         lines = [f"{json.dumps(key)}: {json.dumps(row, separators=(',', ':'))}" for key, row in rows.items()]
@@ -419,14 +440,14 @@ def texts_of(runs: dict[str, dict]) -> dict[Path, str]:
 @dataclass
 class Options:
     """The options of the atlas."""
-    keep: bool = option(False, None, "keep the runs of docs/atlas.html, after a change of words alone")
+    keep: bool = option(False, None, "keep the runs of docs/atlas.html, and train only what it lacks")
 
 
 def main(argv: list[str]) -> None:
     """Writes the pages, their pictures and docs/atlas.html."""
     torch.set_num_threads(1)    # the problems are so small that a second thread only waits
     options = load(Options, argv, __doc__, program="python -m lessons atlas")[0]
-    runs = read_runs() if options.keep else all_runs()
+    runs = all_runs(read_runs() if options.keep else {})
     files = {path: text.encode() for path, text in texts_of(runs).items()}
     files |= {PAGES / f"{name}.svg": picture_of(name, runs) for name in zoo.RULES}
     PAGES.mkdir(exist_ok=True)

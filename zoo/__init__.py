@@ -11,6 +11,7 @@ A new rule is a function and a line in the table of its file. A new file is a li
 import difflib
 import functools
 import math
+import re
 import warnings
 
 import torch
@@ -201,7 +202,8 @@ class Optimizer(optim.Optimizer):
         group = rule.hyper | dict(params=[w], blocks=[1], roles=[None], rule=rule.name)
         one = torch.ones((), dtype=torch.float64)
         given = self.start(group, 0) | self.constants(group, 0)
-        given |= dict(g=g.clone(), w=w.clone(), t=one, lr=one, decay=one, g2=g.square().mean(), norm=g.norm())
+        given |= dict(g=g.clone(), w=w.clone(), t=one, lr=one, decay=one, lr_peak=one, layer=one,
+                      g2=g.square().mean(), norm=g.norm())
         return w, g, given
 
     def measuring_steps(self, group) -> int:
@@ -240,14 +242,27 @@ class Optimizer(optim.Optimizer):
     def update(self, group, t, members):
         if refresh := self.refresh_before(group, t):
             self.refresh_state(refresh, group, t)
-        if "norm" in self.rules[group["rule"]].inputs:
-            members = [(*member, state | dict(norm=self.norm)) for *member, state in members]
-        if not self.rules[group["rule"]].stacks:
+        rule = self.rules[group["rule"]]
+        shared = dict(norm=self.norm, lr_peak=torch.tensor(group["lr_peak"], dtype=torch.float64))
+        shared = {name: x for name, x in shared.items() if name in rule.inputs}
+        members = [(*member, state | shared) for *member, state in members]
+        if "layer" in rule.inputs:
+            layers = self.layers()
+            members = [(kind, p, g, state | dict(layer=layers[p])) for kind, p, g, state in members]
+        if not rule.stacks:
             return super().update(group, t, members)
         for same in batches_of_matrices(members):
             together = stacked(same) if len(same) > 1 else same[0]
             super().update(group, t, [together])
             unstack(together, same)
+
+    def layers(self) -> dict:
+        """{tensor: the number of its layer}. A layer's tensors have its number, from 0, in their names."""
+        numbers = {p: re.search(r"\.(\d+)\.", group["names"][i]) for group, i, p in self.each_parameter()}
+        last = max((int(number[1]) for number in numbers.values() if number), default=-1)
+        roles = {p: group["roles"][i] for group, i, p in self.each_parameter()}
+        return {p: torch.tensor(int(number[1]) + 1 if number else 0 if roles[p] == "embed" else last + 2)
+                for p, number in numbers.items()}
 
     def refresh_state(self, refresh, group, t):
         """Calls refresh for each parameter of a group that is at step t, with what its parameters name."""

@@ -9,6 +9,14 @@ from optim import Rule, per_block
 
 BELOW_ONE, AT_LEAST_ONE = (0, 1), (1, math.inf)    # bounds of hyperparameters: (at least, below)
 
+def copy_of_weight(w, blocks):
+    """Makes state that starts as a copy of the weight."""
+    return w.clone()
+
+def update_to(new, w, decay, lr):
+    """Returns the update u with which the optimizer arrives at the weight `new`: decay w - lr u = new."""
+    return (decay * w.to(new.dtype) - new) / lr.clamp_min(1e-30)
+
 class WrongRule(ValueError):
     """A function that does not do what a rule must do."""
 
@@ -18,6 +26,11 @@ class ZooRule(Rule):
     blocks    the number of blocks of the tensor. The fused q, k, v are three blocks
     role      the role of the tensor, or None if nobody has named it
     norm      the norm of the gradient of all groups
+    decay     the factor that multiplies the weight after the rule. A rule that wants another decay, or that
+              computes the new weight, puts the difference into u: see update_to
+    lr_peak   the largest lr of the run, so that lr / lr_peak is what the schedule leaves of it
+    layer     the number of the tensor's layer: 0 for the embedding, then 1, 2, ... for the layers of the
+              model, and one more for all that follows them
 
     A function that makes state may have keyword-only parameters. Such a parameter gets the hyperparameter of
     the same name, or the role of the tensor.
@@ -35,7 +48,7 @@ class ZooRule(Rule):
     from_run   hyperparameters that take the value of the trainer's option of the same name, such as steps
     The rest is as Rule takes it. Raises a ValueError if the line names a hyperparameter that the rule does
     not have."""
-    given = (*Rule.given, "norm", "blocks", "role")
+    given = (*Rule.given, "norm", "blocks", "role", "decay", "lr_peak", "layer")
     changes_decay = False
 
     def __init__(self, function, *, roles="", rest="", measures=0, refresh=None, from_run=(), stacks=False,
@@ -70,7 +83,7 @@ class Modifier(ZooRule):
     last      whether it must come after all other modifiers
     The names of its state and of its hyperparameters begin with its own name, so that they differ from all
     names of the rule."""
-    given = (*ZooRule.given, "u", "decay")
+    given = (*ZooRule.given, "u")
 
     def __init__(self, function, *, changes, last=False, **line):
         super().__init__(function, **line)
