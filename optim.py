@@ -180,8 +180,7 @@ def mean_to(x, s):    # the mean of x in the shape of s: over every axis where s
         x = x.unflatten(0, (-1, 16)).mean(1)                        # makes compiled means 2.3 times as fast
     return x.sum_to_size(s.shape) / (x.numel() // s.numel())
 
-def mean_of_blocks(x, v):
-    """The mean of x over each block, (blocks,). It averages each row first, which is 1.1 times as fast."""
+def mean_of_blocks(x, v):    # the mean of x over each block. To average each row first is 1.1 times as fast
     row = min([x.numel() // len(v), *x.shape[-1:]])
     return x.reshape(len(v), -1, row).mean(2).mean(1)
 
@@ -194,8 +193,7 @@ class Rule:
     second_moment  the name of the state whose root the rule divides by: "v", or "r c" if v is factored
     corrected      whether the rule corrects that state for its start at 0, as v_hat does
     bounds         {hyperparameter: (at least, below)}. A number without bounds is at least 0
-    elementwise    whether each weight moves as if it were alone. Then one piece of code fits all shapes
-    """
+    elementwise    whether each weight moves as if it were alone. Then one piece of code fits all shapes"""
     given = ("g", "w", "lr", "t", "g2")    # what a rule may ask for besides its own state
 
     def __init__(self, function, *, lr_factor=1, rows=(), second_moment="", corrected=True, bounds={},
@@ -209,6 +207,9 @@ class Rule:
                       if p.name in self.inputs and p.name not in self.given}
         self.hyper = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         self.has_blocks = per_block in self.state.values()
+        for p in parameters:
+            if p.name in self.state and p.default is not p.empty:    # it would be a state that starts at 0
+                raise ValueError(f"{self.name}: {p.name} is a hyperparameter; put a * before it")
 
     def checked(self, hyper: dict) -> dict:
         """All hyperparameters: those in hyper, else the defaults. A ValueError names a bad one."""
@@ -254,6 +255,8 @@ def apply(rule, inputs, hyper, weights, grads, states, shared):
     for w, g, state in zip(weights, grads, states):
         given = shared | state | dict(g=g, w=w)
         u = rule(*(given[name] for name in inputs), **hyper)
+        if u.shape != w.shape:
+            raise ValueError(f"the rule returns a shape of {tuple(u.shape)} for weights of {tuple(w.shape)}")
         w.copy_(shared["decay"] * w.to(u.dtype) - shared["lr"] * u)
 
 @functools.cache
@@ -294,12 +297,13 @@ class Optimizer(torch.optim.Optimizer):
                        "independent": by 1 - weight_decay * lr / lr_peak, the paper's. lr_peak is the first lr
     strict             raise an error if a gradient is missing; otherwise skip that parameter, as torch does
     compile            run compiled code, which is faster after its first step
-    Raises a ValueError that names what does not fit together.
-    """
+    Raises a ValueError that names what does not fit together."""
     rule_of = staticmethod(rule_of)
 
     def __init__(self, params, rule, *, lr, weight_decay=0.0, weight_decay_kind="coupled", strict=False,
                  compile=False, **hyper):
+        if isinstance(params, str):
+            raise ValueError(f"params={params!r}: tensors come first: Optimizer(params, {params!r}, lr=...)")
         self.rule = self.rule_of(rule)
         self.hyper, self.compile, self.rules = self.rule.checked(hyper), compile, {}
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, weight_decay_kind=weight_decay_kind,
@@ -345,8 +349,7 @@ class Optimizer(torch.optim.Optimizer):
     def each_parameter(self):    # yields (group, number in the group, parameter)
         return ((group, i, p) for group in self.param_groups for i, p in enumerate(group["params"]))
 
-    def constants(self, group, i):
-        """Inputs of a rule that never change, and are compiled into its code. These rules have none."""
+    def constants(self, group, i):    # inputs that never change are compiled into the code. Here are none
         return {}
 
     def start(self, group, i, device=None, starts=None):
@@ -365,10 +368,8 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         """Updates all parameters. A closure computes loss and gradients anew; step() returns that loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure else None
         self.check_gradients()    # before anything moves
         for group in self.param_groups:
             for t, members in self.members_by_step(group).items():
@@ -457,8 +458,7 @@ def make(rule, roles, *, lr, rows=(), by_role={}, weight_decay=0.0, weight_decay
     rows      roles in which each row is a block. rows=("head",) makes Adalayer Adalayer*
     by_role   {role: dict of settings}: lr, weight_decay, hyperparameters; or another Rule with all its
               settings. {role: None} leaves a role untrained
-    The rest is as in Optimizer, but the decay is the paper's. Raises a ValueError that names what is wrong.
-    """
+    The rest is as in Optimizer, but the decay is the paper's. A ValueError names what is wrong."""
     rule, groups = rule_of(rule), {}
     for name, p, role in triples(roles):
         if role not in ROLES:

@@ -107,7 +107,8 @@ def scaled(panel: Panel) -> Scaled:
     if panel.top is None:
         highest = max(map(min, to_show)) + 0.6
     else:
-        highest = min(lowest + panel.top, max(map(max, to_show)))
+        of_all = max(map(max, to_show))
+        highest = min(lowest + panel.top, of_all + 0.1 * (of_all - lowest))    # room for the whole mark
     kept = replace(panel, curves=curves, lines=lines)
     return Scaled(kept, means, lowest, max(highest, lowest + 0.1))    # also if all losses are equal
 
@@ -133,6 +134,8 @@ def draw_panel(axes, scaled_panel: Scaled, lowest: float, highest: float) -> lis
         axes.set_xscale("log")
         if len(values) == 1 and not panel.shift:
             axes.set_xlim(values[0] / 3, values[0] * 3)    # matplotlib finds no limits on its own
+            axes.set_xticks(values, [f"{values[0]:g}"])
+            axes.minorticks_off()    # their labels would cover each other
     else:
         axes.set_xticks(range(len(values)), [f"{x:g}" for x in values])
     above = []

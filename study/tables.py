@@ -102,19 +102,23 @@ def mean_loss(runs: list[RecordedRun]) -> float:
 
 def by_name_and_lr(runs: list[RecordedRun]) -> dict[str, dict[float, list[RecordedRun]]]:
     """Groups finished runs. Of runs that differ in nothing, it takes the first and prints which others it
-    leaves out.
+    leaves out. The machine chooses the precision, so a variant's name has it only if it differs among runs.
 
     Returns:
         {variant: {learning rate: runs, one for each seed}}, the best variant first and learning rates rising.
     """
+    precisions: dict[str, set[str]] = {}
+    for run in runs:
+        precisions.setdefault(variant_of(run), set()).add(run.config["precision"])
     found: dict[str, dict[float, dict[int, RecordedRun]]] = {}
     for run in runs:
-        of_seed = found.setdefault(variant_of(run), {}).setdefault(run.config["lr"], {})
+        name = variant_of(run)
+        if len(precisions[name]) > 1:
+            name = f"{name} precision={run.config['precision']}"
+        of_seed = found.setdefault(name, {}).setdefault(run.config["lr"], {})
         first = of_seed.setdefault(run.config["seed"], run)
         if first is not run:
-            theirs, ours = (one.config.get("precision") for one in (first, run))
-            but = "" if theirs == ours else f", but precision {ours} and not {theirs}"
-            print(f"note: {run.path} is not counted: it has the settings and the seed of {first.path}{but}")
+            print(f"note: {run.path} is not counted: it has the settings and the seed of {first.path}")
     groups = {name: {lr: list(of_seed.values()) for lr, of_seed in sorted(lrs.items())}
               for name, lrs in found.items()}
     return dict(sorted(groups.items(), key=lambda item: min(map(mean_loss, item[1].values()))))

@@ -442,6 +442,29 @@ def test_wrong_use(call, words):
     assert "\n" not in str(caught.value)
 
 
+def forgotten_star(g, m, beta1=0.9):
+    return m.lerp_(g, 1 - beta1)
+
+
+def of_another_shape(g, m):
+    return g.sum()
+
+
+@pytest.mark.parametrize("call, line", [
+    (lambda p: Optimizer([p], forgotten_star, lr=1),
+     "forgotten_star: beta1 is a hyperparameter; put a * before it"),
+    (lambda p: Optimizer([p], of_another_shape, lr=1).step(),
+     "the rule returns a shape of () for weights of (2, 2)"),
+    (lambda p: Optimizer("adamw", [p], lr=1),
+     "params='adamw': tensors come first: Optimizer(params, 'adamw', lr=...)")])
+def test_a_wrong_rule_is_one_line_also_without_the_zoo(call, line):
+    p = torch.ones(2, 2)
+    p.grad = torch.ones(2, 2)
+    with pytest.raises(ValueError) as caught:
+        call(p)
+    assert str(caught.value) == line and p.tolist() == [[1, 1], [1, 1]]
+
+
 def test_loading_what_does_not_fit():
     a, b = torch.ones(4, 2), torch.ones(4, 2)
     saved = Optimizer([a], adamw, lr=1)

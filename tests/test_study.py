@@ -481,8 +481,21 @@ def test_rows_differ_by_whatever_differs(tmp_path, capsys, drawn):
                     "| adamw init_from=x.pt | 0.01 | 4.090 |  | 1 |",
                     "| lion | 0.00316 | 4.110 |  | 1 |"]
     assert notes == ["note: runs/c is not counted: it has the settings and the seed of runs/b"]
-    record(tmp_path / "d", 9.0, seed=1, precision="bf16")
-    assert picture_of(tmp_path, capsys)[1][1].endswith("seed of runs/b, but precision bf16 and not fp32")
+    record(tmp_path / "d", 3.9, seed=1, precision="bf16")
+    assert picture_of(tmp_path, capsys)[0][:3] == ["| adamw precision=fp32 | 0.01 | 3.900 | 0.141 | 2 |",
+                                                   "| adamw precision=fp32 | 1 | 4.100 |  | 1 |",
+                                                   "| adamw precision=bf16 | 0.01 | 3.900 |  | 1 |"]
+
+
+def test_a_picture_of_a_single_learning_rate(tmp_path, capsys, drawn):
+    """It has one label on the axis, and its highest mark lies within the panel."""
+    for name, loss in (("adamw", 4.0), ("lion", 5.0), ("signum", 4.5)):
+        record(tmp_path / name, loss, optimizer=name, lr=0.01)
+    picture_of(tmp_path, capsys)
+    left = drawn[0].axes[0]
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["0.01"]
+    assert len(left.get_xticklabels(minor=True)) == 0
+    assert left.get_ylim()[0] < 4.0 and left.get_ylim()[1] == pytest.approx(5.1)
 
 
 def test_losses_of_other_data_do_not_compare(tmp_path, capsys):

@@ -53,7 +53,10 @@ class ZooRule(Rule):
 
     def __init__(self, function, *, roles="", rest="", measures=0, refresh=None, from_run=(), stacks=False,
                  **line):
-        super().__init__(function, **line)
+        try:
+            super().__init__(function, **line)
+        except ValueError as error:
+            raise WrongRule(str(error)) from None
         self.roles, self.rest, self.measures = roles, rest, measures
         self.refresh, self.from_run, self.stacks = refresh, from_run, stacks
         self.has_blocks = per_block in self.state.values() or "blocks" in self.inputs
@@ -68,7 +71,7 @@ class ZooRule(Rule):
             if isinstance(make_state, type) or not callable(make_state or len):
                 raise WrongRule(f"{self.name}: the annotation of {p.name} must be a function such as "
                                 "per_row; leave it out if the state has the shape of the weight")
-            if p.name in self.inputs and (p.default is not p.empty or p.name in ("beta1", "beta2", "eps")):
+            if p.name in self.inputs and p.name in ("beta1", "beta2", "eps"):
                 raise WrongRule(f"{self.name}: {p.name} is a hyperparameter; put a * before it")
         if refresh and "refresh_steps" not in self.hyper:
             raise ValueError(f"{self.name}: has a refresh, so it needs the hyperparameter refresh_steps")
