@@ -471,7 +471,7 @@ def test_init_from_refuses_another_shape_and_notes_other_data(tiny, tmp_path, ca
             ([*start, "--heads=1"], f"--heads=1: the model in {path} has 2"),
             ([*start, "--width=32"], f"--width=32: the model in {path} has 16"),
             ([*start, "--qk_norm=false"], f"--qk_norm=False: the model in {path} has True"),
-            ([*start, "--padded_vocab=320"], "does not fit"),
+            ([*start, "--padded_vocab=320"], f"--padded_vocab: the model in {path} has 384 rows, not 320"),
             ([*start, "--continue_data", f"--data={tmp_path / 'other'}"], "does not hold the data of"),
             ([f"--init_from={tmp_path / 'empty'}"], "empty: this folder holds no checkpoint"),
             (["--continue_data"], "--continue_data: goes with --init_from"),
@@ -710,6 +710,8 @@ def test_bad_options_are_one_line(tiny, tmp_path, capsys, arguments, words):
     ("[lr]\nadam = 1", "adam = 1"), ("[lr]\nadamw = 'x'", "adamw = 'x'"),
     ("[hyper.adamw]\nbeta3 = 1", "beta3"), ("[train]\nlr = nan", "lr=nan"),
     ("[train", "is not TOML"), ("[train]\nsteps = 1\nsteps = 2", "is not TOML"), ("\x00", "is not TOML"),
+    ("[model]\nqk_norm = True", "Invalid value (at line 2, column 11): qk_norm = True; text needs quotes; "
+                                "booleans are true and false, in small letters"),
     ("import os", "is not TOML"), ("a = " + "[" * 5000, "is not TOML")])
 def test_bad_files_are_one_line(tmp_path, capsys, content, words):
     (tmp_path / "own.toml").write_text(content)

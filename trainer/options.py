@@ -14,6 +14,7 @@ file may stand first without --config=. Every mistake leads to one line that nam
 import argparse
 import dataclasses
 import math
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -83,14 +84,18 @@ def read_toml(path: str) -> dict:
     try:
         is_shipped = not Path(path).exists() and (ROOT / path).exists()
         with open(ROOT / path if is_shipped else path, encoding="utf-8-sig") as file:    # no byte order mark
-            return tomllib.loads(file.read())
+            text = file.read()
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise UserError(f"--config={path!r}: there is no such file in {Path.cwd()}; what ships is named "
                         "configs/*.toml from any folder") from None
     except OSError as error:
         raise UserError(f"--config={path!r}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:    # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise UserError(f"--config={path!r}: is not TOML: {error}") from None
+        line = re.search(r"Invalid value \(at line (\d+)", str(error))
+        hint = (f": {text.splitlines()[int(line[1]) - 1].strip()}; text needs quotes; booleans are "
+                "true and false, in small letters") if line else ""
+        raise UserError(f"--config={path!r}: is not TOML: {error}{hint}") from None
 
 
 def from_tables(tables: dict, cls: type, extra_tables=(), foreign_names={}) -> dict:

@@ -78,6 +78,9 @@ def start_from(checkpoint: dict, model: torch.nn.Module, optimizer: zoo.Optimize
         for name in ("width", "layers", "heads", "vocab_size", "qk_norm"):
             if theirs[name] != ours[name]:
                 raise UserError(f"--{name}={ours[name]}: the model in {path} has {theirs[name]}")
+        rows, our_rows = len(checkpoint["model"]["embed.weight"]), len(model.embed.weight)
+        if rows != our_rows:
+            raise UserError(f"--padded_vocab: the model in {path} has {rows} rows, not {our_rows}")
         left_out = sequences_to_leave_out(checkpoint, settings, fingerprint) if settings.continue_data else 0
         model.load_state_dict(checkpoint["model"])
         why_not = difference(checkpoint["optimizer"]["param_groups"], optimizer.param_groups)
