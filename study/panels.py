@@ -326,6 +326,8 @@ def finish(figure, all_axes, path: Path, marks: dict[str, Style] | None = None) 
         axes.grid(alpha=0.3)
         if not axes.get_legend():
             handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
+    noted = {label.partition(" (")[0] for label in handles if " (" in label}
+    handles = {label: handle for label, handle in handles.items() if label not in noted}    # once is enough
     handles |= {label: Line2D([], [], **{"color": "0.3"} | style) for label, style in (marks or {}).items()}
     columns = columns_of(handles, figure.get_figwidth())
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=SMALL)
