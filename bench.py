@@ -478,7 +478,7 @@ def bench_scaling(options: Options, device=None) -> list[dict]:
 
 def draw_scaling(rows: list[dict], path: Path) -> None:
     """Draws the rows of bench_scaling as a PNG: tokens/s and memory, a column for each setting."""
-    figure = blank_figure(12, 5)
+    figure = blank_figure(8, 4.6)    # small, so that letters are large
     panels = figure.subplots(2, 4, sharey="row")
     from matplotlib.ticker import LogLocator    # here, because only this figure needs it
     for column, axis in enumerate(dict.fromkeys(row["axis"] for row in rows)):
@@ -495,7 +495,7 @@ def draw_scaling(rows: list[dict], path: Path) -> None:
             panel.grid(alpha=0.3)
         low, high = np.transpose([[float(x) for x in row["quartiles"].split("-")] for row in rows_of_axis])
         panels[0, column].vlines(values, low, high, color="tab:blue", lw=4, alpha=0.4)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=190)
 
 
 BENCHES = dict(optimizer=bench_optimizer, rules=bench_rules, train=bench_train, profile=bench_profile,
