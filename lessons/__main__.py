@@ -8,12 +8,16 @@ Lessons: pictures of what update rules do with the tables behind them, and a gra
     python -m lessons step signum,adamw,muon           one update of a matrix by each rule
     python -m lessons check FILE ...                   judges an exercise, or a new update rule of your own
     python -m lessons atlas                            writes docs/rules/ and docs/atlas.html, for all rules
+    python FOLDER/lessons ravine                       from another folder; FOLDER is this project's
 """
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))    # `python FOLDER/lessons` works from any other folder
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 

@@ -6,6 +6,7 @@ From finished runs to tables, figures and verdicts on the paper's claims.
     python -m study 0001 0002                      prints what differs between runs, and draws them together
     python -m study --runs=ann,ben --out=x.png     takes the runs of several folders
     python -m study look 0001 0002                 draws what the steps of runs did, side by side
+    python FOLDER/study                            the same from another folder; FOLDER is this project's
 
 Without --out and without --match, only runs of sweeps enter the results: those that sweep.sh names, at the
 study's setting or at a variant of it. --match=PATTERN takes the runs of these names, whatever they are.
@@ -17,6 +18,11 @@ study/results/  results.csv          a row for each ended run, with the command 
 
 The rows of runs whose folders are gone stay in the results.
 """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))    # `python FOLDER/study` works from any other folder
+
 from trainer import script
 
 if __name__ == "__main__":
@@ -24,9 +30,7 @@ if __name__ == "__main__":
 
 import itertools
 import json
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from study.claims import report
 from study.figures import all_figures, draw_study

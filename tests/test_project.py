@@ -161,3 +161,11 @@ def test_programs_explain_themselves(program):
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     said = done.stdout + done.stderr
     assert "Traceback" not in said and len(said) > 30 and "__main__.py" not in said and "plan.py" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["study", "zoo", "lessons"])
+def test_packages_run_from_another_folder(package, tmp_path):
+    command = [sys.executable, str(ROOT / package), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+    assert "Traceback" not in done.stderr and f"python -m {package}" in done.stdout

@@ -9,6 +9,9 @@ import argparse
 import inspect
 import signal
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))    # `python FOLDER/zoo` works from any other folder
 
 import torch
 
