@@ -388,7 +388,19 @@ def picture_of(name: str, runs: dict[str, dict]) -> bytes:
                     axis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
         drawn = io.BytesIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return re.sub(rb"(\d\.\d)\d+(?=[^<]*>)", rb"\1", drawn.getvalue())    # a tenth of a point is enough
+    return smaller(drawn.getvalue().decode()).encode()
+
+
+def smaller(svg: str) -> str:
+    """Shortens an SVG of matplotlib by half. It keeps a tenth of a point, and names each style once."""
+    svg = re.sub(r"<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.S)
+    svg = re.sub(r' id="[a-z]\w*_\d+"| transform="rotate\(-0 [^"]*"', "", svg)
+    svg = re.sub(r"(\d\.\d)\d+(?=[^<]*>)", r"\1", svg)
+    svg = re.sub(r'\s*\n\s*(?=[LCQz"])', "", re.sub(r"\n\s+", "\n", svg))
+    numbers = {style: i for i, style in enumerate(dict.fromkeys(re.findall(r'style="([^"]*)"', svg)))}
+    svg = re.sub(r'style="([^"]*)"', lambda match: f'class="s{numbers[match[1]]}"', svg)
+    classes = "".join(f".s{i}{{{style}}}" for style, i in numbers.items())
+    return svg.replace("</style>", f"{classes}</style>", 1)
 
 
 def draw_panel(axes, panel: Panel, lines_and_looks: list[tuple[list, dict]]) -> None:
