@@ -35,10 +35,12 @@ EXEMPT = {
     "zero_gradient_moves_nothing": {},
     "zero_gradient_with_decay_multiplies": {
         "adamw+trust_ratio": "it rescales the decay, too",
+        "adalomo": "it multiplies the decay by the size of the tensor, as it does the step",
     },
     "doubling_the_lr_doubles_the_first_step": {},
     "momentum_matters": {
         "anolog": "it has no beta1: its momentum follows from t",
+        "adalomo": "it has no momentum",
     },
     "compiled_is_eager": {},
 }
