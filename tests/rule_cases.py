@@ -22,7 +22,9 @@ PAPER_CASES = {    # name of a case: (optimizer, options)
     "frozen_norms_untrained": ("adalayer_star", dict(freeze_steps=2, updating="head", untrained="norm")),
 }
 ZOO_RULES = {name: rule for name, rule in zoo.RULES.items() if name not in optim.RULES}
-ZOO_CASES = {name: (name, dict(rest_lr=0.5) if rule.rest else {}) for name, rule in ZOO_RULES.items()} | {
+OPTIONS = {"badam": dict(layers=1, switch_steps=3)}    # two blocks, and one that holds no tensor
+ZOO_CASES = {name: (name, OPTIONS.get(name, dict(rest_lr=0.5) if rule.rest else {}))
+             for name, rule in ZOO_RULES.items()} | {
     f"adamw+{name}": ("adamw", dict(modify=name)) for name in zoo.MODIFIERS} | {
     "muon+cautious+cautious_decay": ("muon", dict(modify="cautious+cautious_decay", rest_lr=0.5))}
 CASES = PAPER_CASES | ZOO_CASES
@@ -30,11 +32,13 @@ CASES = PAPER_CASES | ZOO_CASES
 # Cases that lack a property, as published, with the reason. The docstring of the rule says so, too.
 EXEMPT = {
     "the_first_step_moves": {
+        "badam": "it moves one block of layers at a time",
         "muon+cautious+cautious_decay": "cautious leaves out weights where Muon disagrees with g",
     },
     "zero_gradient_moves_nothing": {},
     "zero_gradient_with_decay_multiplies": {
         "adamw+trust_ratio": "it rescales the decay, too",
+        "badam": "only the block that moves decays",
         "adalomo": "it multiplies the decay by the size of the tensor, as it does the step",
     },
     "doubling_the_lr_doubles_the_first_step": {},

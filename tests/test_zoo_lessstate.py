@@ -1,9 +1,14 @@
 """What is special about the rules of zoo/compressed.py and zoo/subspace.py."""
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 from rule_cases import built, gradients, run, weights
 from zoo import Optimizer, compressed
+
+GOLDEN = Path(__file__).parent / "golden/zoo"
 
 
 def ends(case, steps=8, **more):
@@ -108,3 +113,147 @@ def test_smmf_is_exact_if_sizes_are_a_product_of_rows_and_columns():
         before = w.clone()
         steps(optimizer, w, [g])
         assert torch.allclose(before - w, m / (v.sqrt() + 1e-8), rtol=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# BAdam
+
+def model_of(layers, dtype=torch.float32):
+    """(roles, tensors by name) of a model: an embedding, two tensors in each layer, a norm and a head."""
+    roles = {"embed.weight": "embed", "norm.weight": "norm", "head.weight": "head"}
+    for i in range(layers):
+        roles |= {f"blocks.{i}.qkv.weight": "qkv", f"blocks.{i}.norm.weight": "norm"}
+    draw = torch.Generator().manual_seed(0)
+    return roles, {name: torch.randn(6, 4, generator=draw, dtype=dtype) for name in roles}
+
+
+@pytest.mark.parametrize("kind", ["coupled", "independent"])
+def test_badam_trains_one_layer_at_a_time_in_order(kind):
+    """All other weights stay the same to the bit, also under decay, and their state is 0."""
+    roles, w = model_of(2)
+    group = dict(params=list(w.items()), roles=list(roles.values()))
+    optimizer = Optimizer([group], "badam", lr=0.01, layers=2, switch_steps=3, weight_decay=0.1,
+                          weight_decay_kind=kind)
+    order = [["embed.weight"], ["blocks.0.qkv.weight", "blocks.0.norm.weight"],
+             ["blocks.1.qkv.weight", "blocks.1.norm.weight"], ["head.weight", "norm.weight"]]
+    for t in range(24):
+        optimizer.param_groups[0]["lr"] = 0.01 / (1 + t % 5)
+        before = {name: p.clone() for name, p in w.items()}
+        for name, p in w.items():
+            p.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(t))
+        optimizer.step()
+        assert {name for name in w if not torch.equal(w[name], before[name])} == set(order[t // 3 % 4])
+        assert {name for name in w if optimizer.state[w[name]]["m"].any()} == set(order[t // 3 % 4])
+
+
+def test_badam_is_adam_that_starts_anew():
+    grads, w, b = draws((6, 4), 7), *(torch.ones(6, 4, dtype=torch.float64) for _ in range(2))
+    steps(Optimizer([w], "badam", lr=0.1, switch_steps=4, weight_decay=0.2), w, grads)
+    for part in (grads[:4], grads[4:]):
+        steps(Optimizer([b], "adamw", lr=0.1, beta2=0.999, eps=1e-8, weight_decay=0.2), b, part)
+    assert torch.allclose(w, b, rtol=0, atol=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Directions of a matrix
+
+@pytest.mark.parametrize("name", ["adam_sn", "adam_snsm", "conda", "osd"])
+def test_a_transposed_matrix_moves_as_the_matrix(name):
+    grads, w = draws((7, 4), 9), torch.ones(7, 4, dtype=torch.float64)
+    turned, more = w.T.clone(), dict(refresh_steps=4) if name != "adam_sn" else {}
+    steps(Optimizer([w], name, lr=0.1, **more), w, grads)
+    steps(Optimizer([turned], name, lr=0.1, **more), turned, [g.T for g in grads])
+    assert (w != 1).all() and torch.allclose(w.T, turned, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["adam_snsm", "conda", "osd"])
+def test_the_fused_projection_is_three_matrices(name):
+    grads, w = draws((12, 4), 5), torch.ones(12, 4, dtype=torch.float64)
+    parts = [x.clone() for x in w.chunk(3)]
+    steps(Optimizer([dict(params=[w], blocks=[3])], name, lr=0.1, refresh_steps=3), w, grads)
+    for i, part in enumerate(parts):
+        steps(Optimizer([part], name, lr=0.1, refresh_steps=3), part, [g.chunk(3)[i] for g in grads])
+    assert torch.allclose(w, torch.cat(parts), rtol=0, atol=1e-12)
+
+
+def test_adam_sn_is_adalayer_with_rows_and_a_longer_lr():
+    """A sum over 4 columns is 4 times a mean, so an lr of twice the size moves the weights alike."""
+    grads, a, b = draws((6, 4), 8), *(torch.ones(6, 4, dtype=torch.float64) for _ in range(2))
+    steps(Optimizer([a], "adam_sn", lr=0.2, beta2=0.95, eps=1e-15), a, grads)
+    steps(Optimizer([dict(params=[b], blocks=[6])], "adalayer", lr=0.1), b, grads)
+    assert torch.allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_adam_snsm_in_all_directions_is_adam_sn_that_forgets_its_momentum():
+    grads, a = draws((6, 4), 8), torch.ones(6, 4, dtype=torch.float64)
+    optimizer = Optimizer([a], "adam_snsm", lr=0.1, rank=1.0, refresh_steps=5)
+    b = a.clone()
+    other = Optimizer([b], "adam_sn", lr=0.1)
+    steps(optimizer, a, grads[:5])
+    steps(other, b, grads[:5])
+    assert torch.allclose(a, b, rtol=0, atol=1e-12)
+    other.state[b]["m"].zero_()
+    steps(optimizer, a, grads[5:])
+    steps(other, b, grads[5:])
+    assert torch.allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_adam_snsm_follows_the_gradient_outside_of_its_directions():
+    """Of g, one direction of four goes into m."""
+    g = draws((6, 4), 1)[0]
+    w = torch.zeros(6, 4, dtype=torch.float64)
+    optimizer = Optimizer([w], "adam_snsm", lr=1.0, beta1=0.5)
+    steps(optimizer, w, [g])
+    inside = torch.linalg.svd(g)[2][:1]
+    inside = g @ inside.T @ inside
+    expected = (0.5 * inside + (g - inside)) / 0.5 / g.norm(dim=1, keepdim=True)
+    assert torch.allclose(-w, expected, rtol=1e-4)    # eps
+
+
+def test_conda_turns_with_the_short_side():
+    """In another basis of the short side the steps are the same, turned. Those of Adam are not."""
+    grads, turn = draws((7, 4), 9), torch.linalg.qr(draws((4, 4), 1, seed=2)[0]).Q
+    for name, same in (("conda", True), ("adamw", False)):
+        a, b = (torch.zeros(7, 4, dtype=torch.float64) for _ in range(2))
+        more = dict(refresh_steps=4) if name == "conda" else {}
+        steps(Optimizer([a], name, lr=0.1, **more), a, grads)
+        steps(Optimizer([b], name, lr=0.1, **more), b, [g @ turn for g in grads])
+        assert torch.allclose(a @ turn, b, rtol=0, atol=1e-9) == same
+
+
+def test_condas_basis_is_that_of_the_new_momentum():
+    """It diagonalises m'm at a refresh, and stays as it is until the next."""
+    w = torch.zeros(7, 4, dtype=torch.float64)
+    optimizer, seen = Optimizer([w], "conda", lr=0.1, refresh_steps=3), []
+    for t, g in enumerate(draws((7, 4), 6), 1):
+        steps(optimizer, w, [g])
+        q, m = optimizer.state[w]["q"][0], optimizer.state[w]["m"]
+        turned = q.T @ m.T @ m @ q
+        assert torch.allclose(turned, turned.diagonal().diag(), atol=1e-12) == (t in (1, 4))
+        seen.append(q.clone())
+    assert all(torch.equal(seen[a], seen[b]) for a, b in ((0, 1), (1, 2), (3, 4), (4, 5)))
+
+
+def test_osd_turns_its_directions_at_the_rate_of_the_schedule():
+    """As the authors' code does: in steps of lr / lr_peak / refresh_steps. Here lr falls to 0."""
+    base, numbers = (np.load(GOLDEN / name) for name in ("rules.npz", "lessstate.npz"))
+    for name in ("tall", "wide", "square"):
+        w = torch.tensor(base[f"w0/{name}"]).double()
+        optimizer = Optimizer([w], "osd", lr=0.01, rank=0.4, refresh_steps=20)
+        for t, g in enumerate(torch.tensor(base[f"grad/{name}"]).double()):
+            optimizer.param_groups[0]["lr"] = 0.01 * (1 - t / 25)
+            steps(optimizer, w, [g])
+        want = torch.tensor(numbers[f"osd_falling/25/{name}"])
+        assert (w - want).abs().max() <= 1e-12 * (want - torch.tensor(base[f"w0/{name}"])).abs().max()
+
+
+def test_a_step_of_osd_stays_within_its_directions():
+    w = torch.zeros(8, 8, dtype=torch.float64)
+    optimizer = Optimizer([w], "osd", lr=1.0)
+    for g in draws((8, 8), 5):
+        p, before = optimizer.state[w].get("p", torch.zeros(1))[0].clone(), w.clone()
+        steps(optimizer, w, [g])
+        assert torch.linalg.matrix_rank(w - before) == 2
+        if p.any():    # the directions before this step, which turn only after it
+            assert torch.linalg.matrix_rank(torch.cat((w - before, p.T))) == 2
+            assert not torch.equal(p, optimizer.state[w]["p"][0])

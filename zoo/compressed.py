@@ -9,7 +9,7 @@ import torch
 
 from optim import hat, mean_to, per_column, per_row
 from zoo.factored import inverse_root, row_or_all
-from zoo.rule import ZooRule
+from zoo.rule import AT_LEAST_ONE, ZooRule, update_to
 
 def slim(w, blocks, *, role):
     """Makes one number for each weight of a vector, for each row of embedding and head, and for each column
@@ -144,8 +144,43 @@ def places(like):
     """Returns 1, 2, 4, ... 32768, the values of 16 bits."""
     return like.new_full((16,), 2.0).cumprod(0) / 2
 
+# ---------------------------------------------------------------------------------------------------------
+# A part of the weights at a time
+
+def badam(g, m, v, w, t, lr, decay, layer, *, beta1=0.9, beta2=0.999, eps=1e-8, layers=0, switch_steps=100):
+    """BAdam trains one layer at a time with Adam. After switch_steps steps it goes on to the next one.
+        block = (t - 1) // switch_steps mod (layers + 2),  k = (t - 1) mod switch_steps + 1
+        If the tensor's layer is not block:  m <- 0;  v <- 0, and the weight stays as it is, without decay
+        If it is, Adam from its start at step k:
+            m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2           m and v are 0 before k = 1
+            u  = m_hat / (sqrt(v_hat) + eps)        m_hat = m / (1 - b1^k),  v_hat = v / (1 - b2^k)
+
+    Remembers  m and v of the layer that moves. In this form all tensors keep room for them, 8 bytes per
+               weight, so it shows what the rule does and saves no memory.
+    Moves      each weight of one layer by about lr where its gradients agree, and no other weight.
+    lr         is in weight, as Adam's lr is. Typical 3e-3, Adam's. The authors only train further what
+               others have trained, and use 1e-6 ... 1e-5.
+    Defaults   are the authors'. The trainer passes --layers as `layers`. With 0, all tensors are one block,
+               which is Adam that starts anew every switch_steps steps.
+    For        every tensor. The embedding is the first block and the head, with the last norm, is the last
+               one. The authors leave both untrained by default, which a new model cannot afford. They draw
+               the order of the blocks anew for each round. Here it ascends, which is an option of theirs. In
+               their code the very first block has one step less than all others.
+    Source     Luo, Yu, Li (2024), arXiv 2404.02827."""
+    turn = torch.floor((t - 1) / switch_steps)
+    k = t - turn * switch_steps
+    moves = (layer.clamp(max=layers + 1) == turn % (layers + 2)) | (layers == 0)
+    keep, new = (moves & (k > 1)).to(t), moves.to(t)
+    m.mul_(keep * beta1).add_(new * (1 - beta1) * g)
+    v.mul_(keep * beta2).add_(new * (1 - beta2) * g.square())
+    u = hat(m, beta1, k) / (hat(v, beta2, k).sqrt() + eps)
+    old = w.to(u.dtype)
+    return torch.where(moves, u, update_to(old, old, decay, lr))
+
 RULES = {
     "slim_adam": ZooRule(slim_adam),
     "adalomo":   ZooRule(adalomo, lr_factor=10 / 3),
     "smmf":      ZooRule(smmf, bounds=dict(growth=(0, math.nextafter(1, 2)))),
+    "badam":     ZooRule(badam, from_run=("layers",), elementwise=True,
+                         bounds=dict(switch_steps=AT_LEAST_ONE)),
 }
