@@ -18,14 +18,15 @@ import torch
 
 import optim
 from optim import ROLES
-from zoo import (adaptive, compressed, curvature, factored, lowrank, momentum, orthogonal, signs, subspace)
+from zoo import (adaptive, compressed, curvature, factored, kronecker, lowrank, momentum, orthogonal,
+                 signs, subspace)
 from zoo.frozen import FROZEN
 from zoo.modifiers import MODIFIERS
 from zoo.rule import ModifiedRule, WrongRule, ZooRule, keyword_names, parameter_names
 from zoo.schedules import SHAPES, schedule    # noqa: F401, part of what the package offers
 
 TABLES = (adaptive.RULES, factored.RULES, lowrank.RULES, orthogonal.RULES, curvature.RULES, signs.RULES,
-          momentum.RULES, compressed.RULES, subspace.RULES)
+          momentum.RULES, compressed.RULES, subspace.RULES, kronecker.RULES)
 ROLE_SETS = {role: (role,) for role in ROLES} | {"matrix": ("attn_out", "mlp_up", "mlp_down")}
 
 # ---- All rules ------------------------------------------------------------------------------------------

@@ -1,0 +1,123 @@
+"""
+Preconditioners that are a product of a matrix for the rows and one for the columns. Shampoo multiplies the
+gradient by both. KL-SOAP applies Adam in the basis of both. The fused q, k, v are three matrices.
+"""
+import math
+
+import torch
+
+from zoo.orthogonal import change_basis, left, matrices, right, square
+from zoo.rule import AT_LEAST_ONE, ZooRule
+
+# ---- Shampoo --------------------------------------------------------------------------------------------
+
+def columns_or_vector(w, blocks):
+    """Makes a matrix for the columns, where a vector counts as one row."""
+    return square(w, blocks, matrices(w, blocks).shape[2])
+
+def shampoo(g, gl: left, gr: columns_or_vector, pl: left, pr: columns_or_vector, blocks, *, eps=1e-6,
+            refresh_steps=20):
+    """Shampoo divides the gradient by roots: of the sum of all g g' on its left, of all g' g on its right.
+        gl <- gl + g g';  gr <- gr + g' g
+        u  = pl g pr
+        pl = (gl + eps I)^(-1/4);  pr = (gr + eps I)^(-1/4)        every refresh_steps, with the newest g
+
+    Remembers  gl, gr, pl and pr, 8 (rows^2 + columns^2) bytes for a matrix.
+    Moves      a matrix by similar distances in all directions. The sums only grow, so steps shrink as
+               1 / sqrt(t). There is no momentum: the rule is Algorithm 1 of the paper.
+    Overshoots where one gradient has fewer directions than the matrix. Until the next roots, steps in the
+               other directions are up to 1 / sqrt(eps) times the gradient.
+    lr         is in units of (rows columns)^(1/4) sqrt(t) times the root mean square of a weight's step.
+               Typical 1.0, an estimate of ours.
+    Defaults   refresh_steps 20: the authors compute the roots every 20 to 100 steps. eps 1e-6 is that of
+               pytorch_optimizer.
+    For        the hidden matrices. AdamW trains embedding, head and norms at their own lr. A vector would
+               have one matrix and the exponent -1/2, and a side longer than 10,000 would have none.
+    Source     Gupta, Koren, Singer (2018), arXiv 1802.09568."""
+    x = matrices(g, blocks)
+    if gl.numel():
+        gl.add_(x @ x.mT)
+    if gr.numel():
+        gr.add_(x.mT @ x)
+    return change_basis(x, pl, pr).reshape(g.shape)
+
+def shampoo_roots(gl, gr, pl, pr, g, blocks, *, eps):
+    """Computes the roots of the sums. The rule has not yet added the newest gradient to them."""
+    x, sides = matrices(g, blocks), bool(gl.numel()) + bool(gr.numel())
+    for past, newest, root in ((gl, x @ x.mT, pl), (gr, x.mT @ x, pr)):
+        if past.numel():
+            values, vectors = torch.linalg.eigh(past + newest)
+            values = values.clamp_min(0) + eps    # rounding makes some values negative
+            root.copy_((vectors * values.pow(-0.5 / sides)[:, None]) @ vectors.mT)
+
+# ---- KL-SOAP --------------------------------------------------------------------------------------------
+
+NO_BASIS = torch.empty(0)
+
+def row_values(w, blocks, *, role):
+    """Makes an eigenvalue for each row of each matrix, 0.1 at the start. Without a basis it makes one 1."""
+    rows = left(w, blocks, role=role).shape[1]
+    return w.new_full((blocks, rows or 1, 1), 0.1 if rows else 1.0, dtype=torch.float64)
+
+def column_values(w, blocks):
+    """Makes an eigenvalue for each column of each matrix, as row_values does for rows."""
+    columns = right(w, blocks).shape[2]
+    return w.new_full((blocks, 1, columns or 1), 0.1 if columns else 1.0, dtype=torch.float64)
+
+def kl_soap(g, m, s, gl: left, gr: right, ql: left, qr: right, dl: row_values, dr: column_values, t, blocks,
+            *, beta1=0.9, beta2=0.98, eps=1e-8, refresh_steps=10):
+    """KL-SOAP is SOAP whose two matrices depend on each other: each is a mean of g divided by the other.
+        m <- b1 m + (1 - b1) g
+        s <- b2 s + (1 - b2) (ql' g qr)^2
+        u  = ql ((ql' m qr) / (sqrt(s) + eps)) qr'
+        gl <- b2 gl + (1 - b2) a a' / columns        a = g qr / sqrt(dr)
+        gr <- b2 gr + (1 - b2) b' b / rows           b = ql' g / sqrt(dl)
+        dl <- b2 dl + (1 - b2) mean over each row of (ql' g qr)^2 / dr;  dr likewise over columns, with dl
+        ql, qr: eigenvectors of gl and gr at t = 2, then every refresh_steps a step of power iteration
+        At t = 1 the rule only changes gl and gr, with a = b = g.
+
+    Remembers  what SOAP remembers, and dl and dr, one number per row and per column. They estimate the
+               eigenvalues of gl and gr and start at 0.1. No 1 / sqrt(dl) is above the number of rows, or
+               above 10 or 4,000 if that number is smaller or larger. dr has the same limits.
+    Moves      weights as Adam does. m and s are not corrected for their start at 0, so the first step is
+               0.7 times as long as Adam's.
+    lr         is in weight, as Adam's lr is. Typical 3e-3, SOAP's.
+    Defaults   are those of the authors' code. It computes in bfloat16, except for the bases.
+    For        every tensor. The authors' code takes no vectors. Here a vector has no basis, and embedding and
+               head have only one of their columns, as with SOAP.
+    Source     Lin et al. (2025), arXiv 2509.03378. They keep m in the basis, which is equivalent."""
+    x, late = matrices(g, blocks), (t > 1).to(t)
+    turned, squares = change_basis(x, ql, qr), s.reshape(x.shape)
+    mix(m, g, late * (1 - beta1))
+    mix(squares, turned.square(), late * (1 - beta2))
+    u = change_basis(change_basis(matrices(m, blocks), ql, qr) / (squares.sqrt() + eps), ql.mT, qr.mT)
+    a = torch.where(t > 1, change_basis(x, NO_BASIS, qr) / dr.sqrt(), x)
+    b = torch.where(t > 1, change_basis(x, ql, NO_BASIS) / dl.sqrt(), x)
+    of_rows, of_columns = turned.square() / dr, turned.square() / dl
+    for mean, product, values, newest in ((gl, a @ a.mT / x.shape[2], dl, of_rows.mean(2, keepdim=True)),
+                                          (gr, b.mT @ b / x.shape[1], dr, of_columns.mean(1, keepdim=True))):
+        if mean.numel():
+            mean.lerp_(product, 1 - beta2)
+            mix(values, newest, late * (1 - beta2)).clamp_min_(max(10, min(mean.shape[1], 4000)) ** -2)
+    return torch.where(t > 1, u, 0.0).reshape(g.shape)    # with eps 0 the first u is 0 / 0
+
+def mix(x, new, weight):
+    """Moves x towards new by a fraction `weight`, which is a tensor. lerp_ wants one of the dtype of x."""
+    return x.mul_(1 - weight).add_(weight * new)
+
+def kl_soap_bases(gl, gr, ql, qr, t):
+    """Updates the bases. At t = 2 they become the eigenvectors of gl and gr, the largest first.
+
+    Later they make one step towards the eigenvectors: basis <- Q of the QR decomposition of mean times
+    basis. Unlike SOAP, the rule does not sort them."""
+    for mean, basis in ((gl, ql), (gr, qr)):
+        if t == 2 and basis.numel():
+            basis.copy_(torch.linalg.eigh(mean).eigenvectors.flip(2))
+        elif basis.numel():
+            basis.copy_(torch.linalg.qr(mean @ basis).Q)
+
+RULES = {
+    "shampoo": ZooRule(shampoo, lr_factor=333, roles="qkv+matrix", rest="adamw", refresh=shampoo_roots,
+                       bounds=dict(eps=(1e-12, math.inf), refresh_steps=AT_LEAST_ONE)),
+    "kl_soap": ZooRule(kl_soap, measures=1, refresh=kl_soap_bases, bounds=dict(refresh_steps=AT_LEAST_ONE)),
+}
