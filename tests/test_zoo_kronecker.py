@@ -4,7 +4,7 @@ import torch
 
 from rule_cases import built, gradients, run, weights
 from zoo import Optimizer
-from zoo.kronecker import shampoo_roots
+from zoo.kronecker import learns, lower_norm, shampoo_roots
 
 
 def normal(*shape, seed=0):
@@ -89,3 +89,71 @@ def test_kl_soaps_eigenvalues_stay_within_their_limits():
     run(optimizer, w, [{role: 1e-9 * g for role, g in grads.items()} for grads in gradients(200)])
     for values in (optimizer.state[w["mlp_up"]][name] for name in ("dl", "dr")):
         assert torch.allclose(values, torch.full_like(values, 0.01), rtol=1e-6)
+
+
+def test_kron_makes_the_gradients_white():
+    """The gradients have one direction that is 300 times as large as the others. Steps are similar in all."""
+    scale = torch.tensor([300.0, 1, 1, 1]).double()
+    w = torch.zeros(4, 4, dtype=torch.float64)
+    optimizer = Optimizer([w], "kron", lr=1.0, beta1=0.0, most_rms=1e9)
+    moments = torch.zeros(4).double()
+    for t in range(700):
+        before, w.grad = w.clone(), scale[:, None] * normal(4, 4, seed=t)
+        optimizer.step()
+        moments += (w - before).square().mean(1) * (t >= 400) / 300
+    assert ((0.3 < moments) & (moments < 1.5)).all()
+
+
+def test_krons_steps_are_at_most_as_long_as_said():
+    u = stepped("kron", [1e6 * normal(5, 3)])
+    assert u.square().mean().sqrt().item() == pytest.approx(1.1)
+
+
+def test_kron_learns_in_the_steps_of_its_authors_schedule():
+    """kron_torch 0.3.3 updates Q in these many of so many steps, with its default schedule."""
+    found = [sum(map(learns, range(1, steps + 1))) for steps in (500, 1000, 2000, 4000, 8000)]
+    assert found == [500, 750, 1076, 1258, 1375] and learns(501) and not learns(502) and learns(503)
+
+
+def test_krons_random_numbers_depend_on_seed_and_tensor():
+    g = normal(4, 4)
+    u = stepped("kron", [g, g])
+    assert torch.equal(u, stepped("kron", [g, g])) and not torch.equal(u, stepped("kron", [g, g], seed=1))
+    a, b = (torch.zeros(4, 4, dtype=torch.float64) for _ in range(2))
+    optimizer = Optimizer([a, b], "kron", lr=1.0)
+    a.grad, b.grad = g.clone(), g.clone()
+    optimizer.step()
+    assert not torch.equal(a, b)
+
+
+def test_kron_balances_its_matrices_and_nothing_else_changes():
+    """One run reaches step 100 with matrices that are out of balance; the other is a step behind."""
+    ends = []
+    for first in (99, 98):
+        w = torch.zeros(4, 3, dtype=torch.float64)
+        optimizer = Optimizer([w], "kron", lr=1.0, precond_lr=0.0)
+        state = optimizer.state[w] = optimizer.start(optimizer.param_groups[0], 0)
+        state["t"] = first
+        state["ql"].mul_(8)
+        state["m"].copy_(1e-3 * normal(4, 3))
+        w.grad = torch.zeros_like(w)
+        optimizer.step()
+        ends.append((w * (1 - 0.9 ** (first + 1)), state["ql"].abs().max(), state["qr"].abs().max()))
+    assert torch.allclose(ends[0][0], ends[1][0], rtol=1e-12)
+    assert ends[1][1] == 8 and ends[1][2] == 1
+    assert ends[0][1].item() == pytest.approx(8**0.5) and ends[0][2].item() == pytest.approx(8**0.5)
+
+
+def test_krons_bound_of_the_norm_is_near_it():
+    x = torch.stack([a @ a.T for a in (normal(6, 6), 1e-20 * normal(6, 6, seed=1), torch.zeros(6, 6))])
+    bound, exact = lower_norm(x).flatten(), torch.linalg.matrix_norm(x, 2)
+    assert (bound[:2] <= exact[:2] * (1 + 1e-12)).all() and (bound[:2] > 0.8 * exact[:2]).all()
+    assert 0 < bound[2] < 1e-300
+
+
+def test_a_side_beyond_8192_has_a_diagonal():
+    with torch.device("meta"):
+        optimizer = Optimizer([torch.empty(50304, 768), torch.empty(768)], "kron", lr=0.1)
+    states = [optimizer.start(optimizer.param_groups[0], i) for i in (0, 1)]
+    assert [tuple(state[name].shape) for state in states for name in ("ql", "qr")] == [
+        (1, 50304), (1, 768, 768), (1, 0), (1, 768)]

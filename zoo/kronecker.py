@@ -1,11 +1,15 @@
 """
-Preconditioners that are a product of a matrix for the rows and one for the columns. Shampoo multiplies the
-gradient by both. KL-SOAP applies Adam in the basis of both. The fused q, k, v are three matrices.
+Preconditioners that are a product of a matrix for the rows and one for the columns. Shampoo and PSGD
+multiply the gradient by both. KL-SOAP applies Adam in the basis of both. The fused q, k, v are three
+matrices.
 """
+import functools
 import math
 
 import torch
 
+from optim import hat
+from zoo.lowrank import normal_like
 from zoo.orthogonal import change_basis, left, matrices, right, square
 from zoo.rule import AT_LEAST_ONE, ZooRule
 
@@ -116,8 +120,114 @@ def kl_soap_bases(gl, gr, ql, qr, t):
         elif basis.numel():
             basis.copy_(torch.linalg.qr(mean @ basis).Q)
 
+# ---- PSGD Kron ------------------------------------------------------------------------------------------
+
+def triangle(w, blocks, side):
+    """Makes a unit matrix for each block. A vector, a side of 1 and one above 8,192 get only a diagonal."""
+    ones = w.new_ones(blocks, side)
+    return ones.diag_embed() if w.dim() > 1 and 1 < side <= 8192 else ones
+
+def row_triangle(w, blocks):
+    """Makes a triangle for the rows of each matrix. It is empty for a vector."""
+    return triangle(w, blocks, matrices(w, blocks).shape[1] if w.dim() > 1 else 0)
+
+def column_triangle(w, blocks):
+    """Makes a triangle for the columns of each matrix."""
+    return triangle(w, blocks, matrices(w, blocks).shape[2])
+
+def on_both(ql, x, qr):
+    """Returns ql x qr'. ql and qr are matrices, or the diagonals of matrices, or empty."""
+    for q in (ql, qr):    # twice: q times x, transposed
+        x = (q @ x if q.dim() > 2 else q[:, :, None] * x if q.numel() else x).mT
+    return x
+
+def kron(g, m, ql: row_triangle, qr: column_triangle, t, blocks, *, beta1=0.9, most_rms=1.1, precond_lr=0.1,
+         refresh_steps=1, seed=0):
+    """PSGD Kron learns two triangular matrices that make the mean gradient as large in all directions.
+        m <- b1 m + (1 - b1) g
+        u  = ql' ql m_hat qr' qr, with a root mean square of at most most_rms       m_hat = m / (1 - b1^t)
+        Before that, ql and qr make a step of size precond_lr of their own: see kron_triangles.
+
+    Remembers  m, 4 bytes per weight, and for a matrix ql and qr, 4 (rows^2 + columns^2) bytes. They start as
+               unit matrices. There is no second moment and no eps.
+    Moves      a tensor by about lr (root mean square) once ql and qr are learned, even if the gradients
+               cancel. That is some three times as far as Adam. Small gradients move weights less until then.
+    lr         is how far (root mean square) a tensor moves in a step. Typical 1e-3. The authors advise a
+               third of Adam's lr, and three to ten times its weight decay.
+    Defaults   are those of kron_torch. ql and qr learn in each of the first 500 steps, and then less often:
+               in every 34th from about step 4,000 on. refresh_steps above 1 leaves out most of that. The
+               random numbers are a function of the seed, the tensor and t. The trainer passes --seed.
+    For        every tensor. A vector, and a side longer than 8,192 such as the vocabulary, has a diagonal.
+    Source     Li (2015), arXiv 1512.04202; with benchmarks Pooladzandi, Li (2024), arXiv 2402.04553."""
+    m.lerp_(g, 1 - beta1)
+    white = on_both(ql, matrices(hat(m, beta1, t), blocks), qr)
+    u = on_both(ql.mT if ql.dim() > 2 else ql, white, qr.mT if qr.dim() > 2 else qr)
+    rms = u.square().mean((1, 2), keepdim=True).sqrt()
+    return (u * (most_rms / (rms + 1e-12)).clamp_max(1)).reshape(g.shape)
+
+def kron_triangles(m, ql, qr, g, t, index, blocks, *, beta1, precond_lr, seed):
+    """Moves ql and qr one step towards those that make m_hat white. v are normal random numbers.
+        a   = ql (m_hat + 0.0003 mean|m_hat| v) qr';   b = ql'^-1 v qr^-1
+        ql <- ql - precond_lr triu(a a' - b b') ql / |a a' + b b'|;   qr likewise, with a' a and b' b
+
+    At every hundredth step it also gives both the same largest entry, which changes no product of the two.
+    The authors do so at random steps. Their code adds the small noise to the step of the weights, too."""
+    if not learns(t):
+        return
+    x = matrices(m.lerp(g, 1 - beta1) / (1 - beta1**t), blocks)
+    v = normal_like(x, seed, index, t).to(x.dtype)
+    a = on_both(ql, x + 2**-11.5 * x.abs().mean((1, 2), keepdim=True) * v, qr)    # the root of fp32's eps
+    b = divided(divided(v, ql).mT, qr).mT
+    both = [(q, y, z) for q, y, z in ((ql, a, b), (qr, a.mT, b.mT)) if q.numel()]
+    for q, y, z in both:
+        if q.dim() > 2:
+            yy, zz = y @ y.mT, z @ z.mT
+            q.sub_(precond_lr / lower_norm(yy + zz) * (yy - zz).triu() @ q)
+        else:
+            yy, zz = y.square().sum(2), z.square().sum(2)
+            largest = (yy + zz).amax(1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
+            q.sub_(precond_lr / largest * (yy - zz) * q)
+    if t % 100 == 0 and len(both) == 2:
+        largest = [q.abs().flatten(1).amax(1) for q in (ql, qr)]
+        for q, own, other in ((ql, *largest), (qr, *largest[::-1])):
+            q.mul_((other / own).sqrt().reshape(-1, *[1] * (q.dim() - 1)))
+
+def divided(x, q):
+    """Returns q'^-1 x."""
+    if q.dim() > 2:
+        return torch.linalg.solve_triangular(q.mT, x, upper=False)
+    return x / q[:, :, None] if q.numel() else x
+
+def lower_norm(x):
+    """Returns a lower bound of the spectral norm of each symmetric matrix, by a power step from a column."""
+    tiny = torch.finfo(x.dtype).tiny
+    largest = x.abs().amax((1, 2), keepdim=True).clamp_min(tiny)
+    y = x / largest
+    longest = y.square().sum(1).argmax(1)
+    column = y @ y.gather(2, longest[:, None, None].expand(-1, y.shape[1], 1))
+    column = column / column.norm(dim=1, keepdim=True).clamp_min(tiny)
+    return ((y @ column).norm(dim=1, keepdim=True) * largest).clamp_min(tiny)
+
+@functools.cache
+def next_lesson(t):
+    """Returns the step in which ql and qr learn again, after step t."""
+    later = t + 1
+    while later - t < 1 / min(1, max(0.03, math.exp(-0.001 * (later - 1 - 500)))):
+        later += 1
+    return later
+
+@functools.lru_cache(16)
+def learns(t):
+    """Whether ql and qr learn in step t."""
+    lesson = 0
+    while lesson < t:
+        lesson = next_lesson(lesson)
+    return lesson == t
+
 RULES = {
     "shampoo": ZooRule(shampoo, lr_factor=333, roles="qkv+matrix", rest="adamw", refresh=shampoo_roots,
                        bounds=dict(eps=(1e-12, math.inf), refresh_steps=AT_LEAST_ONE)),
     "kl_soap": ZooRule(kl_soap, measures=1, refresh=kl_soap_bases, bounds=dict(refresh_steps=AT_LEAST_ONE)),
+    "kron":    ZooRule(kron, lr_factor=0.33, refresh=kron_triangles, from_run=("seed",),
+                       bounds=dict(precond_lr=(0, 1), refresh_steps=AT_LEAST_ONE)),
 }

@@ -76,12 +76,15 @@ def apollo_mini(g, m: one_column, s: one_column, p: one_direction, last: per_blo
 
 def draw(p, t, index, *, seed):
     """Draws new random directions into p. They are the same on all ranks and after a resume."""
-    normal = np.random.default_rng([seed, index, t]).standard_normal(p.shape)
-    directions = torch.from_numpy(normal / p.shape[2] ** 0.5)
-    if hasattr(p, "device_mesh"):    # a tensor of FSDP2, which takes no plain tensor
+    p.copy_(normal_like(p, seed, index, t) / p.shape[2] ** 0.5)
+
+def normal_like(x, seed, index, t):
+    """Returns normal random numbers in the shape of x. They depend only on seed, index and t."""
+    numbers = torch.from_numpy(np.random.default_rng([seed, index, t]).standard_normal(x.shape)).to(x.device)
+    if hasattr(x, "device_mesh"):    # a tensor of FSDP2, which takes no plain tensor
         from torch.distributed.tensor import distribute_tensor
-        directions = distribute_tensor(directions.to(p.device), p.device_mesh, p.placements)
-    p.copy_(directions)
+        return distribute_tensor(numbers, x.device_mesh, x.placements)
+    return numbers
 
 def long_first(x, blocks):
     """Returns x as matrices whose longer side comes first: (blocks, long, short)."""
