@@ -35,7 +35,9 @@ EXEMPT = {
         "badam": "it moves one block of layers at a time",
         "muon+cautious+cautious_decay": "cautious leaves out weights where Muon disagrees with g",
     },
-    "zero_gradient_moves_nothing": {},
+    "zero_gradient_moves_nothing": {
+        "adamw+norm_loss": "it pulls weights to the norm 1 without any gradient",
+    },
     "zero_gradient_with_decay_multiplies": {
         "adamw+trust_ratio": "it rescales the decay, too",
         "badam": "only the block that moves decays",
@@ -47,8 +49,20 @@ EXEMPT = {
         "adalomo": "it has no momentum",
         "shampoo": "Algorithm 1 has no momentum",
     },
+        "adamw+norm_loss": "it pulls weights to the norm 1 without any gradient",
+        "adamw+hyperball": "it takes the decay back, so that the norm stays",
+        "adamw+stable_decay": "it divides the decay by the size of gradients, and does not decay without any",
+    },
+    "doubling_the_lr_doubles_the_first_step": {
+        "adamw+hyperball": "its step ends on a sphere",
+    },
+    "momentum_matters": {},
     "compiled_is_eager": {},
 }
+
+# What a case needs so that each of its hyperparameters matters, and values that matter where 0.5 does not.
+NEEDS = {"adamw+adagc": dict(adagc_warmup_steps=4), "adamw+stable_decay": dict(weight_decay=0.1)}
+OTHER_VALUES = dict(agc_eps=5.0, mgup_share=0.25, lookahead_alpha=0.25)
 
 
 def cases_with(which: str) -> list:

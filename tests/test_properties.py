@@ -7,8 +7,8 @@ import torch
 import optim
 import zoo
 from lessons import properties
-from rule_cases import (CASES, PAPER_CASES, ZOO_RULES, built, cases_with, gradients, moves_by_itself,
-                        run, weights)
+from rule_cases import (CASES, NEEDS, OTHER_VALUES, PAPER_CASES, ZOO_RULES, built, cases_with, gradients,
+                        moves_by_itself, run, weights)
 from zoo.frozen import FROZEN
 
 
@@ -66,11 +66,10 @@ def test_every_hyperparameter_of_the_papers_rules_matters(name, key):
     *((name, key) for name, rule in ZOO_RULES.items() for key in rule.hyper),
     *((f"adamw+{name}", key) for name, modifier in zoo.MODIFIERS.items() for key in modifier.hyper)])
 def test_every_hyperparameter_of_the_zoo_matters(case, key):
-    base = dict(adagc_warmup_steps=4) if "adagc" in case else {}
     name, options = CASES[case]
     default = zoo.modified(name, options.get("modify", "")).hyper[key]
-    value = 2 if type(default) is int else 0.5
-    assert properties.hyperparameter_matters(builder(case), key, value, **base) == ""
+    value = OTHER_VALUES.get(key, 2 if type(default) is int else 0.5)
+    assert properties.hyperparameter_matters(builder(case), key, value, **NEEDS.get(case, {})) == ""
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -18,10 +18,9 @@ import torch
 
 import optim
 from optim import ROLES
-from zoo import (adaptive, compressed, curvature, factored, kronecker, lowrank, momentum, orthogonal,
-                 signs, subspace)
+from zoo import (adaptive, compressed, curvature, factored, kronecker, lowrank, modifiers, momentum,
+                 more_modifiers, orthogonal, signs, subspace)
 from zoo.frozen import FROZEN
-from zoo.modifiers import MODIFIERS
 from zoo.rule import ModifiedRule, WrongRule, ZooRule, keyword_names, parameter_names
 from zoo.schedules import SHAPES, schedule    # noqa: F401, part of what the package offers
 
@@ -48,6 +47,7 @@ def as_zoo_rule(rule: optim.Rule) -> ZooRule:
                    bounds={name: limits for name, limits in rule.bounds.items() if name in rule.hyper})
 
 RULES = joined([{name: as_zoo_rule(rule) for name, rule in optim.RULES.items()}, *TABLES])
+MODIFIERS = joined([modifiers.MODIFIERS, more_modifiers.MODIFIERS])
 
 @functools.cache
 def rule_of(rule) -> ZooRule:

@@ -74,5 +74,5 @@ MODIFIERS = {
     "cautious_decay": Modifier(cautious_decay, changes="decay", elementwise=True),
     "adagc":          Modifier(adagc, changes="g", bounds=dict(adagc_beta=BELOW_ONE,
                                                                adagc_warmup_steps=AT_LEAST_ONE)),
-    "trust_ratio":    Modifier(trust_ratio, changes="u", last=True),
+    "trust_ratio":    Modifier(trust_ratio, changes="u", last=2),
 }

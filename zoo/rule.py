@@ -83,12 +83,13 @@ class Modifier(ZooRule):
 
     changes   the name of the value that it changes and returns: "g", the gradient, before the rule; "u", the
               update, or "decay", the factor that multiplies the weights, after the rule
-    last      whether it must come after all other modifiers
+    last      its place among those after the rule, where a larger number comes later: 0 for most, 1 for what
+              adds a pull on the weights, 2 for what must see the whole step, 3 for what sees the new weight
     The names of its state and of its hyperparameters begin with its own name, so that they differ from all
     names of the rule."""
     given = (*ZooRule.given, "u")
 
-    def __init__(self, function, *, changes, last=False, **line):
+    def __init__(self, function, *, changes, last=0, **line):
         super().__init__(function, **line)
         self.changes, self.last = changes, last
 
