@@ -12,6 +12,8 @@ FAST_BF16 = {"cuda"}
 if any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")):
     FAST_BF16.add("cpu")
 
+JORDAN = (3.4445, -4.7750, 2.0315)    # the polynomial of Muon's Newton-Schulz iteration
+
 def matrices(x, blocks):
     """Returns x as (blocks, rows, columns).
 
@@ -25,20 +27,25 @@ def row_of_matrix(w, blocks):
     """Makes one number for each row of each matrix."""
     return w.new_zeros(*matrices(w, blocks).shape[:2], 1) if w.dim() > 2 else per_row(w, blocks)
 
-def orthogonal(x, steps=5):
+def orthogonal(x, steps=5, polynomials=(JORDAN,), margin=1.0):
     """Returns nearly U V', where x = U S V': the singular values of each matrix become 0.7 ... 1.2.
 
     It takes five steps of a Newton-Schulz iteration by Jordan (2024). The polynomial of this iteration is
     steep at 0 and does not converge at 1. From an x in fp32 it computes in bfloat16, as its authors do, if
     the hardware is fast at that and no side is shorter than 64. Then a singular value changes by at most
-    0.05, and usually by 0.003."""
+    0.05, and usually by 0.003.
+
+    polynomials    (a, b, c) of each step, which makes a s + b s^3 + c s^5 of a singular value s. The last
+                   one serves for all further steps
+    margin         the iteration begins at x / (margin * norm of x)"""
     tall = x.shape[-2] > x.shape[-1]
     in_bf16 = x.dtype == torch.float32 and x.device.type in FAST_BF16 and min(x.shape[-2:]) >= 64
     y = (x.mT if tall else x).to(torch.bfloat16 if in_bf16 else x.dtype)
-    y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        a = y @ y.mT
-        y = 3.4445 * y + (-4.7750 * a + 2.0315 * a @ a) @ y
+    y = y / (y.norm(dim=(-2, -1), keepdim=True) * margin + 1e-7)
+    for step in range(steps):
+        a, b, c = polynomials[min(step, len(polynomials) - 1)]
+        gram = y @ y.mT
+        y = a * y + (b * gram + c * gram @ gram) @ y
     return (y.mT if tall else y).to(x.dtype)
 
 def muon(g, m, blocks, *, beta1=0.95):
