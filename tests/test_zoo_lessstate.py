@@ -139,7 +139,7 @@ def test_badam_trains_one_layer_at_a_time_in_order(kind):
     for t in range(24):
         optimizer.param_groups[0]["lr"] = 0.01 / (1 + t % 5)
         before = {name: p.clone() for name, p in w.items()}
-        for name, p in w.items():
+        for p in w.values():
             p.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(t))
         optimizer.step()
         assert {name for name in w if not torch.equal(w[name], before[name])} == set(order[t // 3 % 4])

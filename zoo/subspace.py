@@ -1,6 +1,7 @@
 """
-Rules that treat the directions of a matrix differently. Some apply Adam only in a few directions, or in a basis
-that belongs to the matrix. Others keep momentum only in a few directions, or one second moment for each channel.
+Rules that treat the directions of a matrix differently. Some apply Adam only in a few directions, or in a
+basis that belongs to the matrix. Others keep momentum only in a few directions, or one second moment for each
+channel.
 
 Read apollo in zoo/lowrank.py and soap in zoo/orthogonal.py first.
 """
@@ -87,7 +88,7 @@ def largest_directions(g, p, blocks):
     p.copy_(short_vectors(long_first(g, blocks))[:, :, :p.shape[2]])
 
 def short_vectors(x):
-    """Returns the singular vectors of the short side, the largest first, as columns: (blocks, short, short)."""
+    """Returns the singular vectors of the short side, the largest first, as columns of each block."""
     return torch.linalg.svd(x, full_matrices=False).Vh.mT
 
 # ---------------------------------------------------------------------------------------------------------
