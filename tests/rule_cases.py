@@ -45,6 +45,15 @@ EXEMPT = [
     ("momentum_matters", "anolog", "it has no beta1: its momentum follows from t"),
     ("momentum_matters", "adalomo", "it has no momentum"),
     ("momentum_matters", "shampoo", "Algorithm 1 has no momentum"),
+    ("zero_gradient_moves_nothing", "adamw+l2", "it adds the weight to the gradient"),
+    ("zero_gradient_with_decay_multiplies", "adamw+l2", "it adds the weight to the gradient"),
+    ("zero_gradient_with_decay_multiplies", "adan", "it divides weights by 1 + lr weight_decay"),
+    ("momentum_matters", "adagrad", "it has no momentum"),
+    ("momentum_matters", "rmsprop", "it has no momentum"),
+    ("momentum_matters", "rmsprop_centered", "it has no momentum"),
+    ("momentum_matters", "adadelta", "it has no momentum"),
+    ("momentum_matters", "rprop", "it has no momentum"),
+    ("momentum_matters", "sign_sgd", "it has no momentum"),
 ]
 
 # What a case needs so that each of its hyperparameters matters, and values that matter where 0.5 does not.

@@ -67,8 +67,10 @@ def test_every_hyperparameter_of_the_papers_rules_matters(name, key):
     *((f"adamw+{name}", key) for name, modifier in zoo.MODIFIERS.items() for key in modifier.hyper)])
 def test_every_hyperparameter_of_the_zoo_matters(case, key):
     name, options = CASES[case]
-    default = zoo.modified(name, options.get("modify", "")).hyper[key]
-    value = OTHER_VALUES.get(key, 2 if type(default) is int else 0.5)
+    rule = zoo.modified(name, options.get("modify", ""))
+    default, (low, _) = rule.hyper[key], rule.bounds.get(key, (0, None))
+    usual = 2 if type(default) is int else 0.25 if default == 0.5 else low + 0.5
+    value = OTHER_VALUES.get(key, usual)
     assert properties.hyperparameter_matters(builder(case), key, value, **NEEDS.get(case, {})) == ""
 
 

@@ -18,14 +18,15 @@ import torch
 
 import optim
 from optim import ROLES
-from zoo import (adaptive, compressed, curvature, factored, kronecker, lowrank, modifiers, momentum,
-                 more_modifiers, orthogonal, signs, spectral, subspace)
+from zoo import (adaptive, classics, compressed, curvature, factored, kronecker, lowrank, modifiers,
+                 momentum, more_modifiers, orthogonal, signs, spectral, subspace)
 from zoo.frozen import FROZEN
 from zoo.rule import ModifiedRule, WrongRule, ZooRule, keyword_names, parameter_names
 from zoo.schedules import SHAPES, schedule    # noqa: F401, part of what the package offers
 
 TABLES = (adaptive.RULES, factored.RULES, lowrank.RULES, orthogonal.RULES, curvature.RULES, signs.RULES,
-          momentum.RULES, compressed.RULES, subspace.RULES, kronecker.RULES, spectral.RULES)
+          momentum.RULES, compressed.RULES, subspace.RULES, kronecker.RULES, spectral.RULES,
+          classics.RULES)
 ROLE_SETS = {role: (role,) for role in ROLES} | {"matrix": ("attn_out", "mlp_up", "mlp_down")}
 
 # ---- All rules ------------------------------------------------------------------------------------------
@@ -193,6 +194,7 @@ class Optimizer(optim.Optimizer):
         before = {name: given[name].clone() for name in rule.state}
         for t in (1, 2):    # ADOPT, for one, has no momentum before its second step
             given["t"] = torch.tensor(t, dtype=torch.float64)
+            given["g"] = given["g"] * t    # another gradient, because Adan, for one, remembers the change
             rule.function(*(given[name] for name in rule.inputs), **rule.hyper)
         if idle := [name for name in rule.state if given[name].equal(before[name])]:
             warnings.warn(f"{rule.name}: two steps have left its state {idle[0]} as it was; change it in "

@@ -69,10 +69,25 @@ def trust_ratio(u, w, decay, lr):
     ratio = torch.where((size > 0) & (step > 0), size / step, 1.0)
     return ratio * (u + d) - d
 
+def l2(g, w, *, l2_strength=1e-4):
+    """L2 regularisation adds the gradient of strength / 2 w^2, as if it were in the loss. It was the weight
+    decay of Adam before AdamW. It goes through the rule: Adam divides it by the root of v, so weights with
+    large gradients hardly shrink. The option --weight_decay multiplies all weights by the same factor.
+        g = g + strength w
+
+    Remembers  nothing.
+    Moves      weights also where the gradient is 0.
+    Defaults   strength 1e-4 is usual for SGD and images, as in arXiv 1512.03385. In SGD without momentum, L2
+               is the same as the coupled weight decay of that value. torch's Adam calls it weight_decay.
+    For        every tensor and every rule, at the rule's lr. --clip sees the gradient without it.
+    Source     Loshchilov, Hutter (2017), arXiv 1711.05101, which tells the two apart."""
+    return g + l2_strength * w.to(g.dtype)
+
 MODIFIERS = {
     "cautious":       Modifier(cautious, changes="u"),
     "cautious_decay": Modifier(cautious_decay, changes="decay", elementwise=True),
     "adagc":          Modifier(adagc, changes="g", bounds=dict(adagc_beta=BELOW_ONE,
                                                                adagc_warmup_steps=AT_LEAST_ONE)),
     "trust_ratio":    Modifier(trust_ratio, changes="u", last=2),
+    "l2":             Modifier(l2, changes="g", elementwise=True),
 }
