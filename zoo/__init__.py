@@ -19,14 +19,14 @@ import torch
 import optim
 from optim import ROLES
 from zoo import (adaptive, classics, compressed, curvature, factored, kronecker, lowrank, modifiers,
-                 momentum, more_modifiers, orthogonal, signs, spectral, subspace)
+                 momentum, more_modifiers, orthogonal, relatives, signs, spectral, subspace)
 from zoo.frozen import FROZEN
 from zoo.rule import ModifiedRule, WrongRule, ZooRule, keyword_names, parameter_names
 from zoo.schedules import SHAPES, schedule    # noqa: F401, part of what the package offers
 
 TABLES = (adaptive.RULES, factored.RULES, lowrank.RULES, orthogonal.RULES, curvature.RULES, signs.RULES,
           momentum.RULES, compressed.RULES, subspace.RULES, kronecker.RULES, spectral.RULES,
-          classics.RULES)
+          classics.RULES, relatives.RULES)
 ROLE_SETS = {role: (role,) for role in ROLES} | {"matrix": ("attn_out", "mlp_up", "mlp_down")}
 
 # ---- All rules ------------------------------------------------------------------------------------------

@@ -1,0 +1,136 @@
+"""The rules of zoo/relatives.py: what is special about each of them."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import zoo
+from rule_cases import built, gradients, run, weights
+from zoo import Optimizer, relatives
+
+FOLDER = Path(__file__).parent / "golden/zoo"
+TENSORS, NUMBERS = np.load(FOLDER / "rules.npz"), np.load(FOLDER / "relatives.npz")
+CASES = {case: meta for case, meta in json.loads(bytes(NUMBERS["meta"])).items()
+         if not case.endswith(("_decay", "_small"))}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_under_a_schedule(case):
+    """As test_golden, with decay, and with an lr that rises and falls. CoRe has no schedule of its own, so
+    its reference takes whole steps, of which the schedule leaves a part."""
+    meta = CASES[case]
+    w = {name: torch.tensor(TENSORS[f"w0/{name}"]).double() for name in meta["names"]}
+    group = dict(params=list(w.items()), roles=[meta["roles"].get(name) for name in w])
+    optimizer = Optimizer([group], meta["rule"], lr=meta["lr"], weight_decay=0.1, **meta["hyper"])
+    for t, part in enumerate(NUMBERS["scheduled/lr"], 1):
+        optimizer.param_groups[0]["lr"] = meta["lr"] * float(part)
+        for name, p in w.items():
+            p.grad = torch.tensor(TENSORS[f"grad/{name}"][t - 1]).double()
+        optimizer.step()
+        for name, p in w.items():
+            if t in (3, 25):
+                want, start = NUMBERS[f"scheduled/{case}/{t}/{name}"], TENSORS[f"w0/{name}"].astype(float)
+                assert abs(p.numpy() - want).max() <= 1e-12 * abs(want - start).max()
+
+
+def ends(case, steps=8, grads=None, **more):
+    w = weights()
+    run(built(case, w, **more), w, grads or gradients(steps))
+    return w
+
+
+def same(a, b, roles=None):
+    return all(torch.allclose(a[role], b[role], rtol=0, atol=1e-12) for role in roles or a)
+
+
+@pytest.mark.parametrize("one, other", [
+    (("adamod", dict(beta3=0.0, eps=0.0)), ("adamw", dict(beta2=0.999, eps=0.0))),
+    (("adabound", dict(gamma=0.0, eps=0.0)), ("adamw", dict(beta2=0.999, eps=0.0)))],
+    ids=lambda pair: pair[0])
+def test_a_rule_that_is_adam(one, other):
+    """With a number that takes away what is new."""
+    a, b = (ends(name, **more) for name, more in (one, other))
+    roles = ["qkv", "mlp_up", "norm"] if one[0] == "coupled_adam" else list(a)
+    assert same(a, b, roles)
+    assert not same(ends(one[0]), ends("adamw", beta2=0.999, eps=1e-8), roles=["head"])
+
+
+def stepped(name, w, grads, **more):
+    """[the change of a weight in each step]. w: the weight, which moves."""
+    optimizer, moves = Optimizer([w], name, **more), []
+    for g in grads:
+        before, w.grad = w.clone(), g
+        optimizer.step()
+        moves.append(w - before)
+    return moves
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rms(x):
+    return x.square().mean().sqrt().item()
+
+
+def test_stable_adamw_holds_a_spike_to_a_tenth():
+    """As the docstring says: r is at most 1 / sqrt(1 - b2). The decay of that step is a tenth, too."""
+    assert "r is at most 1 / sqrt(1 - b2), which is 10" in " ".join(relatives.stable_adamw.__doc__.split())
+    g = torch.full((3, 4), 1e-3).double()
+    for decay in (0.0, 0.5):
+        moves = stepped("stable_adamw", torch.ones(3, 4).double(), [g] * 600 + [g * 1e5], lr=1e-6,
+                        weight_decay=decay, eps=1e-12)
+        assert moves[-2].mean().item() == pytest.approx(-1e-6 * (1 + decay), rel=2e-3)
+        assert moves[-1].mean().item() == pytest.approx(-1e-7 * (1 + decay), rel=2e-3)
+
+
+def test_the_bounds_of_adabound_end_at_sgd():
+    """With bounds that have closed, it is SGD with the lr final_lr, whatever the peak lr. The lr of the
+    schedule still scales it."""
+    for lr in (1e-3, 1e-1):
+        w, grads = torch.zeros(5).double(), list(drawn(6, 5))
+        moves = stepped("adabound", w, grads, lr=lr, gamma=1e12, final_lr=0.3, beta1=0.5)
+        mean = 0.0
+        for g, moved in zip(grads, moves):
+            mean = 0.5 * mean + 0.5 * g
+            assert torch.allclose(moved, -0.3 * mean, rtol=1e-9)
+    optimizer = Optimizer([w], "adabound", lr=0.2, gamma=1e12, final_lr=0.3, beta1=0.0)
+    optimizer.param_groups[0]["lr"] = 0.05
+    before, w.grad = w.clone(), grads[0]
+    optimizer.step()
+    assert torch.allclose(w - before, -0.3 / 4 * grads[0], rtol=1e-9)
+
+
+def test_amsbound_without_bounds_is_torchs_amsgrad():
+    w, other = torch.ones(5).double(), torch.ones(5).double()
+    theirs = torch.optim.AdamW([other], lr=0.1, eps=0.0, amsgrad=True, weight_decay=0.1)
+    ours = Optimizer([w], "amsbound", lr=0.1, eps=0.0, gamma=0.0, weight_decay=0.1)
+    for t, g in enumerate(drawn(30, 5)):
+        for optimizer, p in ((ours, w), (theirs, other)):
+            p.grad = g * (50 if t == 9 else 1)
+            optimizer.step()
+    assert torch.allclose(w, other, rtol=0, atol=1e-12)
+    assert (ours.state[w]["highest"] > ours.state[w]["v"]).any()
+
+
+def test_adamod_never_goes_farther_than_adam():
+    grads = list(drawn(40, 7))
+    capped, adam = (stepped(name, torch.zeros(7).double(), grads, lr=0.1, **more) for name, more in (
+        ("adamod", dict(beta3=0.9, eps=0.0)), ("adamw", dict(beta2=0.999, eps=0.0))))
+    assert all((a.abs() <= b.abs() * (1 + 1e-12)).all() for a, b in zip(capped, adam))
+    assert torch.allclose(capped[0], adam[0] / 10, rtol=1e-12)
+    assert any((a != b).any() and torch.isclose(a, b, rtol=1e-12).any() for a, b in zip(capped, adam))
+
+
+@pytest.mark.parametrize("name, noisy, scale, hyper, lengths, words", [
+    ("adamod", False, 1e-3, {}, {1: 0.001}, "the first step is 0.001 of adam's"),
+    ("adamw", True, 1e-3, dict(beta2=0.999), {300: 0.226}, "noisy weights make smaller steps")])
+def test_steps_are_as_long_as_the_docstrings_say(name, noisy, scale, hyper, lengths, words):
+    """In units of lr, root mean square. The gradients are noise, or they are all the same."""
+    assert words in " ".join(zoo.RULES[name].function.__doc__.split()).lower()
+    grads = [scale * drawn(48, 32, seed=t if noisy else 0) for t in range(max(lengths))]
+    moves = stepped(name, torch.zeros(48, 32).double(), grads, lr=1.0, **hyper)
+    for t, length in lengths.items():
+        assert rms(moves[t - 1]) == pytest.approx(length, rel=0.05)

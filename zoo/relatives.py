@@ -1,0 +1,117 @@
+"""
+More relatives of Adam: the size of its steps. Each rule asks anew how far a weight should go.
+
+Read adamw in optim.py first. What its docstring says about m_hat, v_hat and the unit of lr also holds here.
+"""
+import torch
+
+from optim import hat, power
+from zoo.rule import BELOW_ONE, ZooRule
+
+def decayed_by(share, u, w, decay, lr):
+    """Returns the update with which the weight loses only a share of what the decay would take from it."""
+    return u - (1 - share) * ((1 - decay) / lr.clamp_min(1e-30)) * w.to(u.dtype)
+
+# ---- Bounds on the step of a tensor or of a weight ------------------------------------------------------
+
+def stable_adamw(g, m, v, w, decay, lr, t, *, beta1=0.9, beta2=0.99, eps=1e-6):
+    """StableAdamW is Adam that shortens the step of a tensor whose gradients outgrow their second moment.
+        m <- b1 m + (1 - b1) g
+        v <- b2 v + (1 - b2) g^2
+        r  = rms of g / max(sqrt(v_hat), eps) over the tensor, and at least 1
+        u  = m_hat / (sqrt(v_hat) + eps) / r        the decay, too, is divided by r
+
+    Remembers  m and v, the running means of g and g^2: 8 bytes per weight.
+    Moves      each weight as Adam does while r is 1. If the gradients suddenly grow, v is too small for
+               them, and the step is shorter by r. r is at most 1 / sqrt(1 - b2), which is 10.
+    lr         is in weight, as Adam's lr is. Typical 3e-3.
+    Defaults   are those of the package optimi. The rule takes the place of the clipping of the gradient, so
+               give --clip=0 with it.
+    For        every tensor.
+    Source     Wortsman et al. (2023), arXiv 2304.13013. Adafactor clips its updates in the same way."""
+    m.lerp_(g, 1 - beta1)
+    v.lerp_(g.square(), 1 - beta2)
+    root = hat(v, beta2, t).sqrt()
+    r = (g / root.clamp_min(max(eps, 1e-30))).square().mean().sqrt().clamp_min(1.0)
+    return decayed_by(1 / r, hat(m, beta1, t) / (root + eps) / r, w, decay, lr)
+
+def adabound(g, m, v, t, lr_peak, *, beta1=0.9, beta2=0.999, eps=1e-8, final_lr=0.1, gamma=1e-3):
+    """AdaBound begins as Adam and ends as SGD: two bounds on the rate of each weight close around final_lr.
+        m <- b1 m + (1 - b1) g
+        v <- b2 v + (1 - b2) g^2
+        a  = sqrt(1 - b2^t) / (1 - b1^t) / (sqrt(v) + eps)
+        u  = m a, with a between F (1 - 1 / (gamma t + 1)) and F (1 + 1 / (gamma t)),  F = final_lr / lr_peak
+
+    Remembers  m and v, the running means of g and g^2: 8 bytes per weight.
+    Moves      each weight as Adam does while the bounds are wide. After some 1 / gamma steps it moves a
+               weight as SGD does, by about final_lr m.
+    lr         is in weight, as Adam's lr is. Typical 3e-3. But final_lr is the lr of SGD at the peak of the
+               schedule, in weight per unit of gradient, and it falls as lr does. A larger lr does not move
+               the bounds.
+    Defaults   are the authors'. Their final_lr is for images, where SGD's lr is about 0.1. Here sgd_ema's
+               is about 10. eps is added before v is corrected for its start at 0.
+    For        every tensor.
+    Source     Luo, Xiong, Liu, Sun (2019), arXiv 1902.09843. There the decay is an L2 term in the loss."""
+    m.lerp_(g, 1 - beta1)
+    v.lerp_(g.square(), 1 - beta2)
+    return m * bounded(adams_rate(v, t, beta1, beta2, eps), t, final_lr / lr_peak.clamp_min(1e-30), gamma)
+
+def amsbound(g, m, v, highest, t, lr_peak, *, beta1=0.9, beta2=0.999, eps=1e-8, final_lr=0.1, gamma=1e-3):
+    """AMSBound is AdaBound with the largest v so far, so that the rate of a weight never grows again.
+        m       <- b1 m + (1 - b1) g
+        v       <- b2 v + (1 - b2) g^2
+        highest <- max(highest, v)
+        a  = sqrt(1 - b2^t) / (1 - b1^t) / (sqrt(highest) + eps)
+        u  = m a, with a between F (1 - 1 / (gamma t + 1)) and F (1 + 1 / (gamma t)),  F = final_lr / lr_peak
+
+    Remembers  m, v and highest: 12 bytes per weight.
+    Moves      each weight as AdaBound does, but after a spike of the gradient it stays slow until the lower
+               bound lifts it.
+    lr         is as in AdaBound. Typical 3e-3.
+    Defaults   are the authors'.
+    For        every tensor.
+    Source     Luo, Xiong, Liu, Sun (2019), arXiv 1902.09843. The maximum is AMSGrad's, from Reddi, Kale,
+               Kumar (2018), arXiv 1904.09237."""
+    m.lerp_(g, 1 - beta1)
+    v.lerp_(g.square(), 1 - beta2)
+    highest.copy_(torch.maximum(highest, v))
+    rate = adams_rate(highest, t, beta1, beta2, eps)
+    return m * bounded(rate, t, final_lr / lr_peak.clamp_min(1e-30), gamma)
+
+def adams_rate(v, t, beta1, beta2, eps):
+    """Returns what Adam multiplies m by, in the form that adds eps before v is corrected."""
+    return (1 - power(beta2, t)).sqrt() / (1 - power(beta1, t)) / (v.sqrt() + eps)
+
+def bounded(rate, t, final, gamma):
+    """Returns the rate within two bounds that come closer to `final` with each step."""
+    lower, upper = final * (1 - 1 / (gamma * t + 1)), final * (1 + 1 / (gamma * t).clamp_min(1e-30))
+    return torch.clamp(rate, lower.to(rate), upper.to(rate))
+
+def adamod(g, m, v, usual, t, lr, *, beta1=0.9, beta2=0.999, beta3=0.999, eps=1e-8):
+    """AdaMod allows each weight no more than its usual rate, so that no rate is extremely large at first.
+        m     <- b1 m + (1 - b1) g
+        v     <- b2 v + (1 - b2) g^2
+        rate   = lr sqrt(1 - b2^t) / (1 - b1^t) / (sqrt(v) + eps)
+        usual <- b3 usual + (1 - b3) rate           usual is not corrected for its start at 0
+        u      = m min(rate, usual) / lr
+
+    Remembers  m, v and usual: 12 bytes per weight.
+    Moves      each weight as Adam does, but only after some 1 / (1 - b3) steps. Until then usual is small,
+               and this is a warmup. The first step is 0.001 of Adam's.
+    lr         is in weight, as Adam's lr is. Typical 3e-3. usual remembers earlier values of lr. So if lr
+               rises, the steps follow late. If lr falls, they follow at once.
+    Defaults   are the authors'. A b3 of 0 is Adam. With 0.9999 the warmup is ten times as long.
+    For        every tensor.
+    Source     Ding, Ren, Luo, Sun (2019), arXiv 1910.12249."""
+    m.lerp_(g, 1 - beta1)
+    v.lerp_(g.square(), 1 - beta2)
+    rate = lr * adams_rate(v, t, beta1, beta2, eps)
+    usual.mul_(beta3).add_((1 - beta3) * rate)
+    return m * torch.minimum(rate, usual) / lr.clamp_min(1e-30)
+
+RULES = {
+    "stable_adamw": ZooRule(stable_adamw, second_moment="v"),
+    "adabound":     ZooRule(adabound, elementwise=True),
+    "amsbound":     ZooRule(amsbound, elementwise=True),
+    "adamod":       ZooRule(adamod, bounds=dict(beta3=BELOW_ONE), elementwise=True),
+}
