@@ -58,10 +58,15 @@ EXEMPT = [
      "a larger lr does not move the bounds around final_lr"),
     ("doubling_the_lr_doubles_the_first_step", "amsbound",
      "a larger lr does not move the bounds around final_lr"),
+    ("zero_gradient_with_decay_multiplies", "adamp",
+     "a gradient of 0 has no part along the weights, so it takes wd_ratio of the decay"),
+    ("zero_gradient_with_decay_multiplies", "sgdp",
+     "the same, and its decay is 1 / (1 - beta1) times as strong"),
 ]
 
 # What a case needs so that each of its hyperparameters matters, and values that matter where 0.5 does not.
-NEEDS = {"adamw+adagc": dict(adagc_warmup_steps=4), "adamw+stable_decay": dict(weight_decay=0.1)}
+NEEDS = {"adamw+adagc": dict(adagc_warmup_steps=4), "adamw+stable_decay": dict(weight_decay=0.1),
+         **{name: dict(weight_decay=0.1, delta=8.0) for name in ("adamp", "sgdp")}}
 OTHER_VALUES = dict(agc_eps=5.0, mgup_share=0.25, lookahead_alpha=0.25)
 
 

@@ -47,6 +47,7 @@ def same(a, b, roles=None):
 
 @pytest.mark.parametrize("one, other", [
     (("adamod", dict(beta3=0.0, eps=0.0)), ("adamw", dict(beta2=0.999, eps=0.0))),
+    (("adamp", dict(delta=0.0)), ("adamw", dict(beta2=0.999, eps=1e-8))),
     (("adabound", dict(gamma=0.0, eps=0.0)), ("adamw", dict(beta2=0.999, eps=0.0)))],
     ids=lambda pair: pair[0])
 def test_a_rule_that_is_adam(one, other):
@@ -122,6 +123,45 @@ def test_adamod_never_goes_farther_than_adam():
     assert all((a.abs() <= b.abs() * (1 + 1e-12)).all() for a, b in zip(capped, adam))
     assert torch.allclose(capped[0], adam[0] / 10, rtol=1e-12)
     assert any((a != b).any() and torch.isclose(a, b, rtol=1e-12).any() for a, b in zip(capped, adam))
+
+
+@pytest.mark.parametrize("name", ["adamp", "sgdp"])
+def test_a_projected_step_is_at_right_angles_to_each_row(name):
+    """If the gradient is. Then the decay is wd_ratio of the usual one. A vector loses nothing."""
+    w, g, odd = drawn(6, 4), drawn(6, 4, seed=1), drawn(6, 4, seed=2)
+    g = g - w * (g * w).sum(1, keepdim=True) / w.square().sum(1, keepdim=True)
+    usual = 10 if name == "sgdp" else 1    # sgdp divides by 1 - beta1
+    start = w.clone()
+    moved, = stepped(name, w, [g], lr=0.01, weight_decay=0.5, wd_ratio=0.2, eps=1e-12)
+    away = moved + 0.01 * 0.5 * 0.2 * usual * start
+    assert (away * start).sum(1).abs().max() < 1e-12 < away.abs().min()
+    moved, = stepped(name, start.clone(), [odd], lr=0.01, weight_decay=0.5, wd_ratio=0.2)
+    plain, = stepped(name, start.clone(), [odd], lr=0.01, delta=0.0)
+    assert torch.allclose(moved, plain - 0.01 * 0.5 * usual * start, rtol=0, atol=1e-12)
+    moved, = stepped(name, start[0].clone(), [g[0]], lr=0.01, delta=8.0)
+    plain, = stepped(name, start[0].clone(), [g[0]], lr=0.01, delta=0.0)
+    assert torch.equal(moved, plain)
+
+
+def test_adamp_asks_the_rows_first_and_then_the_whole():
+    """A gradient that turns each row of two, and one that makes one row longer and the other shorter."""
+    w = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]).double()
+    for g, rows, whole in (([[0.0, 1, 0], [0, 0, 1]], [0, 0], 0), ([[1.0, 1, 0], [-1, 1, 0]], [-1, 1], 0),
+                           ([[1.0, 1, 0], [1, 1, 0]], [-1, -1], -2)):
+        moved, = stepped("adamp", w.clone(), [torch.tensor(g).double()], lr=1.0)
+        assert torch.allclose((moved * w).sum(1), torch.tensor(rows).double(), atol=1e-6)
+        assert (moved * w).sum().item() == pytest.approx(whole, abs=1e-6)
+
+
+def test_sgdp_without_projection_is_torchs_nesterov():
+    w, other = drawn(4, 3), drawn(4, 3)
+    theirs = torch.optim.SGD([other], lr=0.1, momentum=0.9, nesterov=True)
+    ours = Optimizer([w], "sgdp", lr=0.1, delta=0.0)
+    for g in drawn(8, 4, 3):
+        for optimizer, p in ((ours, w), (theirs, other)):
+            p.grad = g
+            optimizer.step()
+    assert torch.allclose(w, other, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name, noisy, scale, hyper, lengths, words", [

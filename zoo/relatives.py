@@ -3,6 +3,8 @@ More relatives of Adam: the size of its steps. Each rule asks anew how far a wei
 
 Read adamw in optim.py first. What its docstring says about m_hat, v_hat and the unit of lr also holds here.
 """
+import math
+
 import torch
 
 from optim import hat, power
@@ -109,9 +111,72 @@ def adamod(g, m, v, usual, t, lr, *, beta1=0.9, beta2=0.999, beta3=0.999, eps=1e
     usual.mul_(beta3).add_((1 - beta3) * rate)
     return m * torch.minimum(rate, usual) / lr.clamp_min(1e-30)
 
+# ---- Steps without a part along the weights -------------------------------------------------------------
+
+def adamp(g, m, v, w, decay, lr, t, *, beta1=0.9, beta2=0.999, eps=1e-8, delta=0.1, wd_ratio=0.1):
+    """AdamP is Adam that takes the part along the weights out of a step, if the loss seems not to depend on
+    the length of the weights. Such a part only makes them longer, and then each step turns them less.
+        m <- b1 m + (1 - b1) g
+        v <- b2 v + (1 - b2) g^2
+        u  = m_hat / (sqrt(v_hat) + eps)
+        u  = u - (u . n) n,  n = w / |w|            by rows if all |cos(g, w)| < delta / sqrt(columns); if
+                                                    not, for the whole if |cos(g, w)| < delta / sqrt(weights)
+
+    Where the step loses a part, the decay takes only wd_ratio of what it would.
+
+    Remembers  m and v, the running means of g and g^2: 8 bytes per weight.
+    Moves      each weight of a vector as Adam does, and those of a matrix, too, as long as its gradient has
+               a part along the weights. If the step loses that part, it is a little shorter than Adam's.
+    lr         is in weight, as Adam's lr is. Typical 3e-3. The authors' default is 1e-3, as for their Adam.
+    Defaults   are the authors'. A gradient of 0 has no part along the weights, so it takes wd_ratio of the
+               decay. Where a layer feeds a norm, a row often passes the test. Elsewhere it seldom does.
+    For        every tensor. Each row of a matrix is a neuron, and the fused q, k, v are one matrix.
+    Source     Heo et al. (2020), arXiv 2006.08217."""
+    m.lerp_(g, 1 - beta1)
+    v.lerp_(g.square(), 1 - beta2)
+    u = hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)
+    u, share = without_length(u, g, w.to(u.dtype), delta, wd_ratio, eps)
+    return decayed_by(share, u, w, decay, lr)
+
+def sgdp(g, m, w, decay, lr, *, beta1=0.9, eps=1e-8, delta=0.1, wd_ratio=0.1):
+    """SGDP is SGD with Nesterov's momentum and the projection of AdamP.
+        m <- b1 m + g
+        u  = g + b1 m, without its part along w, if the test of AdamP says so
+
+    A step's decay is 1 / (1 - b1) times as strong as elsewhere. Where the step loses a part, the decay takes
+    only wd_ratio of that.
+
+    Remembers  m, the decaying sum of gradients: 4 bytes per weight.
+    Moves      each weight in proportion to its gradient: a steady g moves it by lr g / (1 - b1) a step.
+    lr         is in weight per unit of gradient, as sgd's lr is, and depends on b1 in the same way.
+               Typical 1.0. For ImageNet the authors use 0.1.
+    Defaults   are the authors' for ImageNet. Their class also has a form without Nesterov's step. There the
+               projection changes m as well, and the authors did not use it.
+    For        every tensor.
+    Source     Heo et al. (2020), arXiv 2006.08217."""
+    m.mul_(beta1).add_(g)
+    u, share = without_length(g + beta1 * m, g, w.to(m.dtype), delta, wd_ratio, eps)
+    return decayed_by(share / (1 - beta1), u, w, decay, lr)
+
+def without_length(u, g, w, delta, wd_ratio, eps):
+    """Returns (the update, the share of the decay). The update has no part along w if g has nearly none."""
+    if u.dim() < 2:
+        return u, 1.0
+    turned, free = u, 0.0
+    for shape in ((1, -1), (len(u), -1)):    # the rows come last, because they have the first say
+        a, b, c = (x.reshape(shape) for x in (u, g, w))
+        along = torch.cosine_similarity(b, c, dim=1, eps=eps).abs().max()
+        passed = along < delta / math.sqrt(c.shape[1])
+        n = c / (c.norm(dim=1, keepdim=True) + eps)
+        turned = torch.where(passed, (a - n * (n * a).sum(1, keepdim=True)).reshape(u.shape), turned)
+        free = passed.to(u).clamp_min(free)
+    return turned, 1 - (1 - wd_ratio) * free
+
 RULES = {
     "stable_adamw": ZooRule(stable_adamw, second_moment="v"),
     "adabound":     ZooRule(adabound, elementwise=True),
     "amsbound":     ZooRule(amsbound, elementwise=True),
     "adamod":       ZooRule(adamod, bounds=dict(beta3=BELOW_ONE), elementwise=True),
+    "adamp":        ZooRule(adamp, second_moment="v"),
+    "sgdp":         ZooRule(sgdp, lr_factor=300),
 }
