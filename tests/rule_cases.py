@@ -62,6 +62,11 @@ EXEMPT = [
      "a gradient of 0 has no part along the weights, so it takes wd_ratio of the decay"),
     ("zero_gradient_with_decay_multiplies", "sgdp",
      "the same, and its decay is 1 / (1 - beta1) times as strong"),
+    ("zero_gradient_with_decay_multiplies", "fadam",
+     "the decay acts on the weights divided by the root of v"),
+    ("zero_gradient_with_decay_multiplies", "innaprop",
+     "psi does not decay, so a part of each decay comes back"),
+    ("momentum_matters", "innaprop", "it has no beta1: its momentum follows from lr, viscous and newton"),
 ]
 
 # What a case needs so that each of its hyperparameters matters, and values that matter where 0.5 does not.

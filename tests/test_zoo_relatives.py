@@ -48,6 +48,7 @@ def same(a, b, roles=None):
 @pytest.mark.parametrize("one, other", [
     (("adamod", dict(beta3=0.0, eps=0.0)), ("adamw", dict(beta2=0.999, eps=0.0))),
     (("adamp", dict(delta=0.0)), ("adamw", dict(beta2=0.999, eps=1e-8))),
+    (("innaprop", dict(viscous=1.0, newton=1.0)), ("adamw", dict(beta1=0.0, beta2=0.99, eps=1e-8))),
     (("adabound", dict(gamma=0.0, eps=0.0)), ("adamw", dict(beta2=0.999, eps=0.0)))],
     ids=lambda pair: pair[0])
 def test_a_rule_that_is_adam(one, other):
@@ -166,6 +167,11 @@ def test_sgdp_without_projection_is_torchs_nesterov():
 
 @pytest.mark.parametrize("name, noisy, scale, hyper, lengths, words", [
     ("adamod", False, 1e-3, {}, {1: 0.001}, "the first step is 0.001 of adam's"),
+    ("exadam", False, 1.0, {}, {1: 15.9}, "by 16 times lr in the first step if its gradient is near 1"),
+    ("exadam", False, 1e-3, {}, {1: 10.4, 100: 3.26}, "by 3.3 times lr in step 100, and by twice lr"),
+    ("exadam", True, 1e-3, {}, {100: 8.9 * 0.232, 300: 8.4 * 0.226}, "noise moves it 8 to 9 times as far"),
+    ("fadam", False, 1e-3, {}, {1: 0.1, 100: 1.0}, "the first step is a tenth of adam's"),
+    ("innaprop", False, 1e-3, {}, {1: 0.9, 300: 10.0}, "it moves the weight by lr / viscous"),
     ("adamw", True, 1e-3, dict(beta2=0.999), {300: 0.226}, "noisy weights make smaller steps")])
 def test_steps_are_as_long_as_the_docstrings_say(name, noisy, scale, hyper, lengths, words):
     """In units of lr, root mean square. The gradients are noise, or they are all the same."""
@@ -174,3 +180,28 @@ def test_steps_are_as_long_as_the_docstrings_say(name, noisy, scale, hyper, leng
     moves = stepped(name, torch.zeros(48, 32).double(), grads, lr=1.0, **hyper)
     for t, length in lengths.items():
         assert rms(moves[t - 1]) == pytest.approx(length, rel=0.05)
+
+
+def test_fadam_holds_each_tensor_to_an_rms():
+    grads = [drawn(4, 3) * 2.0**t for t in range(30)]    # without the clip, the last step has an rms of 4
+    moves = stepped("fadam", torch.zeros(4, 3).double(), grads, lr=1.0, clip_rms=0.5)
+    assert 0.4 < rms(moves[-1]) < 0.5
+    assert torch.allclose(moves[-1] / rms(moves[-1]), -drawn(4, 3).sign())
+
+
+def test_fadams_decay_is_strongest_where_gradients_are_small():
+    w = torch.ones(2).double()
+    g = torch.tensor([1.0, 10.0]).double()
+    with_decay, = stepped("fadam", w.clone(), [g], lr=0.1, weight_decay=0.5)
+    without, = stepped("fadam", w.clone(), [g], lr=0.1)
+    lost = without - with_decay
+    assert lost[0].item() == pytest.approx(10 * lost[1].item(), rel=1e-6)
+    assert lost[0].item() == pytest.approx(0.1 * 0.5, rel=1e-6)
+
+
+def test_innaprop_is_not_troubled_by_an_lr_of_newton():
+    """There the authors' code divides by 0. The step is the same on both sides of it."""
+    grads = list(drawn(5, 4))
+    below, at, above = (torch.stack(stepped("innaprop", torch.ones(4).double(), grads, lr=lr)) / lr
+                        for lr in (0.9 - 1e-6, 0.9, 0.9 + 1e-6))
+    assert torch.allclose(at, (below + above) / 2, atol=1e-9)

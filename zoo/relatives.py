@@ -172,6 +172,84 @@ def without_length(u, g, w, delta, wd_ratio, eps):
         free = passed.to(u).clamp_min(free)
     return turned, 1 - (1 - wd_ratio) * free
 
+# ---- Another numerator, another denominator -------------------------------------------------------------
+
+def exadam(g, m, v, t, *, beta1=0.9, beta2=0.999, eps=1e-8):
+    """EXAdam adds the newest gradient to the mean, and lets each moment take part in correcting the other.
+        m <- b1 m + (1 - b1) g
+        v <- b2 v + (1 - b2) g^2
+        d1 = 1 + b2^t v / (v + eps),  d2 = 1 + b1^t m^2 / (m^2 + eps)
+        u  = d1 (m + g) / (1 - b1^t) / (sqrt(v_hat d2) + eps)
+
+    Remembers  m and v, the running means of g and g^2: 8 bytes per weight.
+    Moves      a weight by 16 times lr in the first step if its gradient is near 1, and by 10 times lr if it
+               is near 0.001. Equal gradients of 0.001 move it by 3.3 times lr in step 100, and by twice lr
+               in the end. Noise moves it 8 to 9 times as far as Adam does with the same b2.
+    lr         is in weight, as Adam's lr is. Typical 5e-4, a sixth of Adam's, because its steps are longer.
+               It needs a warmup.
+    Defaults   are the author's.
+    For        every tensor.
+    Source     Adly (2024), arXiv 2412.20302. In its first version the steps also grew with time. The second
+               version and the code leave this out."""
+    m.lerp_(g, 1 - beta1)
+    v.lerp_(g.square(), 1 - beta2)
+    d1 = 1 + power(beta2, t) * v / (v + eps)
+    d2 = 1 + power(beta1, t) * m.square() / (m.square() + eps)
+    return d1 * hat(m + g, beta1, t) / ((hat(v, beta2, t) * d2).sqrt() + eps)
+
+def fadam(g, m, v, w, decay, lr, t, *, beta1=0.9, beta2=0.999, eps=1e-8, clip_rms=1.0):
+    """FAdam takes Adam for a natural gradient. It first divides by the Fisher information, and then takes the
+    mean. The decay, too, is divided by it.
+        v <- b2 v + (1 - b2) g^2
+        f  = sqrt(v_hat) + eps max(1, rms(g))
+        n  = clip_rms g / f, divided by the rms of g / f over the tensor if that is above 1
+        d  = clip_rms w / f, divided by the rms of w / f over the tensor if that is above 1
+        m <- b1 m + (1 - b1) n
+        u  = m, and the decay takes a part of d in place of w
+
+    Remembers  m, the mean of divided gradients, and v: 8 bytes per weight.
+    Moves      each weight as Adam does, but less at the start: m is not corrected for its start at 0, so the
+               first step is a tenth of Adam's. The rms of a tensor's step is at most lr clip_rms.
+    lr         is in weight, as Adam's lr is. Typical 3e-3.
+    Defaults   are those of the code of lessw2020, which this rule follows. The decay acts on d, so it is
+               strongest where gradients are small. There are three readings of eps: this one, the smaller
+               of eps and 0.01 rms(g), and eps min(1, rms(g)). They differ if gradients are tiny.
+    For        every tensor.
+    Source     Hwang (2024), arXiv 2405.12807."""
+    def clipped(x):
+        return x * (clip_rms / x.square().mean().sqrt().clamp_min(1.0))
+    v.lerp_(g.square(), 1 - beta2)
+    f = hat(v, beta2, t).sqrt() + eps * g.square().mean().sqrt().clamp_min(1.0)
+    m.mul_(beta1).add_((1 - beta1) * clipped(g / f))
+    w = w.to(m.dtype)
+    return m + (1 - decay) / lr.clamp_min(1e-30) * (clipped(w / f) - w)
+
+def innaprop(g, m, v, w, decay, lr, t, *, beta2=0.99, eps=1e-8, viscous=0.1, newton=0.9):
+    """INNAprop is RMSProp for a ball with friction, which also brakes where the gradient changes. It sees
+    that change in how the weights move, and needs no second derivative.
+        v <- b2 v + (1 - b2) g^2
+        n  = g / (sqrt(v_hat) + eps)
+        m <- m + (1 - viscous newton) / newton (what the decay takes from w)
+        u  = m + newton n
+        m <- m + lr ((1 - viscous newton) n - viscous m)
+
+    Remembers  m, the velocity, and v: 8 bytes per weight.
+    Moves      each weight by lr newton n for the newest gradient alone, which nothing averages. If gradients
+               agree for some 1 / (viscous lr) steps, it moves the weight by lr / viscous.
+    lr         is in weight, as Adam's lr is. Typical 3e-3. For GPT-2 the authors use their AdamW's lr, 6e-4.
+               lr is also the time that a step takes: the smaller it is, the more steps m remembers.
+    Defaults   are the authors' for GPT-2. They also use viscous 2 and newton 2. The paper calls them alpha
+               and beta. The authors keep psi = (1 - viscous newton) w + newton m, and divide by newton - lr.
+               The division cancels, and m starts at 0.
+    For        every tensor. psi does not decay, so a part of each decay comes back through m.
+    Source     Bolte, Boustany, Pauwels, Purica (2024), arXiv 2410.05871."""
+    v.lerp_(g.square(), 1 - beta2)
+    n, kept = g / (hat(v, beta2, t).sqrt() + eps), 1 - viscous * newton
+    m.add_(kept / newton * (1 - decay) * w.to(m.dtype))
+    u = m + newton * n
+    m.add_(lr * (kept * n - viscous * m))
+    return u
+
 RULES = {
     "stable_adamw": ZooRule(stable_adamw, second_moment="v"),
     "adabound":     ZooRule(adabound, elementwise=True),
@@ -179,4 +257,7 @@ RULES = {
     "adamod":       ZooRule(adamod, bounds=dict(beta3=BELOW_ONE), elementwise=True),
     "adamp":        ZooRule(adamp, second_moment="v"),
     "sgdp":         ZooRule(sgdp, lr_factor=300),
+    "exadam":       ZooRule(exadam, lr_factor=1 / 6, elementwise=True),
+    "fadam":        ZooRule(fadam),
+    "innaprop":     ZooRule(innaprop, bounds=dict(newton=(0.01, math.inf)), elementwise=True),
 }
