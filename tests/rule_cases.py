@@ -67,6 +67,9 @@ EXEMPT = [
     ("zero_gradient_with_decay_multiplies", "innaprop",
      "psi does not decay, so a part of each decay comes back"),
     ("momentum_matters", "innaprop", "it has no beta1: its momentum follows from lr, viscous and newton"),
+    ("zero_gradient_with_decay_multiplies", "core", "a weight decays in proportion to its step"),
+    ("doubling_the_lr_doubles_the_first_step", "core",
+     "the peak lr is only the first length of a step, which has bounds of its own"),
 ]
 
 # What a case needs so that each of its hyperparameters matters, and values that matter where 0.5 does not.

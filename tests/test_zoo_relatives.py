@@ -48,11 +48,13 @@ def same(a, b, roles=None):
 @pytest.mark.parametrize("one, other", [
     (("adamod", dict(beta3=0.0, eps=0.0)), ("adamw", dict(beta2=0.999, eps=0.0))),
     (("adamp", dict(delta=0.0)), ("adamw", dict(beta2=0.999, eps=1e-8))),
+    (("adamomentum", dict(beta1=0.0, eps=0.0)), ("adamw", dict(beta1=0.0, beta2=0.999, eps=0.0))),
     (("innaprop", dict(viscous=1.0, newton=1.0)), ("adamw", dict(beta1=0.0, beta2=0.99, eps=1e-8))),
+    (("coupled_adam", {}), ("adamw", dict(eps=1e-8))),
     (("adabound", dict(gamma=0.0, eps=0.0)), ("adamw", dict(beta2=0.999, eps=0.0)))],
     ids=lambda pair: pair[0])
 def test_a_rule_that_is_adam(one, other):
-    """With a number that takes away what is new."""
+    """With a number that takes away what is new. Coupled Adam is Adam but for embedding and head."""
     a, b = (ends(name, **more) for name, more in (one, other))
     roles = ["qkv", "mlp_up", "norm"] if one[0] == "coupled_adam" else list(a)
     assert same(a, b, roles)
@@ -172,6 +174,7 @@ def test_sgdp_without_projection_is_torchs_nesterov():
     ("exadam", True, 1e-3, {}, {100: 8.9 * 0.232, 300: 8.4 * 0.226}, "noise moves it 8 to 9 times as far"),
     ("fadam", False, 1e-3, {}, {1: 0.1, 100: 1.0}, "the first step is a tenth of adam's"),
     ("innaprop", False, 1e-3, {}, {1: 0.9, 300: 10.0}, "it moves the weight by lr / viscous"),
+    ("adamomentum", True, 1e-3, {}, {1: 9.98, 10: 1.83, 300: 1.0}, "10 times lr, and the tenth is 2 times"),
     ("adamw", True, 1e-3, dict(beta2=0.999), {300: 0.226}, "noisy weights make smaller steps")])
 def test_steps_are_as_long_as_the_docstrings_say(name, noisy, scale, hyper, lengths, words):
     """In units of lr, root mean square. The gradients are noise, or they are all the same."""
@@ -205,3 +208,48 @@ def test_innaprop_is_not_troubled_by_an_lr_of_newton():
     below, at, above = (torch.stack(stepped("innaprop", torch.ones(4).double(), grads, lr=lr)) / lr
                         for lr in (0.9 - 1e-6, 0.9, 0.9 + 1e-6))
     assert torch.allclose(at, (below + above) / 2, atol=1e-9)
+
+
+def test_cores_lengths_grow_and_shrink_with_the_sign():
+    """By 1.2 and by 0.7375, from the peak lr, within the bounds. More lr does not help."""
+    up, down = torch.ones(1).double(), -40 * torch.ones(1).double()
+    optimizer = Optimizer([w := torch.zeros(1).double()], "core", lr=1e-4)
+    seen = []
+    for g in [up, up, up, down, down]:
+        w.grad = g
+        optimizer.step()
+        seen.append(optimizer.state[w]["s"].item() / 1e-4)
+    assert seen == pytest.approx([1, 1.2, 1.44, 1.44 * 0.7375, 1.44 * 0.7375 * 1.2])
+    for lr in (1e-3, 1e-1):
+        moved = stepped("core", torch.zeros(1).double(), [up], lr=lr)
+        assert moved[0].item() == pytest.approx(-1e-3)
+
+
+def test_cores_lengths_rise_on_noise():
+    """As the docstring says."""
+    assert "s rises to 0.8 of `largest` on average" in " ".join(relatives.core.__doc__.split())
+    w = torch.zeros(48, 32).double()
+    optimizer = Optimizer([w], "core", lr=1e-5)
+    for t in range(300):
+        w.grad = drawn(48, 32, seed=t)
+        optimizer.step()
+    assert optimizer.state[w]["s"].mean().item() == pytest.approx(0.8e-3, rel=0.05)
+
+
+def test_core_decays_a_weight_as_far_as_it_moves():
+    w, g = torch.ones(3).double(), torch.tensor([0.0, 1.0, 1.0]).double()
+    moved, = stepped("core", w.clone(), [g], lr=1e-4, weight_decay=0.5)
+    assert torch.allclose(moved, -1.5 * 1e-4 * g, rtol=1e-6)
+
+
+def test_coupled_adam_has_one_rate_for_all_tokens():
+    for role, shape in (("embed", (1, 4)), ("head", (1, 4)), ("mlp_up", (6, 4)), (None, (6, 4))):
+        w, g = torch.zeros(6, 4).double(), drawn(6, 4)
+        optimizer = Optimizer([dict(params=[w], roles=[role])], "coupled_adam", lr=1.0, eps=0.0)
+        w.grad = g
+        optimizer.step()
+        rate = -w / g
+        assert optimizer.state[w]["v"].shape == shape
+        assert torch.allclose(rate, rate[:1].expand_as(rate)) == (shape[0] == 1)
+        mean = g.square().mean(0) if shape[0] == 1 else g.square()
+        assert torch.allclose(rate, 1 / mean.sqrt().expand_as(rate))

@@ -7,8 +7,8 @@ import math
 
 import torch
 
-from optim import hat, power
-from zoo.rule import BELOW_ONE, ZooRule
+from optim import hat, mean_to, per_column, power
+from zoo.rule import AT_LEAST_ONE, BELOW_ONE, ZooRule
 
 def decayed_by(share, u, w, decay, lr):
     """Returns the update with which the weight loses only a share of what the decay would take from it."""
@@ -250,6 +250,81 @@ def innaprop(g, m, v, w, decay, lr, t, *, beta2=0.99, eps=1e-8, viscous=0.1, new
     m.add_(lr * (kept * n - viscous * m))
     return u
 
+def core(g, m, v, s, w, decay, lr, t, lr_peak, *, beta1=0.8125, beta2=0.99, beta1_start=0.7375, eps=1e-8,
+         rise_steps=250, shrink=0.7375, grow=1.2, smallest=1e-6, largest=1e-3):
+    """CoRe gives Adam's step a length of its own for each weight, as Rprop does. The length grows while the
+    mean gradient keeps its sign, and shrinks if the sign changes.
+        b1 = beta1 + (beta1_start - beta1) exp(-((t - 1) / rise_steps)^2)
+        s <- s grow if the new m has the sign of the old one, s shrink if it has the other sign; then s is
+             put between smallest and largest. It starts as the peak lr
+        m <- b1 m + (1 - b1) g
+        v <- b2 v + (1 - b2) g^2
+        u  = s / lr_peak m_hat / (sqrt(v_hat) + eps)           m_hat = m / (1 - b1^t), with the b1 of now
+
+    Each weight decays in proportion to |u|: a weight that does not move does not decay.
+
+    Remembers  m, v and s: 12 bytes per weight.
+    Moves      each weight by about s lr / lr_peak. Even if gradients are noise, the mean keeps its sign more
+               often than not. So s rises to 0.8 of `largest` on average, and then it is nearly Adam.
+    lr         is only the first s, in weight, as published. Typical 1e-3. Twice the peak makes no step longer
+               than `largest`. A schedule has no effect in the authors' code. Here it scales all steps.
+    Defaults   are the authors' for mini-batches. Their package takes 0.01 for `largest`, and the paper 1 if
+               each batch is the whole data. The scores that freeze some weights are left out.
+    For        every tensor.
+    Source     Eckhoff, Reiher (2023), arXiv 2307.15663."""
+    b1 = beta1 + (beta1_start - beta1) * torch.exp(-((t - 1) / rise_steps).square())
+    new = b1 * m + (1 - b1) * g
+    turn = new * m
+    s.copy_(torch.where(t == 1, lr_peak.to(s), s))
+    s.copy_(torch.where(turn > 0, s * grow, torch.where(turn < 0, s * shrink, s))).clamp_(smallest, largest)
+    m.copy_(new)
+    v.lerp_(g.square(), 1 - beta2)
+    u = new / (1 - torch.exp(t * torch.log(b1))) / (hat(v, beta2, t).sqrt() + eps)
+    u = u * (s / lr_peak.clamp_min(1e-30))
+    return decayed_by(u.abs(), u, w, decay, lr)
+
+def adamomentum(g, m, v, t, *, beta1=0.9, beta2=0.999, eps=1e-16):
+    """AdaMomentum is Adam whose second moment is of the mean gradient, not of the gradient.
+        m <- b1 m + (1 - b1) g
+        v <- b2 v + (1 - b2) m^2 + eps
+        u  = m_hat / sqrt(v_hat)
+
+    Remembers  m and v: 8 bytes per weight.
+    Moves      a weight by about lr, even if its gradients are noise, because v shrinks as m does. There Adam
+               moves it by a quarter of that. The first step is 10 times lr, and the tenth is 2 times lr.
+    lr         is in weight, as Adam's lr is. Typical 1e-3, a third of Adam's, because its steps are longer.
+               It needs a warmup.
+    Defaults   are the authors' but for eps. eps adds up inside v, so it plays the part of the square of
+               Adam's eps, as in AdaBelief. For images it is 1e-8.
+    For        every tensor.
+    Source     Wang et al. (2021), arXiv 2106.11514. The authors published no code that could be found. The
+               rule agrees with that of Fassold's omni_optimizer."""
+    m.lerp_(g, 1 - beta1)
+    v.lerp_(m.square(), 1 - beta2).add_(eps)
+    return hat(m, beta1, t) / hat(v, beta2, t).sqrt()
+
+def mean_of_tokens(w, blocks, *, role):
+    """Makes one number for each column of the embedding or the head, and one for each weight elsewhere."""
+    return per_column(w, blocks) if role in ("embed", "head") else torch.zeros_like(w)
+
+def coupled_adam(g, m, v: mean_of_tokens, t, *, beta1=0.9, beta2=0.95, eps=1e-8):
+    """Coupled Adam is Adam with the same second moment for all tokens. Then frequent and rare tokens have one
+    rate, and the mean of all embeddings has no reason to drift away from 0.
+        m <- b1 m + (1 - b1) g
+        v <- b2 v + (1 - b2) g^2                    in embedding and head: with the mean of g^2 over all rows
+        u  = m_hat / (sqrt(v_hat) + eps)
+
+    Remembers  m and v: 8 bytes per weight. In embedding and head v is one number per column.
+    Moves      each weight as Adam does, but in embedding and head a rare token moves far less.
+    lr         is in weight, as Adam's lr is. Typical 3e-3. For GPT-2 the authors use their AdamW's lr, 6e-4.
+    Defaults   are the authors'. They do not decay the embedding.
+    For        every tensor. The authors' embedding is at once the head, so both are coupled here. The
+               argument is about the head.
+    Source     Stollenwerk, Stollenwerk (2025), arXiv 2502.08441."""
+    m.lerp_(g, 1 - beta1)
+    v.lerp_(mean_to(g.square(), v), 1 - beta2)
+    return hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)
+
 RULES = {
     "stable_adamw": ZooRule(stable_adamw, second_moment="v"),
     "adabound":     ZooRule(adabound, elementwise=True),
@@ -260,4 +335,8 @@ RULES = {
     "exadam":       ZooRule(exadam, lr_factor=1 / 6, elementwise=True),
     "fadam":        ZooRule(fadam),
     "innaprop":     ZooRule(innaprop, bounds=dict(newton=(0.01, math.inf)), elementwise=True),
+    "core":         ZooRule(core, lr_factor=1 / 3, elementwise=True,
+                            bounds=dict(beta1_start=BELOW_ONE, rise_steps=AT_LEAST_ONE)),
+    "adamomentum":  ZooRule(adamomentum, lr_factor=1 / 3, second_moment="v", elementwise=True),
+    "coupled_adam": ZooRule(coupled_adam, second_moment="v"),
 }
