@@ -70,12 +70,21 @@ EXEMPT = [
     ("zero_gradient_with_decay_multiplies", "core", "a weight decays in proportion to its step"),
     ("doubling_the_lr_doubles_the_first_step", "core",
      "the peak lr is only the first length of a step, which has bounds of its own"),
+    ("zero_gradient_moves_nothing", "gravity", "its velocities start at random numbers"),
+    ("zero_gradient_with_decay_multiplies", "gravity", "its velocities start at random numbers"),
+    ("doubling_the_lr_doubles_the_first_step", "gravity",
+     "its velocities start at random numbers divided by the lr"),
+    ("doubling_the_lr_doubles_the_first_step", "nag_gs",
+     "its first step is in proportion to the square of lr"),
+    ("momentum_matters", "nag_gs", "it has no beta1: mu and gamma0 take its place"),
+    ("momentum_matters", "adafactor_original", "it has no momentum"),
 ]
 
 # What a case needs so that each of its hyperparameters matters, and values that matter where 0.5 does not.
 NEEDS = {"adamw+adagc": dict(adagc_warmup_steps=4), "adamw+stable_decay": dict(weight_decay=0.1),
          **{name: dict(weight_decay=0.1, delta=8.0) for name in ("adamp", "sgdp")}}
-OTHER_VALUES = dict(agc_eps=5.0, mgup_share=0.25, lookahead_alpha=0.25)
+OTHER_VALUES = dict(agc_eps=5.0, mgup_share=0.25, lookahead_alpha=0.25,
+                    smallest=2.0)    # the root mean square of the weights is about 1
 
 
 def cases_with(which: str) -> list:

@@ -10,6 +10,7 @@ A new rule is a function and a line in the table of its file. A new file is a li
 """
 import difflib
 import functools
+import itertools
 import math
 import re
 import warnings
@@ -157,7 +158,10 @@ class Optimizer(optim.Optimizer):
     def start(self, group, i, device=None, starts=None):
         if not group["params"][i].numel():
             return {}    # some rules cannot even make the state of no weights
-        known, starts = group | dict(role=group["roles"][i]), dict(self.rules[group["rule"]].state)
+        before = itertools.takewhile(lambda other: other is not group, self.param_groups)
+        index = 1 + i + sum(len(other["params"]) for other in before)
+        known = group | dict(role=group["roles"][i], index=index)
+        starts = dict(self.rules[group["rule"]].state)
         for name, make_state in starts.items():
             if make_state and (keys := keyword_names(make_state)):
                 starts[name] = functools.partial(make_state, **{key: known[key] for key in keys})
@@ -203,7 +207,7 @@ class Optimizer(optim.Optimizer):
     def inputs_of_trial(self, rule, shape) -> tuple:
         """A weight, a gradient, and all that a rule may ask for in its first step, by name."""
         w, g = torch.ones(shape), torch.arange(1.0, 1 + math.prod(shape)).view(shape)
-        group = rule.hyper | dict(params=[w], blocks=[1], roles=[None], rule=rule.name)
+        group = rule.hyper | dict(params=[w], blocks=[1], roles=[None], rule=rule.name, lr_peak=1.0)
         one = torch.ones((), dtype=torch.float64)
         given = self.start(group, 0) | self.constants(group, 0)
         given |= dict(g=g.clone(), w=w.clone(), t=one, lr=one, decay=one, lr_peak=one, layer=one,

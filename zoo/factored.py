@@ -74,7 +74,37 @@ def adam_mini(g, m, v: per_row, t, role, *, beta1=0.9, beta2=0.95, eps=1e-15, he
     v.lerp_(square, 1 - beta2)
     return hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)
 
+def adafactor_original(g, rows: row_or_all, columns: per_column, w, lr, t, *, growth=0.8, tiny=1e-30,
+                       clip_rms=1.0, smallest=1e-3):
+    """The first Adafactor has no momentum. Its lr is a fraction of the tensor's size, and falls with time.
+        rows, columns <- running means of g^2 + tiny over rows and columns, with b2(t) = 1 - t^-growth
+        n              = g / sqrt((rows / mean(rows)) columns), scaled down to an rms of at most clip_rms
+        u              = n max(smallest, rms of w) min(1, 1 / (lr sqrt(t)))
+
+    If the tensor is a vector, rows holds the running mean of each g^2.
+
+    Remembers  one number per row and per column, and for a vector one number per weight.
+    Moves      a tensor by at most lr times its own size, root mean square. A tensor of zeros counts as one of
+               size `smallest`. With b2(1) = 0, nothing has to be corrected for its start at 0.
+    lr         is a fraction of the tensor's size, so one lr suits all tensors. Typical 1e-2, the authors'.
+               From t = 1 / lr^2 on, 1 / sqrt(t) takes its place: with 1e-2 after 10,000 steps.
+    Defaults   are the authors'. In the paper lr is the constant 1e-2. As in torch's Adafactor it can have a
+               schedule, and the decay is not multiplied by the tensor's size, as it is in transformers. tiny
+               is added to g^2 as in the paper and in transformers. torch has lower bounds in its place: that
+               on the mean of rows is 1e-7 in fp32, which is above the g^2 of a language model.
+    For        every tensor. The fused q, k, v are one matrix. A tensor of three axes or more is a matrix of
+               its first axis by all others.
+    Source     Shazeer, Stern (2018), arXiv 1804.04235."""
+    newest, square = t ** -growth, g.square() + tiny
+    rows.mul_(1 - newest).add_(newest * mean_to(square, rows))
+    columns.mul_(1 - newest).add_(newest * mean_to(square, columns))
+    n = g * inverse_root(rows, columns)
+    n = n / (n.square().mean().sqrt() / clip_rms).clamp_min(1.0)
+    size = w.to(n.dtype).square().mean().sqrt().clamp_min(smallest)
+    return n * (size / (lr * t.sqrt()).clamp_min(1.0))
+
 RULES = {
     "came":      ZooRule(came, lr_factor=0.7, bounds=dict(beta3=BELOW_ONE)),
     "adam_mini": ZooRule(adam_mini, second_moment="v", from_run=("heads",)),
+    "adafactor_original": ZooRule(adafactor_original, lr_factor=10 / 3),
 }

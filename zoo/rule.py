@@ -33,7 +33,7 @@ class ZooRule(Rule):
               model, and one more for all that follows them
 
     A function that makes state may have keyword-only parameters. Such a parameter gets the hyperparameter of
-    the same name, or the role of the tensor.
+    the same name, or the role of the tensor, its index (its number in the optimizer, from 1), or lr_peak.
 
     roles      roles that the rule is for, such as "qkv+matrix". Another rule trains all other roles
     rest       the name of that other rule
