@@ -31,7 +31,7 @@ def decreasing(rows, columns, least):
 # ---------------------------------------------------------------------------------------------------------
 # Muon with another input, another polynomial or another scale
 
-@pytest.mark.parametrize("name", ["adamuon", "auon", "polar_express", "root"])
+@pytest.mark.parametrize("name", ["adamuon", "auon", "polar_express", "root", "cosmos"])
 def test_the_fused_projection_is_three_matrices(name):
     first, second = noise(12, 4), noise(12, 4, seed=1)
     apart = torch.cat([update(name, *parts) for parts in zip(first.chunk(3), second.chunk(3))])
@@ -107,3 +107,111 @@ def test_an_outlier_turns_muon_and_not_root():
 def test_the_quantile_is_that_of_torch(numbers, part):
     x = noise(3, numbers)
     assert torch.allclose(spectral.quantile(x, part), torch.quantile(x, part, dim=1), rtol=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The largest directions of the matrix
+
+def trained(name, gradients, **options):
+    """(weights, state) after these gradients, from weights of 0."""
+    w = torch.zeros_like(gradients[0])
+    optimizer = Optimizer([w], RULES[name], lr=1.0, **options)
+    for g in gradients:
+        w.grad = g.clone()
+        optimizer.step()
+    return w, optimizer.state[w]
+
+
+@pytest.mark.parametrize("rank, number", [(1.0, 8), (0.5, 4), (0.3, 3), (0.0, 1)])
+def test_dion_makes_the_largest_directions_orthogonal(rank, number):
+    g = decreasing(12, 8, -1)
+    values = torch.linalg.svdvals(update("dion", *[g] * 60, rank=rank)) / (12 / 8) ** 0.5
+    assert torch.allclose(values[:number], torch.ones(number).double(), atol=0.02)
+    assert not (values[number:] > 1e-6).any()
+
+
+def test_dion_keeps_what_its_step_leaves_out():
+    """Of the momentum, the step's own directions decay by beta1. The others stay as they are."""
+    g, beta1 = noise(12, 8), 0.7
+    _, state = trained("dion", [g], rank=0.4, beta1=beta1)
+    p, m = state["p"][0].double(), state["m"].double()
+    inside, outside = p @ p.T, torch.eye(12, dtype=torch.float64) - p @ p.T
+    assert torch.allclose(inside @ m, beta1 * inside @ g, atol=1e-5)
+    assert torch.allclose(outside @ m, outside @ g, atol=1e-5) and (outside @ g).norm() > 1
+
+
+def test_dion_treats_a_wide_matrix_as_the_transpose_of_a_tall_one():
+    gs = [noise(12, 5, seed=i) for i in range(3)]
+    tall, wide = update("dion", *gs, rank=0.6), update("dion", *(g.T for g in gs), rank=0.6)
+    assert torch.allclose(wide * 12 / 5, tall.T, atol=1e-6)
+
+
+def test_dion_begins_anew_after_gradients_of_zero():
+    g, zero = noise(6, 4), torch.zeros(6, 4, dtype=torch.float64)
+    assert not update("dion", zero).any()
+    assert torch.allclose(update("dion", zero, g), update("dion", g), atol=1e-6)
+
+
+def test_dions_first_directions_depend_on_the_seed():
+    a, b = (update("dion", noise(12, 8), rank=0.3, seed=seed) for seed in (0, 1))
+    assert (a - b).norm() > 0.1 * a.norm()
+
+
+def test_cosmos_finds_the_largest_directions_and_their_mean_squares():
+    g = decreasing(10, 16, -1)
+    _, state = trained("cosmos", [g] * 40, rank=3)
+    _, values, directions = torch.linalg.svd(g)
+    q, s = state["q"][0].double(), state["s"][0].double()
+    assert torch.allclose(q @ q.T, directions[:3].T @ directions[:3], atol=1e-5)
+    assert torch.allclose(torch.linalg.eigvalsh(s).flip(0), (1 - 0.95**40) * values[:3] ** 2, rtol=1e-4)
+
+
+def test_cosmos_follows_directions_that_turn():
+    """A mean over many gradients, along directions that begin at one gradient, nears that of all."""
+    basis = torch.linalg.qr(noise(16, 16)).Q
+    sizes = torch.tensor([9.0, 8.0, 7.0] + [0.5] * 13, dtype=torch.float64)
+    gradients = [noise(20, 16, seed=i) * sizes @ basis.T for i in range(30)]
+    _, state = trained("cosmos", gradients, rank=3)
+    q = state["q"][0].double()
+    assert (basis[:, :3].T @ q).norm() ** 2 == pytest.approx(3, abs=0.05)
+
+
+def test_cosmos_is_of_fixed_size_and_gamma_is_the_part_across():
+    gs = [noise(24, 10, seed=i) for i in range(3)]
+    rms = update("cosmos", *gs, blocks=3, rank=4, ratio=0.3).reshape(3, -1).square().mean(1).sqrt()
+    assert torch.allclose(rms, torch.full((3,), 0.3).double(), rtol=1e-6)
+    q = trained("cosmos", gs, rank=4)[1]["q"][0].double()
+    parts = {}
+    for gamma in (0.0, 0.2, 0.4):
+        u = update("cosmos", *gs, rank=4, gamma=gamma)
+        parts[gamma] = (u - u @ q @ q.T).norm() / (u @ q).norm()
+    assert parts[0.0] < 1e-5 < parts[0.2] and parts[0.4] / parts[0.2] == pytest.approx(2, rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A step as long as the tensor is large
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_lars_moves_a_tensor_by_a_fixed_part_of_its_size(scale):
+    w = noise(6, 4)
+    start, w.grad = w.clone(), scale * noise(6, 4, seed=1)
+    Optimizer([w], RULES["lars"], lr=3.0, trust=0.002).step()
+    assert ((w - start).norm() / start.norm()).item() == pytest.approx(3 * 0.002, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["coupled", "independent"])
+def test_lars_keeps_its_decay_under_a_schedule(kind):
+    """The class takes decay off in each step, and the rule puts it back. What remains is lr times m."""
+    w, lrs = noise(6, 4), (2.0, 1.0, 0.0, 0.5)
+    optimizer = Optimizer([w], RULES["lars"], lr=2.0, weight_decay=0.1, weight_decay_kind=kind)
+    expected, m = w.clone(), torch.zeros_like(w)
+    for i, lr in enumerate(lrs):
+        w.grad = noise(6, 4, seed=i + 1)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        weight_decay = (0.1 if kind == "coupled" else 0.05) * (lr > 0)    # at lr 0 the factor decay is 1
+        g = w.grad + weight_decay * expected
+        k = 1e-3 * expected.norm() / (w.grad.norm() + weight_decay * expected.norm() + 1e-8)
+        m = 0.9 * m + k * g
+        expected = expected - lr * m
+        assert torch.allclose(w, expected, rtol=1e-6, atol=1e-7)
