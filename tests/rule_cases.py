@@ -79,6 +79,7 @@ EXEMPT = [
     ("momentum_matters", "nag_gs", "it has no beta1: mu and gamma0 take its place"),
     ("momentum_matters", "adafactor_original", "it has no momentum"),
     ("zero_gradient_with_decay_multiplies", "lars", "the decay goes through its momentum, with the gradient"),
+    ("zero_gradient_with_decay_multiplies", "adamw+blockwise_lr", "it multiplies the decay, too"),
 ]
 
 # What a case needs so that each of its hyperparameters matters, and values that matter where 0.5 does not.

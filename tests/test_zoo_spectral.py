@@ -1,8 +1,8 @@
-"""What is special about each rule of zoo/spectral.py."""
+"""What is special about each rule of zoo/spectral.py, and about the modifier blockwise_lr."""
 import pytest
 import torch
 
-from zoo import RULES, Optimizer, spectral
+from zoo import RULES, Optimizer, modified, spectral
 from zoo.orthogonal import orthogonal
 
 
@@ -215,3 +215,38 @@ def test_lars_keeps_its_decay_under_a_schedule(kind):
         m = 0.9 * m + k * g
         expected = expected - lr * m
         assert torch.allclose(w, expected, rtol=1e-6, atol=1e-7)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A learning rate for each kind of tensor
+
+@pytest.mark.parametrize("role, multiples", [
+    ("norm", [1]), ("head", [1]), ("attn_out", [4]), ("mlp_up", [6]), ("mlp_down", [6]), ("embed", [10]),
+    ("qkv", [8, 8, 4]), (None, [1])])
+def test_blockwise_lr_is_a_group_with_an_lr_of_its_own(role, multiples):
+    """Under a schedule and with a decay, which takes part in the lr of a group."""
+    w = noise(6, 4)
+    parts = [x.clone() for x in w.chunk(len(multiples))]
+    groups = [dict(params=[x], lr=0.01 * k) for x, k in zip(parts, multiples)]
+    other = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.3)
+    own = Optimizer([dict(params=[w], roles=[role])], modified("adamw", "blockwise_lr"), lr=0.01, eps=1e-8,
+                    weight_decay=0.3)
+    for t, lr in enumerate((0.01, 0.004, 0.0, 0.007)):
+        w.grad = noise(6, 4, seed=t + 1)
+        for x, g, group, k in zip(parts, w.grad.chunk(len(parts)), other.param_groups, multiples):
+            x.grad, group["lr"] = g.clone(), lr * k
+        own.param_groups[0]["lr"] = lr
+        own.step(), other.step()
+        assert torch.allclose(w, torch.cat(parts), rtol=1e-12, atol=1e-13)
+
+
+def test_blockwise_lr_comes_after_a_trust_ratio():
+    """The other way round, the trust ratio would undo it."""
+    ends = []
+    for modify in ("trust_ratio", "trust_ratio+blockwise_lr", "blockwise_lr+trust_ratio"):
+        w = noise(6, 4)
+        start, w.grad = w.clone(), noise(6, 4, seed=1)
+        Optimizer([dict(params=[w], roles=["embed"])], modified("adamw", modify), lr=0.001).step()
+        ends.append(w - start)
+    assert torch.allclose(ends[1], 10 * ends[0], rtol=1e-12)
+    assert torch.allclose(ends[2], ends[0], rtol=1e-12)

@@ -83,6 +83,32 @@ def l2(g, w, *, l2_strength=1e-4):
     Source     Loshchilov, Hutter (2017), arXiv 1711.05101, which tells the two apart."""
     return g + l2_strength * w.to(g.dtype)
 
+def blockwise_lr(u, w, decay, lr, role, *, blockwise_lr_norm=1.0, blockwise_lr_vo=4.0, blockwise_lr_ffn=6.0,
+                 blockwise_lr_qk=8.0, blockwise_lr_embed=10.0, blockwise_lr_head=1.0):
+    """Blockwise LR gives each kind of tensor a multiple of the lr, and a larger one where the loss is flatter.
+        d = (1 - decay) / lr w                with coupled decay this is weight_decay * w
+        u = k (u + d) - d                     so the decay is multiplied, too, as in a group with lr k
+
+        k = 1 for norms, 4 for V and the output of attention, 6 for the MLP, 8 for Q and K, 10 for the
+        embedding, 1 for the head
+
+    Q, K and V are the three thirds of the fused tensor. A tensor without a role keeps its lr.
+
+    Remembers  nothing.
+    For        every tensor and every rule, at the lr that is best without it. It comes after all other
+               modifiers. Name it after trust_ratio, which would undo it. The authors have tuned k for AdamW,
+               and use it for Adam-mini and Lion, too. Their paper does not name the head. If it is tied to
+               the embedding, it has the embedding's k. Otherwise their code leaves it at the base lr. Their
+               schedule ends at the same lr for all tensors. Here the schedule multiplies all alike.
+    Source     Wang et al. (2025), arXiv 2502.19002."""
+    d = (1 - decay) / lr.clamp_min(1e-30) * w.to(u.dtype)
+    if role == "qkv":
+        both = 2 * len(u) // 3
+        return torch.cat((blockwise_lr_qk * (u + d)[:both], blockwise_lr_vo * (u + d)[both:])) - d
+    k = dict(norm=blockwise_lr_norm, attn_out=blockwise_lr_vo, mlp_up=blockwise_lr_ffn,
+             mlp_down=blockwise_lr_ffn, embed=blockwise_lr_embed, head=blockwise_lr_head).get(role, 1.0)
+    return k * (u + d) - d
+
 MODIFIERS = {
     "cautious":       Modifier(cautious, changes="u"),
     "cautious_decay": Modifier(cautious_decay, changes="decay", elementwise=True),
@@ -90,4 +116,5 @@ MODIFIERS = {
                                                                adagc_warmup_steps=AT_LEAST_ONE)),
     "trust_ratio":    Modifier(trust_ratio, changes="u", last=2),
     "l2":             Modifier(l2, changes="g", elementwise=True),
+    "blockwise_lr":   Modifier(blockwise_lr, changes="u", last=2),
 }
