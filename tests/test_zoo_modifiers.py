@@ -1,13 +1,23 @@
 """What is special about the modifiers of zoo/more_modifiers.py, beside their golden numbers."""
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import zoo
 from rule_cases import gradients, run, weights
 from zoo import Optimizer
 from zoo.more_modifiers import norms_of_rows
+from zoo.orthogonal import matrices, orthogonal
+from zoo.rule import ModifiedRule, ZooRule
+
+GOLDEN = Path(__file__).parent / "golden/zoo"
+RULES_FILE, OWN_FILE = np.load(GOLDEN / "rules.npz"), np.load(GOLDEN / "modifiers.npz")
 
 
 def trained(rule, grads, w=None, lr=0.1, roles=True, decays=None, **hyper):
@@ -87,6 +97,38 @@ def test_adamw_with_mars_g_is_the_rule_mars():
         ours = trained(zoo.modified("adamw", "mars_g"), grads, lr=lrs, decays=decays,
                        beta1=0.95, beta2=0.99, eps=1e-8)
         assert_close(ours, trained("mars", grads, lr=lrs, decays=decays))
+
+
+def mars_shampoo(g, m, *, beta1=0.95):
+    """Muon without Nesterov's step. It adds up what muon averages, which only matters beside the 1e-7 that
+    orthogonal() adds to a norm."""
+    m.lerp_(g, 1 - beta1)
+    o = orthogonal(matrices(m / (1 - beta1), 1))
+    return max(1, o.shape[1] / o.shape[2]) ** 0.5 * o.reshape(g.shape)
+
+
+def matrix_of_mars_m(g, m, *, beta1=0.95):
+    m.lerp_(g, 1 - beta1)
+    return 0.2 * max(g.shape) ** 0.5 * orthogonal(matrices(m, 1)).reshape(g.shape)
+
+
+@pytest.mark.parametrize("suffix, decay, scale", [("", 0.0, 1.0), ("_decay", 0.1, 1.0),
+                                                  ("_small", 0.0, 1e-4)])
+@pytest.mark.parametrize("case, function", [("mars_shampoo", mars_shampoo), ("mars_m", matrix_of_mars_m)])
+def test_mars_g_gives_the_other_forms_of_mars(case, function, suffix, decay, scale):
+    """MARS-Shampoo and MARS-M are the modifier on a heavy-ball Muon. MARS-Lion is a golden case of signum."""
+    w = {name: torch.tensor(RULES_FILE[f"w0/{name}"]).double() for name in ("tall", "wide", "square")}
+    start = {name: p.clone() for name, p in w.items()}
+    rule = ModifiedRule(ZooRule(function), zoo.find_modifiers("mars_g"))
+    optimizer = Optimizer(w.items(), rule, lr=0.01, weight_decay=decay)
+    for t in range(1, 26):
+        for name, p in w.items():
+            p.grad = torch.tensor(RULES_FILE[f"grad/{name}"][t - 1]).double() * scale
+        optimizer.step()
+        for name, p in w.items():
+            if t in (3, 25):
+                off = abs(p.numpy() - OWN_FILE[f"{case}{suffix}/{t}/{name}"]).max()
+                assert off <= 1e-12 * (p - start[name]).abs().max(), (t, name)
 
 
 def test_mars_without_gamma_only_clips():
@@ -241,6 +283,18 @@ def test_norm_loss_ends_at_norm_1():
         assert torch.allclose(norms_of_rows(w), torch.ones((), dtype=w.dtype), rtol=1e-6), role
 
 
+def test_cautious_muon_is_muon_where_all_agree():
+    """As in the first step. Its mask is not that of the modifier, which leaves weights where they are."""
+    g = {role: x for role, x in gradients(1)[0].items() if role in ("qkv", "mlp_up")}
+
+    def ends(rule, steps):
+        return trained(rule, steps, w={role: weights()[role] for role in g})
+    assert_close(ends("cautious_muon", [g] * 3), ends("muon", [g] * 3), 1e-6)    # k is 1, but for its scale
+    turned = [g] * 3 + [{role: -30 * x * (x > 0) for role, x in g.items()}]
+    a, b = (ends(rule, turned)["mlp_up"] for rule in ("cautious_muon", "muon"))
+    assert not torch.allclose(a, b, atol=1e-3)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Changes of the decay
 
@@ -258,3 +312,39 @@ def test_stable_decay_does_not_see_the_scale_of_the_gradient():
 def test_stable_decay_is_no_decay_without_decay():
     assert_close(trained(zoo.modified("adamw", "stable_decay"), gradients(), roles=False),
                  trained("adamw", gradients()))
+
+
+@pytest.mark.parametrize("name", [name for name, line in zoo.MODIFIERS.items() if line.elementwise])
+def test_an_elementwise_modifier_treats_each_weight_as_if_it_were_alone(name):
+    """A tensor moves like its pieces."""
+    draw = torch.Generator().manual_seed(0)
+    whole = torch.randn(6, 8, generator=draw, dtype=torch.float64)
+    pieces = [piece.clone() for piece in whole.flatten().split([5, 16, 27])]
+    one, many = (Optimizer(params, zoo.modified("adamw", name), lr=0.01, weight_decay=0.1)
+                 for params in ([whole], pieces))
+    for _ in range(7):
+        whole.grad = torch.randn(6, 8, generator=draw, dtype=torch.float64)
+        for piece, g in zip(pieces, whole.grad.flatten().split([5, 16, 27])):
+            piece.grad = g
+        one.step(), many.step()
+    assert torch.allclose(torch.cat(pieces).view(6, 8), whole, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", zoo.MODIFIERS)
+def test_a_modifier_works_with_the_tensors_of_fsdp2(name):
+    """Their steps are those of plain tensors."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh, draw = init_device_mesh("cpu", (1,)), torch.Generator().manual_seed(0)
+        plain = torch.ones(6, 4)
+        split = torch.nn.Parameter(distribute_tensor(plain, mesh, [Shard(0)]))
+        both = [Optimizer([w], zoo.modified("adamw", name), lr=0.01, weight_decay=0.1)
+                for w in (plain, split)]
+        for _ in range(6):
+            plain.grad = torch.randn(6, 4, generator=draw)
+            split.grad = distribute_tensor(plain.grad, mesh, [Shard(0)])
+            for optimizer in both:
+                optimizer.step()
+        assert (plain != 1).any() and torch.allclose(split.full_tensor(), plain, rtol=0, atol=1e-6)
+    finally:
+        dist.destroy_process_group()

@@ -88,6 +88,49 @@ def normuon(g, m, s: row_of_matrix, blocks, *, beta1=0.95, beta2=0.95, eps=1e-10
     n = n * (o.norm(dim=(1, 2), keepdim=True) / (n.norm(dim=(1, 2), keepdim=True) + eps))
     return max(1, o.shape[1] / o.shape[2]) ** 0.5 * n.reshape(g.shape)
 
+def cautious_muon(g, m, blocks, *, beta1=0.95):
+    """Cautious Muon leaves out of Muon's momentum what the newest gradient disagrees with.
+        m <- b1 m + (1 - b1) g
+        k  = 1 where m g > 0, else 0;  k = k / max(mean(k), 0.001)
+        u  = sqrt(max(1, rows / columns)) orthogonal(k (b1 m + (1 - b1) g))
+
+    Remembers  m, the running mean of gradients: 4 bytes per weight.
+    Moves      a matrix as far as Muon does. A weight that k leaves out may move, because the orthogonal step
+               mixes the weights of a matrix. The modifier cautious on Muon would hold it still.
+    lr         is Muon's. Typical 2e-2.
+    Defaults   are the authors'. The mean of k only matters for gradients near 1e-7, as orthogonal() has none.
+    For        the hidden matrices. AdamW trains embedding, head and norms at their own lr.
+    Source     Liang et al. (2024), arXiv 2411.16085; this form is in their code, c_muon.py."""
+    m.lerp_(g, 1 - beta1)
+    k = matrices((m * g > 0).to(g), blocks)
+    k = k / k.mean(dim=(1, 2), keepdim=True).clamp_min(1e-3)
+    o = orthogonal(k * matrices(g.lerp(m, beta1), blocks))
+    return max(1, o.shape[1] / o.shape[2]) ** 0.5 * o.reshape(g.shape)
+
+def mars_m(g, m, last, blocks, *, beta1=0.95, gamma=0.025):
+    """MARS-M is Muon on gradients plus a part of their last change, which reduces noise.
+        c  = g + gamma b1 / (1 - b1) (g - last), divided by its norm over the matrix if that is above 1
+        m <- b1 m + (1 - b1) c;  last <- g
+        u  = 0.2 sqrt(max(rows, columns)) orthogonal(m)
+
+    Remembers  m, and last, a copy of the gradient: 8 bytes per weight.
+    Moves      a matrix in all its directions alike. The root mean square of a weight's step is about 0.2 lr,
+               as in AdamW.
+    lr         is Adam's, because of the factor 0.2 sqrt(max(rows, columns)). Typical 6e-3, the authors' at
+               124m.
+    Defaults   are those of the authors' code, which always divides by the norm, whatever its option clip_c
+               says. Before the first step last is 0. There is no Nesterov step, so muon with the modifier
+               mars_g differs in that and in the factor.
+    For        the hidden matrices. AdamW trains embedding, head and norms at their own lr.
+    Source     Liu, Yuan, Gu (2025), arXiv 2510.21800. This is their approximate form, which does not compute
+               a second gradient at the old weights."""
+    c = matrices(g + gamma * beta1 / (1 - beta1) * (g - last), blocks)
+    c = c / c.norm(dim=(1, 2), keepdim=True).clamp_min(1.0)
+    last.copy_(g)
+    m.lerp_(c.reshape(g.shape), 1 - beta1)
+    o = orthogonal(matrices(m, blocks))
+    return 0.2 * max(o.shape[1:]) ** 0.5 * o.reshape(g.shape)
+
 def scion(g, m, blocks, role, *, beta1=0.9, radius=50.0, radius_embed=4.0, radius_head=3000.0,
           radius_norm=4.0, eps=1e-8):
     """Scion moves each kind of tensor by a fixed distance, in the norm that suits its part in the network.
@@ -187,8 +230,10 @@ def soap_bases(s, gl, gr, ql, qr, t, blocks):
             squares.copy_(squares.gather(side, order.expand_as(squares)))
 
 RULES = {
-    "muon":    ZooRule(muon, lr_factor=7, roles="qkv+matrix", rest="adamw", stacks=True),
-    "normuon": ZooRule(normuon, lr_factor=7, roles="qkv+matrix", rest="adamw", stacks=True),
-    "scion":   ZooRule(scion, lr_factor=0.12, stacks=True),
-    "soap":    ZooRule(soap, measures=1, refresh=soap_bases, bounds=dict(refresh_steps=AT_LEAST_ONE)),
+    "muon":          ZooRule(muon, lr_factor=7, roles="qkv+matrix", rest="adamw", stacks=True),
+    "normuon":       ZooRule(normuon, lr_factor=7, roles="qkv+matrix", rest="adamw", stacks=True),
+    "scion":         ZooRule(scion, lr_factor=0.12, stacks=True),
+    "soap":          ZooRule(soap, measures=1, refresh=soap_bases, bounds=dict(refresh_steps=AT_LEAST_ONE)),
+    "cautious_muon": ZooRule(cautious_muon, lr_factor=7, roles="qkv+matrix", rest="adamw", stacks=True),
+    "mars_m":        ZooRule(mars_m, lr_factor=2, roles="qkv+matrix", rest="adamw", stacks=True),
 }
