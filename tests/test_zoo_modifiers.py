@@ -295,6 +295,22 @@ def test_cautious_muon_is_muon_where_all_agree():
     assert not torch.allclose(a, b, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["cautious_muon", "mars_m"])
+def test_fused_q_k_v_and_experts_are_matrices_of_their_own(name):
+    draw = torch.Generator().manual_seed(0)
+    for shape in ((6, 4), (3, 2, 4)):
+        whole = torch.randn(shape, generator=draw, dtype=torch.float64)
+        parts = [x.reshape(2, 4).clone() for x in whole.chunk(3)]
+        together = Optimizer([dict(params=[whole], blocks=[3])], name, lr=0.1)
+        apart = Optimizer(parts, name, lr=0.1)
+        for _ in range(4):
+            whole.grad = torch.randn(shape, generator=draw, dtype=torch.float64)
+            for x, g in zip(parts, whole.grad.chunk(3)):
+                x.grad = g.reshape(2, 4).clone()
+            together.step(), apart.step()
+        assert torch.allclose(whole.reshape(6, 4), torch.cat(parts), rtol=0, atol=1e-12)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Changes of the decay
 

@@ -16,8 +16,8 @@ def cautious(u, g):
 
     Remembers  nothing.
     For        every tensor and every rule, at the rule's lr.
-    Source     Liang et al. (2024), arXiv 2411.16085, in the form of its AdamW. Its Lion uses
-               k numel / (sum + 1). Its Muon masks the momentum before it makes the momentum orthogonal."""
+    Source     Liang et al. (2024), arXiv 2411.16085, in the form of its AdamW. Its Lion is the
+               modifier cautious_lion, and its Muon is the rule cautious_muon."""
     k = (u * g > 0).to(u)
     return u * (k / k.mean().clamp_min(1e-3))
 

@@ -124,7 +124,8 @@ def update_floor(u, w, blocks, role, *, update_floor_ratio=0.35):
     return (u.reshape(blocks, -1) * (update_floor_ratio * size / step).clamp_min(1.0)).reshape(u.shape)
 
 def norm_loss(u, w, decay, *, norm_loss_factor=1e-4):
-    """Norm loss pulls each row of weights to the norm 1, where a weight decay would pull it to 0.
+    """Norm loss pulls each row of weights to the norm 1, where a weight decay would pull it to 0. It does so
+    without any gradient, too.
         u = u + 2 factor (1 - 1 / |x|) x      x = decay w;  |.| is the norm of a row; a vector is one row
 
     The pull is the gradient of factor (1 - |x|)^2, summed over all rows.
@@ -147,7 +148,7 @@ def hyperball(u, w, decay, lr, blocks, role):
     Remembers  nothing. The norm of the weights is their memory.
     Freezes    a matrix that starts at 0.
     For        all matrices but the embedding, and every rule. Embedding and vectors move as the rule says.
-               They need another lr, as in --lr_of=embed:0.3,norm:0.3. For Muon the authors take 0.014.
+               They need another lr, as in --lr_of=embed:0.3,norm:0.3. For Muon the authors take 0.018.
     Source     Wen, Dang, Lyu, Ma, Liang (2026), arXiv 2606.16899."""
     if w.dim() < 2 or role == "embed":
         return u
@@ -167,7 +168,7 @@ def lookahead(u, w, lookahead_slow, decay, lr, t, *, lookahead_steps=5, lookahea
     weight returns.
 
     Remembers  slow, which starts as a copy of the weights: 4 bytes per weight.
-    Defaults   are the authors' for images. For language they take alpha 0.5 and 5 ... 10 steps, too.
+    Defaults   are those of most code, Ranger21's among it.
     For        every tensor and every rule, at the rule's lr. It comes after all other modifiers.
     Source     Zhang, Lucas, Hinton, Ba (2019), arXiv 1907.08610."""
     start = w.to(u.dtype)

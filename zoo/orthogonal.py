@@ -98,7 +98,8 @@ def cautious_muon(g, m, blocks, *, beta1=0.95):
     Moves      a matrix as far as Muon does. A weight that k leaves out may move, because the orthogonal step
                mixes the weights of a matrix. The modifier cautious on Muon would hold it still.
     lr         is Muon's. Typical 2e-2.
-    Defaults   are the authors'. The mean of k only matters for gradients near 1e-7, as orthogonal() has none.
+    Defaults   are the authors'. To divide by the mean of k changes next to nothing, because orthogonal()
+               divides by the norm.
     For        the hidden matrices. AdamW trains embedding, head and norms at their own lr.
     Source     Liang et al. (2024), arXiv 2411.16085; this form is in their code, c_muon.py."""
     m.lerp_(g, 1 - beta1)
