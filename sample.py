@@ -21,6 +21,7 @@ from model import Decoder
 from trainer import data, runs
 from trainer.errors import UserError, one_line
 from trainer.options import load, option
+from trainer.restore import averaged_weights
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Options:
                                 low=0.0)
     top_k: int = option(0, None, "draw only from this many of the likeliest tokens; 0: from all", low=0)
     seed: int = option(0, None, "of the random draws", low=0)
+    average: bool = option(False, None, "take the averages of the weights, if the run kept them")
 
 
 @torch.no_grad()
@@ -139,7 +141,8 @@ def main(argv: list[str]) -> int:
         checkpoint = runs.load_checkpoint(newest_checkpoint(settings.runs, settings.name))
         tokenizer = tokenizer_of(checkpoint, settings)
         model = Decoder(**checkpoint["shape"])
-        model.load_state_dict(checkpoint["model"])
+        weights = averaged_weights(checkpoint) if settings.average else checkpoint["model"]
+        model.load_state_dict(weights)
         print(text(model, tokenizer, settings.prompt, settings.tokens, settings.temperature, settings.top_k,
                    settings.seed))
     except UserError as error:

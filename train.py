@@ -32,8 +32,8 @@ from trainer import announce, data, plan, settings
 from trainer.build import build_optimizer, decoder_shape, open_data
 from trainer.errors import UserError, one_line
 from trainer.machine import Machine, last_words, versions
-from trainer.measure import (bits_per_byte, broken_gradient, broken_weight, checksum, draw_run, evaluate,
-                             look_into, sizes_of)
+from trainer.measure import (bits_per_byte, broken_gradient, broken_weight, checksum, draw_run,
+                             look_into, sizes_of, validation_losses)
 from trainer.restore import checkpoint_of, resume_from, start_from
 from trainer.runs import Run, SilentRun, checkpoint_path, checkpoints_of, load_checkpoint
 
@@ -259,23 +259,22 @@ class Training:
         self.bar.set_postfix_str(f"loss {loss:.3f}, lr {config.lr * scale:.2e}, {speed:,.0f} tokens/s",
                                  refresh=False)
 
-    def validate(self, step: int, count: int, **more) -> tuple[float, int]:
-        """Logs the validation loss after a step. Returns the loss and the number of windows. A signal stops
-        it, and a resumed run then validates first."""
+    def validate(self, step: int, count: int, **more) -> tuple[dict, int]:
+        """Logs the validation losses after a step. Returns them by name, and the number of windows. A signal
+        stops it, and a resumed run then validates first."""
         begun, count = time.perf_counter(), min(count or len(self.val_set), len(self.val_set))
-        loss = evaluate(self.model, self.val_set, count, self.machine, self.autocast,
-                        micro_batch=self.micro_batch, z_loss=self.config.z_loss, stop=self.stop)
-        if loss is None:
+        losses = validation_losses(self, count)
+        if losses is None:
             raise self.interrupted(step)
-        if not math.isfinite(loss):
+        if not math.isfinite(losses["loss"]):
             raise self.diverged(step, "validation loss", "is not finite")
         if step < self.steps:
-            tqdm.write(f"step {step}: validation loss {loss:.4f} ({count} windows)")
+            tqdm.write(f"step {step}: validation loss {announce.with_average(losses)} ({count} windows)")
         else:
-            more = dict(bits_per_byte=bits_per_byte(loss, self.val_set)) | more
-        self.run.log("val", step, loss=loss, windows=count, **more)
+            more = dict(bits_per_byte=bits_per_byte(losses["loss"], self.val_set)) | more
+        self.run.log("val", step, windows=count, **losses, **more)
         self.clock += time.perf_counter() - begun    # tokens per second are those of training alone
-        return loss, count
+        return losses, count
 
     def save(self, step: int):
         """Writes a checkpoint, once the weights are found to be finite and the same bits on all ranks."""
@@ -298,15 +297,15 @@ class Training:
     def finish(self):
         """Measures the final loss and shows what came of the run."""
         config = self.config
-        loss, count = self.validate(self.steps, config.final_windows, final=True)
-        bits = bits_per_byte(loss, self.val_set)
-        self.run.draw(draw_run, f": {config.optimizer}, lr {config.lr:g}, final {loss:.3f}")
-        self.run.status("done", step=self.steps, steps=self.steps, loss=loss, bits_per_byte=bits)
+        losses, count = self.validate(self.steps, config.final_windows, final=True)
+        bits = bits_per_byte(losses["loss"], self.val_set)
+        self.run.draw(draw_run, f": {config.optimizer}, lr {config.lr:g}, final {losses['loss']:.3f}")
+        self.run.status("done", step=self.steps, steps=self.steps, bits_per_byte=bits, **losses)
         if self.machine.rank > 0:
             return
         if config.sample_tokens:
             sample.show(self.model, config.data, config.sample_tokens)
-        announce.print_end(self, loss, bits, count)
+        announce.print_end(self, losses, bits, count)
 
 
 @script.surroundings_restored()

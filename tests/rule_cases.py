@@ -80,6 +80,14 @@ EXEMPT = [
     ("momentum_matters", "adafactor_original", "it has no momentum"),
     ("zero_gradient_with_decay_multiplies", "lars", "the decay goes through its momentum, with the gradient"),
     ("zero_gradient_with_decay_multiplies", "adamw+blockwise_lr", "it multiplies the decay, too"),
+    ("zero_gradient_with_decay_multiplies", "schedule_free_adamw",
+     "as published, the decay acts on z, and the weight follows z"),
+    ("zero_gradient_with_decay_multiplies", "schedule_free_sgd",
+     "as published, the decay acts on z, and the weight follows z"),
+    ("momentum_matters", "schedule_free_adamw",
+     "it needs a beta1 above 0: with 0 nothing would remember the mean"),
+    ("momentum_matters", "schedule_free_sgd",
+     "it needs a beta1 above 0: with 0 nothing would remember the mean"),
 ]
 
 # What a case needs so that each of its hyperparameters matters, and values that matter where 0.5 does not.

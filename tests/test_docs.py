@@ -247,7 +247,7 @@ def test_options_in_prose_exist():
     known |= {name for name, _ in torture_options()} | settings.OPTIONS
     for module in (*SCRIPTS.values(), study.__main__, lessons.__main__, atlas):
         known |= set(module.Options.__dataclass_fields__)
-    for rule in (*zoo.RULES.values(), *zoo.MODIFIERS.values(), FROZEN):
+    for rule in (*zoo.RULES.values(), *zoo.MODIFIERS.values(), *zoo.AVERAGES.values(), FROZEN):
         for name in rule.hyper:
             known |= {name, f"rest_{name}", f"{name}_of"}
     for page in PAGES:

@@ -66,15 +66,24 @@ COMPILING = ("compiling the first step: 20 to 40 seconds, and about 5 when this 
              "--compile=false starts at once but runs slower")
 
 
-def print_end(training, loss: float, bits: float, windows: int) -> None:
+def with_average(losses: dict) -> str:
+    """Returns the loss as a text, and after it the loss of the averages of the weights, if there is one."""
+    more = f", {losses['average_loss']:.4f} with averaged weights" if "average_loss" in losses else ""
+    return f"{losses['loss']:.4f}{more}"
+
+
+def print_end(training, losses: dict, bits: float, windows: int) -> None:
     """Prints what came of a run.
 
     Args:
         training: the Training of train.py.
-        loss: the final validation loss, in nats per token.
-        bits: the same in bits per byte.
+        losses: the final validation losses, in nats per token. See measure.validation_losses().
+        bits: the loss in bits per byte.
         windows: the number of sequences of the final validation."""
+    loss, *average = losses.values()
     print(f"final validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte ({windows} windows)")
+    if average:
+        print(f"with averaged weights {average[0]:.4f} nats per token")
     print(promise(training.config, training.hyper, training.tables, loss))
     newest = training.run.checkpoints()[0].name
     print(f"everything is in {training.run.folder}: metrics.jsonl, loss.png, {newest}")

@@ -9,7 +9,8 @@ from trainer.settings import Settings, settings_of_roles
 
 SHAPE = ("width", "layers", "heads", "context", "vocab_size", "padded_vocab", "qk_norm", "attention",
          "loss_chunk")
-CHOICES = ("rows", "adaptive", "rest", "rest_lr", "untrained", "freeze_steps", "updating", "modify")
+CHOICES = ("rows", "adaptive", "rest", "rest_lr", "untrained", "freeze_steps", "updating", "modify",
+           "average")
 
 
 def open_data(settings: Settings) -> tuple[str, data.Tokens, data.Tokens]:

@@ -48,6 +48,23 @@ def evaluate(model: torch.nn.Module, tokens, count: int, machine, autocast, *, m
     return None if stopped else total / count
 
 
+def validation_losses(training, count: int) -> dict | None:
+    """Returns {"loss": the validation loss} in nats per token. If the optimizer has averages of the weights,
+    there is also "average_loss", the loss of these. After a signal on any rank, all ranks return None.
+
+    Args:
+        training: the Training of train.py.
+        count: the number of windows."""
+    def loss():
+        return evaluate(training.model, training.val_set, count, training.machine, training.autocast,
+                        micro_batch=training.micro_batch, z_loss=training.config.z_loss, stop=training.stop)
+    losses = dict(loss=loss())
+    if training.optimizer.has_averages() and losses["loss"] is not None:
+        with training.optimizer.averages():
+            losses["average_loss"] = loss()
+    return None if None in losses.values() else losses
+
+
 def effective_lr(optimizer: zoo.Optimizer) -> list:
     """What Fig. 7 of the paper shows: the lr that each block really has, lr / (sqrt(v_hat) + eps).
 
@@ -220,10 +237,13 @@ def draw_runs(rows_of: dict[str, list], file: BinaryIO, title: str, format: str 
         color = f"C{i % 10}"
         curves = ((loss, "train", "loss", dict(alpha=0.45, label=f"{name} training".strip())),
                   (loss, "val", "loss", dict(marker="o", label=f"{name} validation".strip())),
+                  (loss, "val", "average_loss", dict(marker="s", ls=":", label=f"{name} averages".strip())),
                   (lr, "train", "lr", {}),
                   (norm, "train", "norm", {}))
         for axes, kind, key, style in curves:
-            of_kind = [row for row in rows if row["kind"] == kind]
+            of_kind = [row for row in rows if row["kind"] == kind and key in row]
+            if key == "average_loss" and not of_kind:    # most runs keep no averages
+                continue
             mark = {} if len(of_kind) > 2 else dict(marker="o")    # a line through one point cannot be seen
             axes.plot([row["step"] for row in of_kind], [row[key] for row in of_kind],
                       color=color, lw=1, ms=4, **mark | style)

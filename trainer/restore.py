@@ -150,6 +150,21 @@ def places_of(groups: list[dict]) -> dict:
     return places
 
 
+def averaged_weights(checkpoint: dict) -> dict:
+    """Returns the state dict of the model in a checkpoint, with the averages of its weights.
+
+    Raises: UserError if the run kept no averages."""
+    weights, saved, averages = checkpoint["model"], checkpoint["optimizer"], {}
+    for group in saved["param_groups"]:
+        kept = zoo.AVERAGES.get(group.get("average")) or zoo.RULES.get(group["rule"].partition("+")[0])
+        for name, number in zip(group["names"], group["params"]):
+            other = zoo.averages.for_evaluation(kept, group, weights[name], saved["state"].get(number))
+            averages |= {} if other is None else {name: other}
+    if not averages:
+        raise UserError("--average: this run kept no averages of its weights; train with --average=ema")
+    return weights | averages
+
+
 def load_state_if_it_fits(optimizer: zoo.Optimizer, state_dict: dict) -> str:
     """Loads the state of an optimizer. Returns "", or why it does not fit. Then nothing is loaded."""
     try:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import optim
 import zoo
 from trainer import options
-from trainer.errors import UserError
+from trainer.errors import UserError, nearest
 from trainer.options import option
 from trainer.runs import checkpoints_of, step_of
 
@@ -61,6 +61,8 @@ class Settings:
     optimizer: str = option("adamw", "train", f"update rule: {', '.join(optim.RULES)}, or one of zoo/; "
                                               "list: print all rules")
     modify: str = option("", "train", f"changes to the rule: any of {', '.join(zoo.MODIFIERS)}, joined by +")
+    average: str = option("", "train", "average of the weights to keep and to evaluate beside them: any of "
+                                       f"{', '.join(zoo.AVERAGES)}")
     lr: float = option(None, "train", "peak learning rate, in the rule's unit; default: the file's value for "
                                       "this optimizer", low=0)
     lr_of: str = option("", "train", "multiples of the peak learning rate by role, such as head:0.5,embed:2")
@@ -290,7 +292,7 @@ def check_tables(tables: dict) -> None:
 
 
 def hyperparameters(settings: Settings, tables: dict) -> dict:
-    """Returns {flag: default} of the hyperparameters of the chosen rules and modifiers.
+    """Returns {flag: default} of the hyperparameters of the chosen rules, modifiers and average.
 
     The defaults are the rule's own, unless the table [hyper.NAME] of the file has others. Each hyperparameter
     has a second flag, NAME_of, for values by role. Hyperparameters that the rule's line names in from_run
@@ -314,8 +316,11 @@ def hyperparameters(settings: Settings, tables: dict) -> dict:
         modifiers = zoo.find_modifiers(settings.modify) if settings.modify else []
     except ValueError as error:
         raise UserError(f"--modify: {error}") from None
-    for modifier in modifiers:
-        flags |= modifier.hyper
+    if settings.average and settings.average not in zoo.AVERAGES:
+        raise UserError(f"--average={settings.average!r}: must be one of {', '.join(zoo.AVERAGES)}"
+                        f"{nearest(settings.average, zoo.AVERAGES)}")
+    for change in (*modifiers, *filter(None, [zoo.AVERAGES.get(settings.average)])):
+        flags |= change.hyper
     return flags | names
 
 
@@ -353,7 +358,7 @@ def refuse_changes(stored: dict, now: dict, folder: Path, step: int) -> None:
         now: the settings of this process.
         folder: the folder of the run, for messages.
         step: how many steps are finished."""
-    stored = dict(init_from_state=True, continue_data=False) | stored    # older runs do not have these
+    stored = dict(init_from_state=True, continue_data=False, average="") | stored    # not in older runs
     for name, value in stored.items():
         if name not in FREE and name not in SCHEDULE and name != "run" and now.get(name) != value:
             was = value if value != "" else "none"

@@ -3,11 +3,13 @@ The rules of other papers, in the form of optim.py, and what only they need.
 
     RULES                 {name: ZooRule}: the rules of optim.py and of all files here
     MODIFIERS, SHAPES     changes of a line or two that go with any rule; schedules
+    AVERAGES              averages of the weights, which go with any rule
     Optimizer             the class of optim.py, for rules that ask for more
     make                  the optimizer of a model, with hybrids, frozen ratios and modifiers
 
 A new rule is a function and a line in the table of its file. A new file is a line in TABLES.
 """
+import contextlib
 import difflib
 import functools
 import itertools
@@ -19,15 +21,17 @@ import torch
 
 import optim
 from optim import ROLES
-from zoo import (adaptive, classics, compressed, curvature, factored, kronecker, lowrank, modifiers,
-                 momentum, more_modifiers, orthogonal, relatives, signs, spectral, subspace)
+from zoo import (adaptive, averages, classics, compressed, curvature, factored, kronecker, lowrank,
+                 modifiers, momentum, more_modifiers, orthogonal, relatives, schedule_free, signs,
+                 spectral, subspace)
+from zoo.averages import AVERAGES    # noqa: F401, part of what the package offers
 from zoo.frozen import FROZEN
 from zoo.rule import ModifiedRule, WrongRule, ZooRule, keyword_names, parameter_names
 from zoo.schedules import SHAPES, schedule    # noqa: F401, part of what the package offers
 
 TABLES = (adaptive.RULES, factored.RULES, lowrank.RULES, orthogonal.RULES, curvature.RULES, signs.RULES,
           momentum.RULES, compressed.RULES, subspace.RULES, kronecker.RULES, spectral.RULES,
-          classics.RULES, relatives.RULES)
+          classics.RULES, relatives.RULES, schedule_free.RULES)
 ROLE_SETS = {role: (role,) for role in ROLES} | {"matrix": ("attn_out", "mlp_up", "mlp_down")}
 
 # ---- All rules ------------------------------------------------------------------------------------------
@@ -142,7 +146,11 @@ def check_blocks(group, rule) -> None:
 TRIED = set()    # functions of rules that have returned a right update once in this process
 
 class Optimizer(optim.Optimizer):
-    """The class of optim.py for rules that ask for more: see ZooRule. Its arguments are the same.
+    """The class of optim.py for rules that ask for more: see ZooRule. Its arguments are the same, and there
+    is one more:
+
+    average    the name of an average of zoo/averages.py, which is kept beside the weights. See averages().
+               Its hyperparameters may be given, too
 
     If wants_sampled() says so, set `sampled` before the next step: {tensor: gradient of the loss on labels
     that are drawn from the model}.
@@ -150,6 +158,16 @@ class Optimizer(optim.Optimizer):
     rule_of = staticmethod(rule_of)
     sampled: dict | None = None
     norm = None    # of the gradients of all groups in this step, if a rule asks for it
+
+    def __init__(self, params, rule, *, average="", **more):
+        self.average, self.averaging = None, {}    # the average, and its entries in all groups
+        if average:
+            self.average = averages.find(average)
+            own = {name: more.pop(name) for name in self.average.hyper if name in more}
+            self.averaging = dict(average=average) | self.average.checked(own)
+        super().__init__(params, rule, **more)
+        if average:
+            self.register_step_post_hook(averages.update)
 
     def constants(self, group, i):
         known = dict(blocks=group["blocks"][i], role=group["roles"][i])
@@ -160,8 +178,8 @@ class Optimizer(optim.Optimizer):
             return {}    # some rules cannot even make the state of no weights
         before = itertools.takewhile(lambda other: other is not group, self.param_groups)
         index = 1 + i + sum(len(other["params"]) for other in before)
-        known = group | dict(role=group["roles"][i], index=index)
-        starts = dict(self.rules[group["rule"]].state)
+        known = self.averaging | group | dict(role=group["roles"][i], index=index)
+        starts = self.rules[group["rule"]].state | (self.average.state if self.average else {})
         for name, make_state in starts.items():
             if make_state and (keys := keyword_names(make_state)):
                 starts[name] = functools.partial(make_state, **{key: known[key] for key in keys})
@@ -171,6 +189,9 @@ class Optimizer(optim.Optimizer):
         super().add_param_group(param_group)
         check_sharding(self.param_groups[-1])
         rule = self.rules[self.param_groups[-1]["rule"]]
+        if self.average and rule.evaluated:
+            raise ValueError(f"average={self.averaging['average']}: {rule.name} has an average of its own")
+        self.param_groups[-1] |= self.averaging
         check_blocks(self.param_groups[-1], rule)
         if rule.function not in TRIED and not rule.refresh:    # a refresh comes before the first update
             self.try_out(rule)
@@ -251,6 +272,9 @@ class Optimizer(optim.Optimizer):
         if refresh := self.refresh_before(group, t):
             self.refresh_state(refresh, group, t)
         rule = self.rules[group["rule"]]
+        if self.average:    # a rule does not see the state of the average
+            members = [(kind, p, g, {name: x for name, x in state.items() if name in rule.inputs})
+                       for kind, p, g, state in members]
         shared = dict(norm=self.norm, lr_peak=torch.tensor(group["lr_peak"], dtype=torch.float64))
         shared = {name: x for name, x in shared.items() if name in rule.inputs}
         members = [(*member, state | shared) for *member, state in members]
@@ -286,6 +310,36 @@ class Optimizer(optim.Optimizer):
                 given["gs"] = self.sampled.pop(p).to(gradient.dtype).contiguous()
             refresh(**{name: given[name] for name in names})
 
+    def has_averages(self) -> bool:
+        """Whether averages() puts other weights into the model."""
+        return bool(self.average or any(rule.evaluated for rule in self.rules.values()))
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def averages(self):
+        """Puts the averages of the weights into the model for as long as a `with` lasts. Such averages come
+        from `average`, or from a rule that has some of its own, such as Schedule-Free. Afterwards the weights
+        are, bit for bit, what they were."""
+        kept = {}
+        try:
+            for group, _, p in self.each_parameter():
+                part = self.average or self.rules[group["rule"]]
+                other = averages.for_evaluation(part, group, p.detach(), self.state.get(p))
+                if other is not None:
+                    kept[p] = p.detach().clone()
+                    p.copy_(other)
+            yield
+        finally:
+            for p, weights in kept.items():
+                p.copy_(weights)
+
+    def checked_states(self, state_dict):
+        for ours, saved in zip(self.param_groups, state_dict["param_groups"]):
+            now, then = (group.get("average", "no average") for group in (ours, saved))
+            if now != then:
+                raise ValueError(f"the state has {then}, and not {now}")
+        return super().checked_states(state_dict)
+
     def load_state_dict(self, state_dict):
         """As in optim.py. Checkpoints of earlier versions name the modifiers apart from the rule."""
         groups = []
@@ -304,7 +358,7 @@ def role_set(option: str, text: str) -> set:
     return {role for name in names for role in ROLE_SETS[name]}
 
 def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, untrained=None,
-         freeze_steps=None, updating=None, modify=None, of_role={}, weight_decay=0.0,
+         freeze_steps=None, updating=None, modify=None, average="", of_role={}, weight_decay=0.0,
          weight_decay_kind="independent", compile=False, **hyper) -> Optimizer:
     """An Optimizer for a model. It treats each parameter by its role.
 
@@ -318,9 +372,11 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
     freeze_steps, updating     frozen ratios, for adalayer and adalayer_star: so many first steps measure
                second moments without moving. Later steps hold them, except in the roles `updating` ("none")
     modify     modifiers for all trained roles, such as "cautious+cautious_decay"
+    average    the average of the weights that is kept beside them, such as "ema"
     of_role    {set of roles: settings of its own}, such as {"head": {"lr": 0.5, "beta1": 0.95}}. lr is a
                multiple of the peak; weight_decay and hyperparameters are values
-    **hyper    hyperparameters of the rule and of modifiers, and with rest_ before the name of the rule `rest`
+    **hyper    hyperparameters of the rule, of modifiers and of the average, and with rest_ before the name
+               those of the rule `rest`
     Raises ValueError that names the option for what does not fit together.
     """
     roles, rule = optim.triples(roles), modified(name, modify or "")
@@ -334,6 +390,8 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
     check_variant(name, rule, given, rows, freeze_steps, updating)
     check_roles(roles, rows=rows, adaptive=adaptive, untrained=untrained, updating=updating,
                 of_role="+".join(of_role) or None)
+    of_average = averages.find(average).hyper if average else {}
+    averaging = dict(average=average) | {key: hyper.pop(key) for key in of_average if key in hyper}
     of_rest = {key.removeprefix("rest_"): value for key, value in hyper.items() if key.startswith("rest_")}
     own = {key: value for key, value in hyper.items() if not key.startswith("rest_")}
     main = dict(rule=rule, lr=lr) | rule.checked(own)
@@ -366,7 +424,7 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
         raise ValueError("untrained: leaves nothing to train")
     return optim.make(rule, roles, lr=lr, rows=by_rows, by_role=by_role,
                       weight_decay=weight_decay, weight_decay_kind=weight_decay_kind, compile=compile,
-                      optimizer=Optimizer)
+                      optimizer=functools.partial(Optimizer, **averaging))
 
 def check_roles(roles, **options) -> None:
     """Raises ValueError for an option that names a role that no parameter has.

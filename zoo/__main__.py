@@ -1,6 +1,6 @@
 """
 Prints a rule's docstring and then its steps on five weights, to check with a pencil. Without a name it prints
-the table of all rules, modifiers and schedules.
+the table of all rules, modifiers, averages and schedules.
 
     python -m zoo adamw
     python -m zoo adamw --lr=0.01 --steps=5 --grads="1 1 1 1 1; -1 0 1 1 1"
@@ -70,6 +70,9 @@ def by_hand(rule: zoo.ZooRule, lr: float, steps: int, grads: list, hyper: dict) 
             show("        v_hat", [hat(x, optimizer.hyper["beta2"], step_count) for x in v])
         show("        u", [(old - new) / lr for old, new in zip(before, w)])
         show("        w", w)
+        if rule.evaluated:
+            with optimizer.averages():
+                show("   evaluated", w)
 
 
 def gradients(text: str) -> list:

@@ -1,6 +1,6 @@
 """
-Makes the table of all rules, modifiers and schedules from their docstrings and signatures. The command
-`python train.py --optimizer=list` prints it.
+Makes the table of all rules, modifiers, averages and schedules from their docstrings and signatures. The
+command `python train.py --optimizer=list` prints it.
 """
 import inspect
 import re
@@ -37,21 +37,23 @@ def read_docstring(function) -> tuple:
 
 def table() -> str:
     """Returns the table, in lines of at most 110 columns."""
-    lines = [f"{'--optimizer':15s}{'bytes':>6s}  {'lr':8s}idea, source"]
+    width = 1 + max(map(len, zoo.RULES))
+    lines = [f"{'--optimizer':{width}s}{'bytes':>6s}  {'lr':8s}idea, source"]
 
     def add(start, *texts):
         for text in filter(None, texts):
-            for line in textwrap.wrap(text, 110 - 31):
-                lines.append(f"{start:31s}{line}")
+            for line in textwrap.wrap(text, 110 - 16 - width):
+                lines.append(f"{start:{16 + width}s}{line}")
                 start = ""
 
     for name, rule in zoo.RULES.items():
         idea, source, lr = read_docstring(rule.function)
         if name == "adalayer_star":
             idea = STAR
-        add(f"{name:15s}{bytes_per_weight(rule):6.2f}  {lr:8s}", idea, source)
+        add(f"{name:{width}s}{bytes_per_weight(rule):6.2f}  {lr:8s}", idea, source)
     modifiers = {name: modifier.function for name, modifier in zoo.MODIFIERS.items()}
-    for option, functions in (("--modify", modifiers), ("--schedule", zoo.SHAPES)):
+    averages = {name: average.function for name, average in zoo.AVERAGES.items()}
+    for option, functions in (("--modify", modifiers), ("--average", averages), ("--schedule", zoo.SHAPES)):
         lines += ["", option]
         for name, function in functions.items():
             idea, source, _ = read_docstring(function)

@@ -1,0 +1,302 @@
+"""Averages of the weights, and the Schedule-Free rules, which have one of their own."""
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
+
+import sample
+import zoo
+from rule_cases import built, gradients, run, weights
+from test_zoo import CASES, GOLDEN, GOLDEN_OF, golden_case
+from tiny_runs import assert_same_run, final, rewound
+from tiny_runs import run as run_tiny
+from trainer import runs
+from zoo import AVERAGES, Optimizer, averages
+from zoo.schedule_free import RULES, mean_of_z
+
+NUMBERS = np.load(Path(__file__).parent / "golden/zoo/averages.npz")
+
+
+def averaged(optimizer, w):
+    """{role: the weights for evaluation}."""
+    with optimizer.averages():
+        return {role: p.detach().clone() for role, p in w.items()}
+
+
+def path_of_weights(average, steps, rule="adamw", dtype=torch.float64, **hyper):
+    """(the weights after each step, the averages after the last)."""
+    w, path = weights(dtype), []
+    optimizer = zoo.make(rule, [(role, p, role) for role, p in w.items()], lr=0.1, average=average, **hyper)
+    for g in gradients(steps, dtype=dtype):
+        run(optimizer, w, [g])
+        path.append({role: p.detach().clone() for role, p in w.items()})
+    return path, averaged(optimizer, w)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What each average is
+
+@pytest.mark.parametrize("average, hyper, theirs", [
+    ("aswa", {}, None), ("ema", dict(ema_decay=0.8), get_ema_avg_fn(0.8)), ("ema", {}, get_ema_avg_fn())])
+def test_ema_and_aswa_are_torchs(average, hyper, theirs):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)).double()
+    for p, g in zip(model.parameters(), torch.linspace(0.1, 1, 4)):
+        p.data.fill_(g)
+    oracle = AveragedModel(model, avg_fn=theirs)
+    optimizer = Optimizer(model.named_parameters(), "adamw", lr=0.1, average=average, **hyper)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=draw, dtype=torch.float64)
+        optimizer.step()
+        oracle.update_parameters(model)
+    with optimizer.averages():
+        for ours, expected in zip(model.parameters(), oracle.module.parameters(), strict=True):
+            assert torch.allclose(ours, expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("steps, used", [(2, [1]), (3, [2]), (9, [2, 5, 8]), (14, [5, 8, 11, 13][:3]),
+                                         (15, [8, 11, 14])])
+def test_lawa_is_the_mean_of_the_last_checkpoints(steps, used):
+    """A checkpoint every third step, the last three of them; before the first, the weights themselves."""
+    path, found = path_of_weights("lawa", steps, lawa_last=3, lawa_every=3)
+    for role, x in found.items():
+        assert torch.allclose(x, torch.stack([path[i][role] for i in used]).mean(0), rtol=1e-14, atol=0)
+
+
+def test_naswa_adds_what_is_farther_than_the_mean_since_the_last_addition():
+    """A restatement in numpy, over all tensors at once, of a path that stays near 0 and shakes."""
+    w, path, draw = weights(), [], torch.Generator().manual_seed(0)
+    optimizer = Optimizer(w.values(), "sgd", lr=0.3, beta1=0.0, average="naswa")
+    for _ in range(40):
+        for p in w.values():
+            p.grad = p.detach() + torch.randn(p.shape, generator=draw, dtype=p.dtype)
+        optimizer.step()
+        path.append(np.concatenate([p.detach().numpy().ravel() for p in w.values()]))
+    average, count, seen, quiet = path[0], 1, [], 0
+    for x in path[1:]:
+        distance = np.linalg.norm(x - average)
+        if seen and distance > np.mean(seen):
+            count += 1
+            average, seen = average + (x - average) / count, []
+        else:
+            quiet += bool(seen)    # left out, and not only because it comes right after an addition
+            seen.append(distance)
+    assert count > 5 and quiet > 5
+    found = np.concatenate([x.numpy().ravel() for x in averaged(optimizer, w).values()])
+    assert np.abs(found - average).max() < 1e-14
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What all averages have in common
+
+@pytest.mark.parametrize("rule", ["adamw", "muon", "apollo", "adasgd", "soap"])
+@pytest.mark.parametrize("average", AVERAGES)
+def test_an_average_changes_no_step(average, rule):
+    more = dict(rest_lr=0.1) if zoo.find(rule).rest else {}
+    with_it, _ = path_of_weights(average, 5, rule, **more)
+    without, same = path_of_weights("", 5, rule, **more)
+    for role in same:
+        assert torch.equal(with_it[-1][role], without[-1][role])
+        assert torch.equal(same[role], without[-1][role])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("average", AVERAGES)
+def test_weights_come_back_bit_for_bit(average, dtype):
+    """Also after an error. The averages themselves are fp32, whatever the weights are."""
+    w = weights(dtype)
+    optimizer = zoo.make("adamw", [(role, p, role) for role, p in w.items()], lr=0.1, average=average,
+                         **dict(lawa_every=2) if average == "lawa" else {})
+    assert averaged(optimizer, w).keys() == w.keys()    # before the first step: nothing to put in
+    run(optimizer, w, gradients(5, dtype=dtype))
+    before = {role: p.detach().clone() for role, p in w.items()}
+    with pytest.raises(KeyError), optimizer.averages():
+        assert not any(torch.equal(p, before[role]) for role, p in w.items())
+        raise KeyError
+    assert all(torch.equal(p, before[role]) for role, p in w.items())
+    state = optimizer.state[w["head"]]
+    assert all(state[name].dtype == torch.float32 for name in AVERAGES[average].state)
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_an_average_is_saved_loaded_and_copied(average):
+    hyper = dict(lawa_last=2, lawa_every=2) if average == "lawa" else {}
+    def make(w):
+        return zoo.make("adamw", [(role, p, role) for role, p in w.items()], lr=0.1, average=average, **hyper)
+    w = weights()
+    optimizer = make(w)
+    run(optimizer, w, gradients(9)[:5])
+    again = {role: p.detach().clone().requires_grad_() for role, p in w.items()}
+    resumed = make(again)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    pair = copy.deepcopy((optimizer, w))
+    for one, tensors in ((optimizer, w), (resumed, again), pair):
+        run(one, tensors, gradients(9)[5:])
+    for other, tensors in ((resumed, again), pair):
+        expected, found = averaged(optimizer, w), averaged(other, tensors)
+        assert all(torch.equal(expected[role], found[role]) for role in w)
+        assert not any(torch.equal(w[role], expected[role]) for role in w)
+
+
+def test_a_tensor_without_a_gradient_keeps_its_average():
+    w = torch.ones(3), torch.ones(3)
+    optimizer = Optimizer(w, "sgd", lr=1.0, average="aswa")
+    for t in range(4):
+        w[0].grad, w[1].grad = torch.ones(3), torch.ones(3) if t < 2 else None
+        optimizer.step()
+    assert [optimizer.state[p]["t"] for p in w] == [4, 2]
+    with optimizer.averages():    # sums of 0.98^k: the weights after steps 1 and 2 are 0 and -1.98
+        assert torch.allclose(w[1], torch.tensor(-0.99))
+
+
+def test_without_an_average_nothing_is_kept():
+    w = weights()
+    optimizer = built("adamw", w)
+    run(optimizer, w, gradients(1))
+    assert set(optimizer.state[w["head"]]) == {"t", "m", "v"} and not optimizer.has_averages()
+    assert not any("average" in key or "lawa" in key for key in optimizer.param_groups[0])
+    assert not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (dict(average="emma"), "average='emma': must be one of ema, lawa, aswa, naswa"),
+    (dict(average="ema", ema_decay=1.0), "ema_decay=1.0: must be of type float and in [0, 1)"),
+    (dict(average="lawa", lawa_every=0), "lawa_every=0: must be of type int and in [1, inf)"),
+    (dict(average="aswa", ema_decay=0.9), "ema_decay: is not a hyperparameter of adamw"),
+    (dict(ema_decay=0.9), "ema_decay: is not a hyperparameter of adamw"),
+    (dict(average="ema", name="schedule_free_sgd"),
+     "average=ema: schedule_free_sgd has an average of its own")])
+def test_bad_averages(arguments, words):
+    options = dict(name="adamw", lr=0.1) | arguments
+    with pytest.raises(ValueError) as caught:
+        zoo.make(options.pop("name"), [(role, p, role) for role, p in weights().items()], **options)
+    assert words in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# In a run
+
+def test_a_run_with_an_average(tiny, tmp_path, capsys):
+    """Its training is bit for bit that without; its second loss is that of the averages; it resumes."""
+    assert run_tiny(tiny, tmp_path, "plain") == 0
+    assert "averaged" not in capsys.readouterr().out
+    ema = ["--average=ema", "--ema_decay=0.8"]
+    assert run_tiny(tiny, tmp_path, "a", *ema) == 0
+    out = capsys.readouterr()
+    assert " average=ema" in out.out and " ema_decay=0.8" in out.out
+    (weights, _, rows), (weights2, state, rows2) = final(tmp_path / "plain"), final(tmp_path / "a")
+    assert all(torch.equal(weights[k], weights2[k]) for k in weights)
+    second = [row.pop("average_loss") for row in rows2 if row["kind"] == "val"]
+    first = [row["loss"] for row in rows if row["kind"] == "val"]
+    assert rows == rows2 and len(second) == 3 and not set(first) & set(second)
+    status = json.loads((tmp_path / "a/status.json").read_text())
+    assert status["average_loss"] == second[-1]
+    assert f"with averaged weights {second[-1]:.4f} nats per token" in out.out
+    assert f", {second[0]:.4f} with averaged weights (10 windows)" in out.out + out.err
+    assert "average_loss" not in json.loads((tmp_path / "plain/status.json").read_text())
+
+    rewound(tmp_path / "a", tmp_path / "b", 10)
+    assert run_tiny(tiny, tmp_path, "b", "--resume", *ema) == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    rewound(tmp_path / "a", tmp_path / "c", 10)
+    assert run_tiny(tiny, tmp_path, "c", "--resume", "--average=ema", "--ema_decay=0.9") == 2
+    rewound(tmp_path / "plain", tmp_path / "d", 10)
+    assert run_tiny(tiny, tmp_path, "d", "--resume", *ema) == 2
+    errors = capsys.readouterr().err
+    assert "--ema_decay=0.9: this run was started with 0.8" in errors
+    assert "--average=ema: this run was started with none" in errors
+
+    # the final average loss is that of the weights which sample.py takes with --average
+    checkpoint = runs.load_checkpoint(tmp_path / "a/step-00000012.pt")
+    found = sample.averaged_weights(checkpoint)
+    assert found.keys() == weights.keys()
+    numbers = dict(enumerate(name for group in checkpoint["optimizer"]["param_groups"]
+                             for name in group["names"]))
+    assert all(torch.equal(found[name], state[i]["average"]) for i, name in numbers.items())
+    texts = []
+    for options in (["--name=a"], ["--name=a", "--average"], ["--name=plain"]):
+        assert sample.main([f"--runs={tmp_path}", "--tokens=30", *options]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[2] != texts[1]
+    assert sample.main([f"--runs={tmp_path}", "--name=plain", "--average"]) == 2
+    assert "--average: this run kept no averages" in capsys.readouterr().err
+
+
+def test_the_average_loss_is_that_of_the_averages(tiny, tmp_path):
+    """A new run that starts from the averages has their loss before its first step moves anything."""
+    assert run_tiny(tiny, tmp_path, "a", "--optimizer=schedule_free_adamw", "--schedule=constant") == 0
+    checkpoint = runs.load_checkpoint(tmp_path / "a/step-00000012.pt")
+    checkpoint["model"] = sample.averaged_weights(checkpoint)
+    runs.save_checkpoint(tmp_path / "start.pt", checkpoint)
+    assert run_tiny(tiny, tmp_path, "b", f"--init_from={tmp_path / 'start.pt'}", "--init_from_state=false",
+                    "--lr=0", "--steps=1") == 0
+    assert final(tmp_path / "b")[2][-1]["loss"] == final(tmp_path / "a")[2][-1]["average_loss"]
+    assert final(tmp_path / "a")[2][-1]["loss"] != final(tmp_path / "a")[2][-1]["average_loss"]
+
+
+def test_a_bad_average_is_one_line(tiny, tmp_path, capsys):
+    assert run_tiny(tiny, tmp_path, "a", "--average=emma") == 2
+    assert run_tiny(tiny, tmp_path, "a", "--average=ema", "--optimizer=schedule_free_sgd") == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "--average='emma': must be one of ema, lawa, aswa, naswa; did you mean ema?" in errors[0]
+    assert "--average=ema: schedule_free_sgd has an average of its own" in errors[1]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Schedule-Free
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("schedule_free")])
+def test_the_weights_for_evaluation_are_the_packages(case):
+    w, optimizer = golden_case(case, torch.float64, "cpu")
+    for t in range(1, 26):
+        for name, p in w.items():
+            p.grad = torch.tensor(GOLDEN[f"grad/{name}"][t - 1]).double() * CASES[case]["scale"]
+        optimizer.step()
+        for name, x in averaged(optimizer, w).items() if t in (3, 25) else ():
+            want, start = GOLDEN_OF[case][f"{case}/x{t}/{name}"], GOLDEN[f"w0/{name}"].astype(float)
+            assert np.abs(x.numpy() - want).max() <= 1e-11 * np.abs(want - start).max()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_warmup_counts_less(name):
+    """Over five steps the package raises the lr itself; here the schedule does."""
+    w = {key: torch.tensor(GOLDEN[f"w0/{key}"]).double() for key in ("tall", "wide", "square", "vector")}
+    optimizer = Optimizer(w.items(), name, lr=0.01, weight_decay=0.1)
+    for t in range(1, 26):
+        for key, p in w.items():
+            p.grad = torch.tensor(GOLDEN[f"grad/{key}"][t - 1]).double()
+        optimizer.param_groups[0]["lr"] = 0.01 * min(1, t / 5)
+        optimizer.step()
+    for found, kind in ((w, "warmup"), (averaged(optimizer, w), "xwarmup")):
+        for key, x in found.items():
+            want = NUMBERS[f"{name}/{kind}/{key}"]
+            assert np.abs(x.numpy() - want).max() <= 1e-12 * np.abs(want - GOLDEN[f"w0/{key}"]).max()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_w_is_between_the_mean_and_z(name):
+    """x is the plain mean of all z at a constant lr, which is the theorem behind the rule."""
+    w = weights()
+    optimizer, zs = built(name, w, lr=0.01, beta1=0.8), []
+    for g in gradients(7):
+        run(optimizer, w, [g])
+        zs.append({role: optimizer.state[p]["z"].clone() for role, p in w.items()})
+    for role, x in averaged(optimizer, w).items():
+        assert torch.allclose(x, torch.stack([z[role] for z in zs]).mean(0), rtol=1e-12, atol=1e-14)
+        assert torch.allclose(w[role].detach(), 0.8 * x + 0.2 * zs[-1][role], rtol=1e-12, atol=1e-14)
+        assert torch.equal(x, mean_of_z(w[role].detach(), zs[-1][role], beta1=0.8))
+
+
+def test_a_hybrid_evaluates_each_role_as_its_rule_says():
+    w = weights()
+    optimizer = zoo.make("schedule_free_adamw", [(role, p, role) for role, p in w.items()], lr=0.1,
+                         adaptive="head", rest="sgd_ema", rest_lr=0.5)
+    run(optimizer, w, gradients(4))
+    found = averaged(optimizer, w)
+    assert [role for role in w if not torch.equal(found[role], w[role])] == ["head"]
+    assert averages.for_evaluation(None, {}, w["head"], {"t": 1}) is None

@@ -1,0 +1,138 @@
+"""
+Averages of the weights, as in --average=ema. They go with any rule, and never change what is trained.
+
+Each function updates an average in place, after a step has moved the weight w. t is the number of the step,
+from 1, as a plain number, because no compiler sees these functions. Any other positional parameter is state,
+as in a rule. The names of hyperparameters begin with the name of the average, so that they differ from all
+names of rules. Optimizer.averages() in zoo/__init__.py puts the averages into the model for evaluation.
+"""
+import torch
+
+from optim import Rule, scalar
+from zoo.rule import AT_LEAST_ONE, BELOW_ONE, parameter_names
+
+def ema(average, w, t, *, ema_decay=0.999):
+    """EMA is a mean of the weights of about the last 1 / (1 - decay) steps. Older weights count less.
+        average <- w                                      after the first step
+        average <- decay average + (1 - decay) w          after each later step
+
+    Remembers  average: 4 bytes per weight.
+    Defaults   decay 0.999 is torch's. The weights of the first step keep a share of decay^(t - 1), and
+               nothing corrects for this. So a short run wants a smaller decay, such as 0.98 for 500 steps.
+    Source     Polyak, Juditsky (1992), "Acceleration of stochastic approximation by averaging", average all
+               steps alike. With a decay it is torch.optim.swa_utils.get_ema_avg_fn."""
+    average.lerp_(w, 1 - ema_decay if t > 1 else 1.0)
+
+def last_checkpoints(w, blocks, *, lawa_last):
+    """Makes state for the last checkpoints: so many tensors of the weight's shape, in one."""
+    return torch.stack([torch.zeros_like(w)] * lawa_last)
+
+def lawa(lawa_ring: last_checkpoints, w, t, *, lawa_last=5, lawa_every=100):
+    """LAWA is the mean of the last few checkpoints. Here a checkpoint is a copy of the weights in memory.
+        every lawa_every steps    the oldest of lawa_last copies <- w
+        average = mean of the copies
+
+    Remembers  lawa_last copies: 20 bytes per weight with 5. Nothing smaller is exact between two copies. Each
+               new copy must take out the oldest, so all of them must be there. At lawa_last 1 it is a
+               checkpoint that gets old. Before the first copy, the average is w itself.
+    Defaults   are this project's. The authors average the checkpoints at the ends of epochs, which a language
+               model hardly has. For a run with a falling learning rate, lawa_last * lawa_every steps should
+               be a small part of all steps.
+    Source     Kaddour (2022), arXiv 2209.14981. Not verified against published code."""
+    if t % lawa_every == 0:
+        lawa_ring[(t // lawa_every - 1) % lawa_last].copy_(w)
+
+def mean_of_checkpoints(w, lawa_ring, t, *, lawa_last, lawa_every):
+    """The average of LAWA. There are fewer than lawa_last copies at first."""
+    there_are = min(t // lawa_every, lawa_last)
+    return lawa_ring[:there_are].mean(0) if there_are else w
+
+def aswa(average, w, t):
+    """ASWA is the plain mean of the weights after all steps.
+        average <- average + (w - average) / t
+
+    Remembers  average: 4 bytes per weight.
+    Defaults   There is nothing to choose. The weights of the first steps count as much as those of the last.
+               So ASWA suits a run that starts from good weights and keeps its learning rate, such as one with
+               --init_from, --schedule=constant and --warmup=0. In a run from the beginning it lags behind.
+    Source     Polyak, Juditsky (1992), "Acceleration of stochastic approximation by averaging". It is
+               torch.optim.swa_utils.AveragedModel, updated after every step."""
+    average.lerp_(w, 1 / t)
+
+def naswa(average, w, distance, naswa_count: scalar, naswa_total: scalar, naswa_seen: scalar):
+    """NASWA is ASWA that adds only weights that are farther from the average than others before them.
+        the first weights            count = 1,  average <- w
+        distance > total / seen      count <- count + 1,  average <- average + (w - average) / count;
+                                     seen, total <- 0
+        otherwise                    seen <- seen + 1,  total <- total + distance
+
+    distance is the norm of w - average over all tensors, and total / seen is the mean of the distances since
+    the last addition. Right after an addition there are none, so the next weights are never added.
+
+    Remembers  average: 4 bytes per weight, and three numbers per tensor, which are the same for all tensors.
+    Defaults   There is nothing to choose. If weights move away from the average steadily, every second step
+               counts. Then this is ASWA in half of its steps.
+    Source     Not verified against published code: none was found. The published form takes the norms of some
+               chosen layers. A language model has no obvious choice, so here all tensors count."""
+    naswa_seen.add_(1)
+    naswa_total.add_(distance)    # with the newest distance, which is above the mean with it or without it
+    adds = (distance * naswa_seen > naswa_total) | (naswa_count == 0)
+    naswa_count.add_(adds)
+    average.lerp_(w, torch.where(adds, 1 / naswa_count, 0.0))
+    naswa_seen.mul_(~adds)
+    naswa_total.mul_(~adds)
+
+def average_itself(average):
+    """The average of all that keep it as a state of this name."""
+    return average
+
+class Average(Rule):
+    """A line of the table. An average reads its function's signature as a rule does. It may ask for w, t and
+    `distance`, the norm of w - average over all tensors.
+
+    evaluated   a function of w, t, state and hyperparameters that returns the average, as in ZooRule"""
+    given = ("w", "t", "distance")
+
+    def __init__(self, function, *, evaluated=average_itself, **line):
+        super().__init__(function, **line)
+        self.evaluated = evaluated
+
+AVERAGES = {
+    "ema":   Average(ema, bounds=dict(ema_decay=BELOW_ONE)),
+    "lawa":  Average(lawa, evaluated=mean_of_checkpoints,
+                     bounds=dict(lawa_last=AT_LEAST_ONE, lawa_every=AT_LEAST_ONE)),
+    "aswa":  Average(aswa),
+    "naswa": Average(naswa),
+}
+
+def find(name: str) -> Average:
+    """The average of that name. Raises ValueError that names the option."""
+    if name not in AVERAGES:
+        raise ValueError(f"average={name!r}: must be one of {', '.join(AVERAGES)}")
+    return AVERAGES[name]
+
+@torch.no_grad()
+def update(optimizer, *_) -> None:
+    """Updates the averages of all weights that a step has moved. torch calls this after each step."""
+    average = optimizer.average
+    moved = [(group, p.detach(), optimizer.state[p]) for group, _, p in optimizer.each_parameter()
+             if p.grad is not None and p.numel()]
+    shared = {}
+    if "distance" in average.inputs:
+        norms = [(w - state["average"]).norm() for _, w, state in moved]    # of one tensor at a time
+        shared["distance"] = torch.nn.utils.get_total_norm(norms)
+    for group, w, state in moved:
+        given = state | shared | dict(w=w.to(torch.promote_types(w.dtype, torch.float32)))
+        hyper = {name: group[name] for name in average.hyper}
+        average.function(*(given[name] for name in average.inputs), **hyper)
+
+def for_evaluation(part, group: dict, w, state: dict):
+    """The weights for the evaluation of a tensor, or None if they are w itself.
+
+    part    an Average or a ZooRule, which has the function `evaluated`, or None
+    group   a group of the optimizer. It holds the hyperparameters
+    state   the state of w. It is empty before the first step"""
+    if not state or part is None or not part.evaluated:
+        return None
+    given = group | state | dict(w=w)
+    return part.evaluated(**{name: given[name] for name in parameter_names(part.evaluated)})
