@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
+import optim
 import sample
 import zoo
 from rule_cases import built, gradients, run, weights
-from test_zoo import CASES, GOLDEN, GOLDEN_OF, golden_case
+from test_zoo import CASES, GOLDEN, GOLDEN_OF, devices, golden_case    # noqa: F401, a fixture
 from tiny_runs import assert_same_run, final, rewound
 from tiny_runs import run as run_tiny
 from trainer import runs
@@ -143,6 +145,68 @@ def test_an_average_is_saved_loaded_and_copied(average):
         assert not any(torch.equal(w[role], expected[role]) for role in w)
 
 
+@pytest.mark.parametrize("then, now", [("", "ema"), ("ema", ""), ("lawa", "aswa"), ("aswa", "naswa")])
+def test_another_average_begins_anew(then, now):
+    """The rest of the state is taken, and the new average is that of the steps since then."""
+    w = weights()
+    first = zoo.make("adamw", [(role, p, role) for role, p in w.items()], lr=0.1, average=then)
+    run(first, w, gradients(9)[:5])
+    again = {role: p.detach().clone().requires_grad_() for role, p in w.items()}
+    second = zoo.make("adamw", [(role, p, role) for role, p in again.items()], lr=0.1, average=now)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert set(second.param_groups[0]) == set(zoo.make("adamw", [("head", w["head"], "head")], lr=0.1,
+                                                       average=now).param_groups[0])
+    path = []
+    for g in gradients(9)[5:]:
+        run(first, w, [g])
+        run(second, again, [g])
+        path.append({role: p.detach().clone() for role, p in w.items()})
+        assert all(torch.equal(w[role], again[role]) for role in w)
+    shares = dict(ema=[0.999**3, 0.001 * 0.999**2, 0.001 * 0.999, 0.001], aswa=[0.25] * 4,
+                  naswa=[0.5, 0, 0.5, 0]).get(now, [0, 0, 0, 1])
+    for role, x in averaged(second, again).items():
+        mean = sum(share * one[role] for share, one in zip(shares, path))
+        assert torch.allclose(x, mean, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_averages_work_with_the_tensors_of_fsdp2(average, devices):    # noqa: F811
+    mesh, draw = devices(1), torch.Generator().manual_seed(0)
+    plain = [torch.ones(6, 4), torch.ones(4)]
+    split = [torch.nn.Parameter(distribute_tensor(w, mesh, [Shard(0)])) for w in plain]
+    hyper = dict(lawa_every=2, lawa_last=2) if average == "lawa" else {}
+    optimizers = [Optimizer(w, "adamw", lr=0.01, average=average, **hyper) for w in (plain, split)]
+    for _ in range(7):
+        for one, other in zip(plain, split):
+            one.grad = torch.randn(one.shape, generator=draw)
+            other.grad = distribute_tensor(one.grad, mesh, [Shard(0)])
+        for optimizer in optimizers:
+            optimizer.step()
+    weights = [w.clone() for w in plain]
+    with optimizers[0].averages(), optimizers[1].averages():
+        for one, other, w in zip(plain, split, weights):
+            assert torch.allclose(other.full_tensor(), one, rtol=0, atol=1e-6) and not torch.equal(one, w)
+    assert all(torch.equal(one, w) for one, w in zip(plain, weights))
+
+
+@pytest.mark.compiled
+def test_averages_do_not_compile_anything_anew():
+    """Compiled, a step with an average is the same code as without, and gives the same bits."""
+    ends = []
+    optim.compiled.cache_clear()
+    torch._dynamo.utils.counters.clear()
+    for average in ("", "ema", "naswa"):
+        w = weights(torch.float32)
+        optimizer = zoo.make("adamw", [(role, p, role) for role, p in w.items()], lr=0.1, average=average,
+                             compile=True)
+        run(optimizer, w, gradients(3, dtype=torch.float32))
+        ends.append(w)
+        if not average:
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert all(torch.equal(end[role], ends[0][role]) for end in ends for role in end)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
+
+
 def test_a_tensor_without_a_gradient_keeps_its_average():
     w = torch.ones(3), torch.ones(3)
     optimizer = Optimizer(w, "sgd", lr=1.0, average="aswa")
@@ -237,6 +301,19 @@ def test_the_average_loss_is_that_of_the_averages(tiny, tmp_path):
                     "--lr=0", "--steps=1") == 0
     assert final(tmp_path / "b")[2][-1]["loss"] == final(tmp_path / "a")[2][-1]["average_loss"]
     assert final(tmp_path / "a")[2][-1]["loss"] != final(tmp_path / "a")[2][-1]["average_loss"]
+
+
+def test_an_average_of_a_run_that_goes_on_from_another(tiny, tmp_path, capsys):
+    """The optimizer's state is taken, and the average begins with the first new step."""
+    assert run_tiny(tiny, tmp_path, "a") == 0
+    assert run_tiny(tiny, tmp_path, "b", f"--init_from={tmp_path / 'a'}", "--average=aswa", "--steps=1") == 0
+    assert "its weights and its optimizer's state" in capsys.readouterr().out
+    row = final(tmp_path / "b")[2][-1]
+    assert row["average_loss"] == row["loss"]
+    assert run_tiny(tiny, tmp_path, "c", f"--init_from={tmp_path / 'b'}", "--steps=1") == 0
+    assert "its weights and its optimizer's state" in capsys.readouterr().out
+    states = final(tmp_path / "c")[1].values()
+    assert all(set(state) == {"t", "m", "v"} and state["t"] == 14 for state in states)
 
 
 def test_a_bad_average_is_one_line(tiny, tmp_path, capsys):

@@ -22,6 +22,8 @@ ZOO = {name: [f"--optimizer={name}", "--weight_decay=0.01"] for name in zoo.RULE
 for name in ("apollo", "apollo_mini", "soap", "sophia"):
     ZOO[name] += ["--refresh_steps=2"]    # on either side of a resume
 ZOO |= {name: ["--optimizer=muon", f"--modify={name}", "--weight_decay=0.01"] for name in zoo.MODIFIERS}
+ZOO |= {name: ["--optimizer=adamw", f"--average={name}"] for name in zoo.AVERAGES}
+ZOO["lawa"] += ["--lawa_every=2"]
 ZOO["adagc"] += ["--adagc_warmup_steps=3"]
 
 

@@ -183,7 +183,7 @@ class Optimizer(optim.Optimizer):
         for name, make_state in starts.items():
             if make_state and (keys := keyword_names(make_state)):
                 starts[name] = functools.partial(make_state, **{key: known[key] for key in keys})
-        return super().start(group, i, device, starts)
+        return super().start(group, i, device, starts) | ({"average_from": 0} if self.average else {})
 
     def add_param_group(self, param_group):
         super().add_param_group(param_group)
@@ -333,20 +333,14 @@ class Optimizer(optim.Optimizer):
             for p, weights in kept.items():
                 p.copy_(weights)
 
-    def checked_states(self, state_dict):
-        for ours, saved in zip(self.param_groups, state_dict["param_groups"]):
-            now, then = (group.get("average", "no average") for group in (ours, saved))
-            if now != then:
-                raise ValueError(f"the state has {then}, and not {now}")
-        return super().checked_states(state_dict)
-
     def load_state_dict(self, state_dict):
-        """As in optim.py. Checkpoints of earlier versions name the modifiers apart from the rule."""
+        """As in optim.py. Checkpoints of earlier versions name the modifiers apart from the rule. If a
+        checkpoint has another average or none, the average begins anew."""
         groups = []
         for group in state_dict["param_groups"]:
             names = [group.get("rule", "another optimizer"), *group.get("modify", [])]
             groups.append(group | dict(rule="+".join(names)))
-        super().load_state_dict(state_dict | dict(param_groups=groups))
+        super().load_state_dict(averages.with_own_average(self, state_dict | dict(param_groups=groups)))
 
 # ---- The optimizer of a model ---------------------------------------------------------------------------
 

@@ -1,10 +1,11 @@
 """
 Averages of the weights, as in --average=ema. They go with any rule, and never change what is trained.
 
-Each function updates an average in place, after a step has moved the weight w. t is the number of the step,
-from 1, as a plain number, because no compiler sees these functions. Any other positional parameter is state,
-as in a rule. The names of hyperparameters begin with the name of the average, so that they differ from all
-names of rules. Optimizer.averages() in zoo/__init__.py puts the averages into the model for evaluation.
+Each function updates an average in place, after a step has moved the weight w. t is the number of the step
+since the average began, from 1. It is a plain number, because no compiler sees these functions. Any other
+positional parameter is state, as in a rule. The names of hyperparameters begin with the name of the average,
+so that they differ from all names of rules. Optimizer.averages() in zoo/__init__.py puts the averages into
+the model for evaluation.
 """
 import torch
 
@@ -122,9 +123,36 @@ def update(optimizer, *_) -> None:
         norms = [(w - state["average"]).norm() for _, w, state in moved]    # of one tensor at a time
         shared["distance"] = torch.nn.utils.get_total_norm(norms)
     for group, w, state in moved:
-        given = state | shared | dict(w=w.to(torch.promote_types(w.dtype, torch.float32)))
+        given = state | shared | dict(w=w.to(torch.promote_types(w.dtype, torch.float32)),
+                                      t=state["t"] - state["average_from"])
         hyper = {name: group[name] for name in average.hyper}
         average.function(*(given[name] for name in average.inputs), **hyper)
+
+def names_of(average) -> tuple:
+    """(names of what an average keeps in the state of a tensor, names of its entries in a group)."""
+    return (("average_from", *average.state), ("average", *average.hyper)) if average else ((), ())
+
+def with_own_average(optimizer, state_dict: dict) -> dict:
+    """A state dict for this optimizer. If it has another average or none, the average of the optimizer begins
+    anew, at the step that the state dict has reached."""
+    groups, states = [], dict(state_dict["state"])
+    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"]):
+        theirs = find(saved["average"]) if "average" in saved else None
+        if theirs is not optimizer.average:
+            of_state, of_group = names_of(theirs)
+            saved = {name: x for name, x in saved.items() if name not in of_group} | optimizer.averaging
+            for i, number in zip(range(len(group["params"])), saved["params"]):
+                state = {name: x for name, x in states.pop(number, {}).items() if name not in of_state}
+                states |= {number: state | begun(optimizer, group, i, state["t"])} if state else {}
+        groups.append(saved)
+    groups += state_dict["param_groups"][len(groups):]    # groups too many are an error, which torch raises
+    return state_dict | dict(param_groups=groups, state=states)
+
+def begun(optimizer, group: dict, i: int, t: int) -> dict:
+    """The state of the average of parameter i of a group, if it begins after step t."""
+    names, _ = names_of(optimizer.average)
+    state = optimizer.start(group, i) | dict(average_from=t)
+    return {name: state[name] for name in names}
 
 def for_evaluation(part, group: dict, w, state: dict):
     """The weights for the evaluation of a tensor, or None if they are w itself.
@@ -134,5 +162,5 @@ def for_evaluation(part, group: dict, w, state: dict):
     state   the state of w. It is empty before the first step"""
     if not state or part is None or not part.evaluated:
         return None
-    given = group | state | dict(w=w)
+    given = group | state | dict(w=w, t=state["t"] - state.get("average_from", 0))
     return part.evaluated(**{name: given[name] for name in parameter_names(part.evaluated)})
