@@ -21,17 +21,47 @@ import torch
 
 import optim
 from optim import ROLES
-from zoo import (adaptive, averages, classics, compressed, curvature, factored, kronecker, lowrank,
-                 modifiers, momentum, more_modifiers, orthogonal, relatives, schedule_free, signs,
-                 spectral, subspace)
+from zoo import (
+    adaptive,
+    averages,
+    classics,
+    compressed,
+    curvature,
+    factored,
+    kronecker,
+    lowrank,
+    modifiers,
+    momentum,
+    more_modifiers,
+    orthogonal,
+    relatives,
+    schedule_free,
+    signs,
+    spectral,
+    subspace,
+)
 from zoo.averages import AVERAGES    # noqa: F401, part of what the package offers
 from zoo.frozen import FROZEN
 from zoo.rule import ModifiedRule, WrongRule, ZooRule, keyword_names, parameter_names
 from zoo.schedules import SHAPES, schedule    # noqa: F401, part of what the package offers
 
-TABLES = (adaptive.RULES, factored.RULES, lowrank.RULES, orthogonal.RULES, curvature.RULES, signs.RULES,
-          momentum.RULES, compressed.RULES, subspace.RULES, kronecker.RULES, spectral.RULES,
-          classics.RULES, relatives.RULES, schedule_free.RULES)
+# Rules appear everywhere in the order of these tables.
+TABLES = (
+    adaptive.RULES,
+    factored.RULES,
+    lowrank.RULES,
+    orthogonal.RULES,
+    curvature.RULES,
+    signs.RULES,
+    momentum.RULES,
+    compressed.RULES,
+    subspace.RULES,
+    kronecker.RULES,
+    spectral.RULES,
+    classics.RULES,
+    relatives.RULES,
+    schedule_free.RULES,
+)
 ROLE_SETS = {role: (role,) for role in ROLES} | {"matrix": ("attn_out", "mlp_up", "mlp_down")}
 
 # ---- All rules ------------------------------------------------------------------------------------------

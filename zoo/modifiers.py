@@ -85,7 +85,7 @@ def l2(g, w, *, l2_strength=1e-4):
 
 def blockwise_lr(u, w, decay, lr, role, *, blockwise_lr_norm=1.0, blockwise_lr_vo=4.0, blockwise_lr_ffn=6.0,
                  blockwise_lr_qk=8.0, blockwise_lr_embed=10.0, blockwise_lr_head=1.0):
-    """Blockwise LR gives each kind of tensor a multiple of the lr, and a larger one where the loss is flatter.
+    """Blockwise LR gives each kind of tensor a multiple of the lr, a larger one where the loss is flatter.
         d = (1 - decay) / lr w                with coupled decay this is weight_decay * w
         u = k (u + d) - d                     so the decay is multiplied, too, as in a group with lr k
 
