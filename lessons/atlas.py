@@ -267,11 +267,11 @@ def facts_of(name: str) -> dict:
     idea = STAR if name == "adalayer_star" else read_docstring(rule.function)[0]
     formula, parts = parts_of(inspect.getdoc(rule.function))
     source, label = parts.pop("Source"), NAMES.get(name) or re.match(r"[\w-]+", idea)[0]
-    return dict(label=label[0].upper() + label[1:], idea=idea, formula=formula,
-                parts=parts, code=f"{source_of(rule.function)}\n\n{line_of(name, rule)}", source=source,
+    return dict(label=label[0].upper() + label[1:], idea=idea, formula=formula, parts=parts,
+                code=f"{source_of(rule.function)}\n\n{line_of(name, rule)}", source=source,
                 file=Path(inspect.getfile(rule.function)).relative_to(ROOT).as_posix(),
                 bytes=round(bytes_per_weight(rule), 2), study=study_results()[name],
-                lr=defaults(str(ROOT / "configs/nano.toml"), name)["lr"], **all_words()[name])
+                lr=defaults(str(ROOT / "configs/nano.toml"), name)["lr"]) | all_words()[name]
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import zoo
 from model import Decoder
 from rule_cases import ZOO_RULES, built, gradients, groups_of, run, weights
 from tiny_runs import run as run_tiny
-from trainer import data, runs
+from trainer import data, runs, settings
 from trainer.measure import effective_lr
 from zoo import Optimizer, orthogonal
 from zoo.frozen import FROZEN
@@ -985,6 +985,13 @@ def test_drawn_labels_follow_the_prediction():
     labels = torch.cat([model.sample_labels(tokens, u.expand(1, 4)) for u in uniform])
     shares = torch.stack([(labels == id).float().mean(0) for id in range(6)], 1)
     assert torch.allclose(shares, model(tokens)[0].softmax(-1), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", zoo.RULES)
+def test_the_trainer_takes_every_rule_by_its_name(name):
+    """No hyperparameter has the name of another option, and from_run names options that there are."""
+    options = settings.defaults("configs/nano.toml", name)
+    assert options["lr"] > 0 and all(key in options for key in zoo.RULES[name].hyper)
 
 
 @pytest.mark.slow

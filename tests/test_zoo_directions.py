@@ -73,7 +73,7 @@ def test_lion_k_is_the_rule_of_the_paper(name, shape, decay):
     """w <- w - lr (grad K(b1 m + (1 - b1) g) + decay w);  m <- b2 m + (1 - b2) g, with an lr that falls."""
     grads, w, m = normal(20, *shape), normal(*shape, seed=1), np.zeros(shape)
     lrs, start = [0.1 * (1 - t / 25) for t in range(20)], w.clone()
-    hyper = dict(beta1=0.8, beta2=0.9) | (dict(width=0.5) if name == "lion_huber" else {})
+    hyper = dict(beta1=0.8, beta2=0.9) | (dict(corner=0.5) if name == "lion_huber" else {})
     ours, w = steps_of(name, list(grads), start, lrs=lrs, weight_decay=decay, **hyper), w.numpy()
     for g, lr, mine in zip(grads.numpy(), lrs, ours):
         w = w - lr * (GRADIENT_OF_K[name](0.8 * m + 0.2 * g) + decay * w)
@@ -84,7 +84,7 @@ def test_lion_k_is_the_rule_of_the_paper(name, shape, decay):
 def test_lion_k_is_lion_where_its_norms_are_absolute_values():
     """The norm of a single number, of a row of one number, and Huber's loss without a middle."""
     for name, shape, hyper in (("lion_l2", (1,), {}), ("lion_group", (6, 1), {}),
-                               ("lion_huber", (6, 4), dict(width=0.0))):
+                               ("lion_huber", (6, 4), dict(corner=0.0))):
         grads = list(normal(12, *shape))
         lion = steps_of("lion", grads)[-1]
         assert torch.allclose(steps_of(name, grads, **hyper)[-1], lion, rtol=0, atol=1e-12) and lion.any()

@@ -251,7 +251,8 @@ class Optimizer(optim.Optimizer):
             given["t"] = torch.tensor(t, dtype=torch.float64)
             given["g"] = given["g"] * t    # another gradient, because Adan, for one, remembers the change
             rule.function(*(given[name] for name in rule.inputs), **rule.hyper)
-        if idle := [name for name in rule.state if given[name].equal(before[name])]:
+        idle = [name for name in rule.state if given[name].equal(before[name])]
+        if idle := [name for name in idle if name not in rule.rarely_changes]:
             warnings.warn(f"{rule.name}: two steps have left its state {idle[0]} as it was; change it in "
                           "place, as m.lerp_() does; hyperparameters go after a *", stacklevel=2)
 

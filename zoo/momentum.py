@@ -132,5 +132,5 @@ RULES = {
     "sgd_sai": ZooRule(sgd_sai, lr_factor=10 / 3),
     "nag_gs":  ZooRule(nag_gs, lr_factor=50 / 3, elementwise=True),
     "gravity": ZooRule(gravity, lr_factor=10000 / 3, from_run=("seed",)),
-    "swats":   ZooRule(swats),
+    "swats":   ZooRule(swats, rarely_changes=("rate",)),
 }

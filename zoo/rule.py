@@ -46,6 +46,7 @@ class ZooRule(Rule):
                the model
     stacks     whether matrices of one kind are computed together, one below the other, with the blocks of all
     from_run   hyperparameters that take the value of the trainer's option of the same name, such as steps
+    rarely_changes   states that may stay as they are for many steps, such as what a switch sets
     evaluated  a function that returns other weights, with which the model is to be evaluated. It gets what
                its parameters name: w, t, state and hyperparameters. See Optimizer.averages()
     The rest is as Rule takes it. Raises a ValueError if the line names a hyperparameter that the rule does
@@ -54,13 +55,14 @@ class ZooRule(Rule):
     changes_decay = False
 
     def __init__(self, function, *, roles="", rest="", measures=0, refresh=None, from_run=(), stacks=False,
-                 evaluated=None, **line):
+                 evaluated=None, rarely_changes=(), **line):
         try:
             super().__init__(function, **line)
         except ValueError as error:
             raise WrongRule(str(error)) from None
         self.roles, self.rest, self.measures, self.evaluated = roles, rest, measures, evaluated
         self.refresh, self.from_run, self.stacks = refresh, from_run, stacks
+        self.rarely_changes = rarely_changes
         self.has_blocks = per_block in self.state.values() or "blocks" in self.inputs
         for p in inspect.signature(function).parameters.values():
             if p.name in self.hyper and p.name in (*self.given, "weight_decay"):

@@ -88,21 +88,21 @@ def lion_group(g, m, *, beta1=0.9, beta2=0.95):
     size = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())) or None, keepdim=True)
     return x / size.clamp_min(torch.finfo(x.dtype).tiny)
 
-def lion_huber(g, m, *, beta1=0.9, beta2=0.95, width=1e-4):
+def lion_huber(g, m, *, beta1=0.9, beta2=0.95, corner=1e-4):
     """Lion-K with Huber's loss is Lion where the mean gradient is large, and momentum SGD where it is small.
         x  = b1 m + (1 - b1) g
-        u  = x / width, clipped to +- 1
+        u  = x / corner, clipped to +- 1
         m <- b2 m + (1 - b2) g
 
     Remembers  m, the running mean of gradients: 4 bytes per weight.
-    Moves      a weight by exactly lr if |x| >= width, and by less if x is smaller. So weights can settle,
+    Moves      a weight by exactly lr if |x| >= corner, and by less if x is smaller. So weights can settle,
                which Lion's cannot.
     lr         is the longest distance of a weight in a step. Typical 3e-4, as for Lion.
-    Defaults   are Lion's here. width has the unit of a gradient, so it depends on the scale of the loss, and
-               1e-4 is our own estimate. With width 0 the rule is Lion.
+    Defaults   are Lion's here. corner has the unit of a gradient, so it depends on the scale of the loss, and
+               1e-4 is our own estimate. With corner 0 the rule is Lion.
     For        every tensor.
     Source     Chen, Liu, Liang, Liu (2023), arXiv 2310.05898. Not verified against published code."""
-    return (blend(g, m, beta1, beta2) / max(width, 1e-30)).clamp(-1, 1)
+    return (blend(g, m, beta1, beta2) / max(corner, 1e-30)).clamp(-1, 1)
 
 def blend(g, m, beta1, beta2):
     """Returns Lion's b1 m + (1 - b1) g, and then updates m with b2."""
