@@ -6,6 +6,7 @@ Lessons: pictures of what update rules do with the tables behind them, and a gra
     python -m lessons spike adamw,adamw+adagc          a rule with a modifier
     python -m lessons ravine adamw --lr=1              the path at another learning rate
     python -m lessons step signum,adamw,muon           one update of a matrix by each rule
+    python -m lessons workers                          three workers that send each other few bits
     python -m lessons check FILE ...                   judges an exercise, or a new update rule of your own
     python -m lessons atlas                            writes docs/rules/ and docs/atlas.html, for all rules
     python FOLDER/lessons ravine                       from another folder; FOLDER is this project's
@@ -21,7 +22,7 @@ from functools import partial
 
 import torch
 
-from lessons import atlas, check, pictures, toys
+from lessons import atlas, check, pictures, toys, workers
 from study.tables import as_table
 from trainer.errors import UserError, one_line
 from trainer.options import load, option
@@ -99,7 +100,7 @@ def finish(options: Options, rows: list[dict], draw: Callable[[], None]) -> None
 
 # {name: function of the other words, which returns the exit code if that is not 0}
 COMMANDS = {name: partial(show_toy, name) for name in toys.TOYS} | {
-    "step": show_step, "check": check.main, "atlas": atlas.main}
+    "step": show_step, "workers": workers.main, "check": check.main, "atlas": atlas.main}
 
 
 def main(argv: list[str]) -> int:
