@@ -164,9 +164,9 @@ def test_nadams_momentum_rises_as_its_docstring_says():
 
 
 def test_yogis_second_moment_changes_by_a_square_at_most():
-    """It starts at `start`, also for bf16 weights, and then rises and falls by (1 - b2) g^2."""
+    """It starts at `v_start`, also for bf16 weights, and then rises and falls by (1 - b2) g^2."""
     w = torch.zeros(2, dtype=torch.bfloat16)
-    optimizer = Optimizer([w], "yogi", lr=0.1, beta2=0.9, start=3e-3)
+    optimizer = Optimizer([w], "yogi", lr=0.1, beta2=0.9, v_start=3e-3)
     assert optimizer.start(optimizer.param_groups[0], 0)["v"].tolist() == pytest.approx([3e-3] * 2, rel=1e-6)
     seen = [3e-3]
     for g in (2.0, 2.0, 0.5, 0.5, 0.0):

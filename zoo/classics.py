@@ -102,7 +102,7 @@ def rmsprop(g, v, *, beta2=0.99, eps=1e-8):
                Adam's, because no momentum averages the noise.
     Defaults   are torch's, which calls b2 alpha. The lecture has 0.9. torch's lr is 1e-2.
     For        every tensor.
-    Source     Tieleman, Hinton (2012), "Lecture 6.5: rmsprop, divide the gradient by a running average of its
+    Source     Tieleman, Hinton (2012), "Lecture 6.5-rmsprop: divide the gradient by a running average of its
                recent magnitude"."""
     v.lerp_(g.square(), 1 - beta2)
     return g / (v.sqrt() + eps)
@@ -186,16 +186,16 @@ def amsgrad(g, m, v, top, t, *, beta1=0.9, beta2=0.999, eps=1e-8):
     top.copy_(torch.maximum(top, v))
     return hat(m, beta1, t) / (hat(top, beta2, t).sqrt() + eps)
 
-def small_start(w, blocks, *, start):
-    """Makes state that starts at the hyperparameter start."""
+def small_start(w, blocks, *, v_start):
+    """Makes state that starts at the hyperparameter v_start."""
     dtype = torch.promote_types(w.dtype, torch.float32)    # bf16 would round it
-    return torch.full_like(w, start, dtype=dtype, memory_format=torch.contiguous_format)
+    return torch.full_like(w, v_start, dtype=dtype, memory_format=torch.contiguous_format)
 
-def yogi(g, m, v: small_start, t, *, beta1=0.9, beta2=0.999, eps=1e-3, start=1e-6):
+def yogi(g, m, v: small_start, t, *, beta1=0.9, beta2=0.999, eps=1e-3, v_start=1e-6):
     """Yogi is Adam whose v changes by (1 - b2) g^2 a step, up or down, however large v is. So v falls slowly
     after large gradients.
         m <- b1 m + (1 - b1) g
-        v <- v - (1 - b2) sign(v - g^2) g^2     v starts at `start`
+        v <- v - (1 - b2) sign(v - g^2) g^2     v starts at `v_start`
         u  = m_hat sqrt(1 - b2^t) / (sqrt(v) + eps)
 
     Remembers  m and v: 8 bytes per weight.
