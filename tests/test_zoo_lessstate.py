@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from model import Decoder
 from rule_cases import built, gradients, run, weights
+from tiny_runs import run as run_tiny
+from trainer import runs
 from zoo import Optimizer, compressed
+from zoo import __main__ as zoo_by_hand
 
 GOLDEN = Path(__file__).parent / "golden/zoo"
 
@@ -152,6 +156,27 @@ def test_badam_is_adam_that_starts_anew():
     for part in (grads[:4], grads[4:]):
         steps(Optimizer([b], "adamw", lr=0.1, beta2=0.999, eps=1e-8, weight_decay=0.2), b, part)
     assert torch.allclose(w, b, rtol=0, atol=1e-12)
+
+
+def test_badam_in_a_run_moves_the_embedding_first_and_knows_the_number_of_layers(tiny, tmp_path):
+    """The second block is the first layer. Its state, and that of no other, is left at the end."""
+    more = ["--optimizer=badam", "--switch_steps=2", "--steps=3", "--eval_every=0"]
+    assert run_tiny(tiny, tmp_path, "a", *more) == 0
+    saved = runs.load_checkpoint(tmp_path / "a/step-00000003.pt")
+    [group] = saved["optimizer"]["param_groups"]
+    assert group["layers"] == saved["shape"]["layers"]
+    start = Decoder(**saved["shape"], seed=0).state_dict()
+    moved = {name for name in start if not torch.equal(start[name], saved["model"][name])}
+    layer = {name for name in start if name.startswith("blocks.0.")}
+    assert moved == {"embed.weight"} | layer
+    states = saved["optimizer"]["state"]
+    assert {name for i, name in enumerate(group["names"]) if states[i]["m"].any()} == layer
+
+
+def test_badam_by_hand_moves_all_weights(capsys):
+    assert zoo_by_hand.main(["badam", "--steps=1"]) == 0
+    line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("        u ")][-1]
+    assert line.split()[1:] == ["1.000000", "-1.000000", "1.000000", "1.000000", "|", "1.000000"]
 
 
 # ---------------------------------------------------------------------------------------------------------

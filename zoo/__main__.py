@@ -100,7 +100,8 @@ def main(argv: list) -> int:
         print(table())
         return 0
     hyper = dict(freeze_steps=1) if given.rule == "adalayer_frozen" else {}
-    hyper |= {name: given.steps if name == "steps" else 1 for name in rules[given.rule].from_run}
+    of_run = dict(steps=given.steps, layers=0)    # no layers: these weights belong to none
+    hyper |= {name: of_run.get(name, 1) for name in rules[given.rule].from_run}
     by_hand(rules[given.rule], given.lr, given.steps, given.grads, hyper)
     return 0
 
