@@ -55,8 +55,8 @@ def auon(g, m, blocks, *, beta1=0.95):
     Moves      a matrix by lr sqrt(max(1, rows / columns)) in the Frobenius norm. The root mean square of a
                weight's step is that divided by sqrt(rows columns).
     lr         is the length of a step, apart from that factor. Typical 0.24, the author's at width 512.
-    Defaults   are the author's in his first published code, and the paper's. His later package leaves out the
-               division by |d|, so that u is d itself. Neither form is orthogonal.
+    Defaults   are those of the author's first code, which has the formula of the paper. His later package
+               leaves out the division by |d| and the factor, so that u is d itself. Neither is orthogonal.
     For        the hidden matrices. AdamW trains embedding, head and norms at their own lr.
     Source     Maity (2025), arXiv 2509.24320."""
     m.lerp_(g, 1 - beta1)
@@ -97,7 +97,7 @@ def polar_express(g, m, blocks, *, beta1=0.95, iterations=5):
     return max(1, o.shape[1] / o.shape[2]) ** 0.5 * o.reshape(g.shape)
 
 # Polynomials that the authors of ROOT have fitted to the matrices of their model of 1.2b weights, by
-# (shorter side, longer side). They have published no others.
+# (shorter side, longer side). Their code has no others.
 ROOT = {
     (2048, 2048):  (3.4916, -4.8224, 2.1095),
     (2048, 3072):  (3.4509, -4.5790, 1.9325),
@@ -267,7 +267,8 @@ def lars(g, m, w, decay, lr, *, beta1=0.9, trust=0.001, eps=1e-8):
     Defaults   are the paper's: trust 0.001, and b1 0.9. eps is timm's.
     For        every tensor. timm leaves out the scale k where the decay is 0, unless always_adapt is set.
                Others leave it out for vectors. This rule scales all tensors. q, k and v are one tensor.
-    Source     You, Gitman, Ginsburg (2017), arXiv 1708.03888."""
+    Source     You, Gitman, Ginsburg (2017), arXiv 1708.03888. There lr comes before the momentum. Here it
+               comes after it, as in timm. The two differ only while lr changes."""
     d = (1 - decay) / lr.clamp_min(1e-30) * w.to(g.dtype)
     size, slope = w.to(g.dtype).norm(), g.norm()
     k = torch.where((size > 0) & (slope > 0), trust * size / (slope + d.norm() + eps), 1.0)
