@@ -207,9 +207,8 @@ class Rule:
                       if p.name in self.inputs and p.name not in self.given}
         self.hyper = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         self.has_blocks = per_block in self.state.values()
-        for p in parameters:
-            if p.name in self.state and p.default is not p.empty:    # it would be a state that starts at 0
-                raise ValueError(f"{self.name}: {p.name} is a hyperparameter; put a * before it")
+        if wrong := [p.name for p in parameters if p.name in self.state and p.default is not p.empty]:
+            raise ValueError(f"{self.name}: {wrong[0]} is a hyperparameter; put a * before it")
 
     def checked(self, hyper: dict) -> dict:
         """All hyperparameters: those in hyper, else the defaults. A ValueError names a bad one."""
@@ -353,12 +352,13 @@ class Optimizer(torch.optim.Optimizer):
         return {}
 
     def start(self, group, i, device=None, starts=None):
-        """The state of parameter i of a group before its first step: fp32, or fp64 for fp64 weights."""
+        """The state of a parameter before its first step: fp32 (fp64 for fp64 weights), or whole numbers."""
         p, blocks = group["params"][i].detach().to(device), group["blocks"][i]
         dtype = torch.promote_types(p.dtype, torch.float32)
         zeros = torch.zeros_like(p, memory_format=torch.contiguous_format)    # rules may take a view of state
-        return {"t": 0} | {name: (make_state(p, blocks) if make_state else zeros.clone()).to(dtype)
-                           for name, make_state in (starts or self.rules[group["rule"]].state).items()}
+        made = {name: make_state(p, blocks) if make_state else zeros.clone()
+                for name, make_state in (starts or self.rules[group["rule"]].state).items()}
+        return {"t": 0} | {name: x.to(dtype) if x.is_floating_point() else x for name, x in made.items()}
 
     def decay(self, group: dict, t: int) -> float:
         """The factor on the weights in step t. 1 is no decay. In zoo/ it depends on t."""

@@ -22,7 +22,9 @@ PAPER_CASES = {    # name of a case: (optimizer, options)
     "frozen_norms_untrained": ("adalayer_star", dict(freeze_steps=2, updating="head", untrained="norm")),
 }
 ZOO_RULES = {name: rule for name, rule in zoo.RULES.items() if name not in optim.RULES}
-OPTIONS = {"badam": dict(layers=1, switch_steps=3)}    # two blocks, and one that holds no tensor
+OPTIONS = {    # blocks that divide the small tensors; two blocks of layers, and one that holds no tensor
+    "adamw_8bit": dict(block_size=4, rest_lr=0.5), "muon_8bit": dict(block_size=4, rest_lr=0.5),
+    "badam": dict(layers=1, switch_steps=3)}
 ZOO_CASES = {name: (name, OPTIONS.get(name, dict(rest_lr=0.5) if rule.rest else {}))
              for name, rule in ZOO_RULES.items()} | {
     f"adamw+{name}": ("adamw", dict(modify=name)) for name in zoo.MODIFIERS} | {

@@ -27,6 +27,7 @@ from zoo import (
     classics,
     compressed,
     curvature,
+    eight_bit,
     factored,
     kronecker,
     lowrank,
@@ -61,6 +62,7 @@ TABLES = (
     classics.RULES,
     relatives.RULES,
     schedule_free.RULES,
+    eight_bit.RULES,
 )
 ROLE_SETS = {role: (role,) for role in ROLES} | {"matrix": ("attn_out", "mlp_up", "mlp_down")}
 
@@ -251,7 +253,7 @@ class Optimizer(optim.Optimizer):
             given["t"] = torch.tensor(t, dtype=torch.float64)
             given["g"] = given["g"] * t    # another gradient, because Adan, for one, remembers the change
             rule.function(*(given[name] for name in rule.inputs), **rule.hyper)
-        idle = [name for name in rule.state if given[name].equal(before[name])]
+        idle = [name for name, x in before.items() if x.numel() and x.equal(given[name])]
         if idle := [name for name in idle if name not in rule.rarely_changes]:
             warnings.warn(f"{rule.name}: two steps have left its state {idle[0]} as it was; change it in "
                           "place, as m.lerp_() does; hyperparameters go after a *", stacklevel=2)
