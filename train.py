@@ -126,9 +126,7 @@ class Training:
                                               len(self.stop))    # the mean norm is not finite if any is
             self.refuse_a_broken_step(step, loss, norm, mean_loss)
             self.clip(total_norm)
-            scale = settings.lr_scale(config, step)
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr_peak"] * scale
+            scale = settings.follow_schedule(config, step, optimizer.param_groups)
             is_logged = step % config.log_every == 0 or step in (1, self.steps)
             looks = is_logged and config.log_blocks and machine.rank == 0
             before = self.copy_of_weights() if looks else None

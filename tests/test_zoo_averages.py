@@ -1,4 +1,4 @@
-"""Averages of the weights, and the Schedule-Free rules, which have one of their own."""
+"""Averages of the weights; the Schedule-Free rules, which have one of their own; beta2 in the cooldown."""
 import copy
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from rule_cases import built, gradients, run, weights
 from test_zoo import CASES, GOLDEN, GOLDEN_OF, devices, golden_case    # noqa: F401, a fixture
 from tiny_runs import assert_same_run, final, rewound
 from tiny_runs import run as run_tiny
-from trainer import runs
+from trainer import runs, settings
 from zoo import AVERAGES, Optimizer, averages
 from zoo.schedule_free import RULES, mean_of_z
 
@@ -377,3 +377,49 @@ def test_a_hybrid_evaluates_each_role_as_its_rule_says():
     found = averaged(optimizer, w)
     assert [role for role in w if not torch.equal(found[role], w[role])] == ["head"]
     assert averages.for_evaluation(None, {}, w["head"], {"t": 1}) is None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# beta2 in the cooldown
+
+def test_beta2_changes_at_the_first_step_of_the_cooldown():
+    """As torch's AdamW does it, if somebody changes the betas of its groups."""
+    config = settings.Settings(steps=20, warmup=0.1, cooldown=0.25, schedule="sqrt", cooldown_beta2=0.99)
+    w, other = (torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4) for _ in range(2))
+    other.requires_grad_()
+    optimizer = Optimizer([w], "adamw", lr=0.1, weight_decay=0.1, eps=1e-8)
+    theirs = torch.optim.AdamW([other], lr=0.1, betas=(0.9, 0.95), weight_decay=0.1, foreach=False)
+    draw = torch.Generator().manual_seed(0)
+    for t in range(1, 21):
+        w.grad = torch.randn(3, 4, generator=draw, dtype=torch.float64)
+        other.grad = w.grad.clone()
+        scale = settings.follow_schedule(config, t, optimizer.param_groups)
+        assert scale == settings.lr_scale(config, t)
+        assert optimizer.param_groups[0]["beta2"] == (0.99 if t > 15 else 0.95)
+        theirs.param_groups[0] |= dict(lr=0.1 * scale, betas=(0.9, 0.99 if t > 15 else 0.95))
+        optimizer.step()
+        theirs.step()
+    assert torch.allclose(w, other.detach(), rtol=1e-12, atol=0)
+
+
+def test_a_run_whose_beta2_changes(tiny, tmp_path, capsys):
+    """Up to the cooldown it is the run without; it resumes in the cooldown; a wrong value is one line."""
+    usual = ["--cooldown=0.5", "--keep=20", "--save_every=1", "--weight_decay=0.01"]
+    assert run_tiny(tiny, tmp_path, "a", *usual) == 0
+    assert run_tiny(tiny, tmp_path, "b", *usual, "--cooldown_beta2=0.5") == 0
+    weights = [[runs.load_checkpoint(tmp_path / name / f"step-{t:08d}.pt")["model"]["head.weight"]
+                for t in range(1, 13)] for name in "ab"]
+    assert [torch.equal(a, b) for a, b in zip(*weights)] == [True] * 6 + [False] * 6
+    rewound(tmp_path / "b", tmp_path / "c", 9)
+    assert run_tiny(tiny, tmp_path, "c", *usual, "--cooldown_beta2=0.5", "--resume") == 0
+    assert_same_run(tmp_path / "b", tmp_path / "c")
+    rewound(tmp_path / "b", tmp_path / "d", 9)
+    capsys.readouterr()
+    for words, options in {
+            "--cooldown_beta2=0.6: this run was started with 0.5": ["--cooldown_beta2=0.6", "--resume"],
+            "--cooldown_beta2: beta2=1.0: must be of type float and in [0, 1)": ["--cooldown_beta2=1"],
+            "--cooldown_beta2: beta2: is not a hyperparameter of signum": ["--cooldown_beta2=0.9",
+                                                                           "--optimizer=signum"],
+            "--cooldown_beta2: needs a cooldown": ["--cooldown_beta2=0.9", "--schedule=constant"]}.items():
+        assert run_tiny(tiny, tmp_path, "d", *usual, *options) == 2
+        assert words in capsys.readouterr().err

@@ -73,6 +73,8 @@ class Settings:
     schedule: str = option("cosine", "train", "how the lr falls after the warmup", tuple(zoo.SHAPES))
     cooldown: float = option(1.0, "train", "fraction of the steps, at the end, in which the lr falls; "
                                            "1: all steps after the warmup; 0.2: WSD", low=0, high=1)
+    cooldown_beta2: float = option(None, "train", "beta2 while the lr falls, such as 0.99; default: as "
+                                                  "before", low=0)
     warmup: float = option(0.1, "train", "fraction of the steps, at the start, in which the lr rises",
                            low=0, high=1)
     warmup_from: float = option(0.1, "train", "first lr, as a fraction of the peak lr", low=0, high=1)
@@ -248,6 +250,10 @@ def complete(settings: Settings, tables: dict) -> tuple:
     rule = find_rule("optimizer", settings.optimizer)
     settings = replace(settings, adaptive=settings.adaptive or rule.roles, rest=settings.rest or rule.rest)
     hyper = hyperparameters(settings, tables)
+    if settings.cooldown_beta2 is not None:
+        checked("cooldown_beta2", rule, dict(beta2=settings.cooldown_beta2))
+        if settings.schedule == "constant":
+            raise UserError("--cooldown_beta2: needs a cooldown, and --schedule=constant has none")
     if settings.lr is None:
         settings = replace(settings, lr=learning_rate(tables, settings.optimizer))
     if settings.adaptive and settings.rest and settings.rest_lr is None:
@@ -358,10 +364,11 @@ def refuse_changes(stored: dict, now: dict, folder: Path, step: int) -> None:
         now: the settings of this process.
         folder: the folder of the run, for messages.
         step: how many steps are finished."""
-    stored = dict(init_from_state=True, continue_data=False, average="") | stored    # not in older runs
+    not_in_older_runs = dict(init_from_state=True, continue_data=False, average="", cooldown_beta2=None)
+    stored = not_in_older_runs | stored
     for name, value in stored.items():
         if name not in FREE and name not in SCHEDULE and name != "run" and now.get(name) != value:
-            was = value if value != "" else "none"
+            was = value if value not in ("", None) else "none"
             raise UserError(f"--{name}={now.get(name)}: this run was started with {was}, and keeps it")
     changed = [name for name in SCHEDULE if now[name] != stored.get(name, now[name])]
     if step and changed:
@@ -398,6 +405,20 @@ def lr_scale(settings: Settings, step: int) -> float:
     step."""
     return zoo.schedule(max(1, step - settings.freeze_steps), settings.steps, zoo.SHAPES[settings.schedule],
                         settings.warmup, settings.warmup_from, settings.floor, settings.cooldown)
+
+
+def follow_schedule(settings: Settings, step: int, groups: list[dict]) -> float:
+    """Gives the groups of an optimizer the lr of a step, and in the cooldown the beta2 of the cooldown.
+
+    beta2 changes only once in a run, because each new value takes the time of a compilation.
+    Returns: the fraction of the peak lr."""
+    scale = lr_scale(settings, step)
+    before = settings.freeze_steps + zoo.steps_before_fall(settings.steps, settings.warmup, settings.cooldown)
+    for group in groups:
+        group["lr"] = group["lr_peak"] * scale
+        if settings.cooldown_beta2 is not None and step > before and "beta2" in group:
+            group["beta2"] = settings.cooldown_beta2
+    return scale
 
 
 def refuse_ranks_that_differ(everyone: list[dict]) -> None:

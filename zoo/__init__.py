@@ -44,7 +44,7 @@ from zoo import (
 from zoo.averages import AVERAGES    # noqa: F401, part of what the package offers
 from zoo.frozen import FROZEN
 from zoo.rule import ModifiedRule, WrongRule, ZooRule, keyword_names, parameter_names
-from zoo.schedules import SHAPES, schedule    # noqa: F401, part of what the package offers
+from zoo.schedules import SHAPES, schedule, steps_before_fall    # noqa: F401, part of what zoo offers
 
 # Rules appear everywhere in the order of these tables.
 TABLES = (

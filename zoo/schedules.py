@@ -15,8 +15,12 @@ def schedule(t, steps, shape=None, warmup=0.1, warmup_from=0.1, floor=0.1, coold
     rise = round(warmup * steps)
     if t < rise:
         return warmup_from + (1 - warmup_from) * t / rise
-    fall = max(rise, steps - round(cooldown * steps))
+    fall = steps_before_fall(steps, warmup, cooldown)
     return floor + (1 - floor) * (shape or cosine)((t - fall) / (steps - fall), floor) if t > fall else 1.0
+
+def steps_before_fall(steps, warmup=0.1, cooldown=1.0) -> int:
+    """How many steps there are before the first one of the cooldown."""
+    return max(round(warmup * steps), steps - round(cooldown * steps))
 
 def cosine(p, floor):
     """(1 + cos(pi p)) / 2 falls like half a wave. Loshchilov, Hutter (2016), arXiv 1608.03983."""
