@@ -223,6 +223,20 @@ def test_hyperball_keeps_norms_and_turns_by_lr(decays):
                  {role: without[role] for role in ("mlp_up", "head")})
 
 
+@pytest.mark.parametrize("name", ["hyperball", "update_floor"])
+def test_a_matrix_whose_rows_are_blocks_is_one_matrix(name):
+    """As in Adalayer with rows, where a row has a second moment of its own."""
+    draw = torch.Generator().manual_seed(0)
+    w, u = torch.randn(2, 4, 5, generator=draw, dtype=torch.float64)
+    one, line = torch.ones((), dtype=torch.float64), zoo.MODIFIERS[name]
+    given = dict(u=u, w=w, decay=one, lr=0.1 * one, role=None)
+
+    def changed(blocks):
+        values = given | dict(blocks=blocks)
+        return line.function(*(values[key] for key in line.inputs), **{key: 2.0 for key in line.hyper})
+    assert torch.equal(changed(4), changed(1)) and not torch.allclose(changed(2), changed(1))
+
+
 def test_hyperball_leaves_a_matrix_of_zeros():
     w = dict(matrix=torch.zeros(3, 3, dtype=torch.float64))
     ends = trained(zoo.modified("adamw", "hyperball"), [dict(matrix=torch.ones(3, 3))] * 3, w=w)

@@ -12,6 +12,9 @@ from zoo.rule import AT_LEAST_ONE, BELOW_ONE, Modifier, update_to
 def norms_of_rows(x):    # one norm for each row of a matrix: (rows, 1); a single norm for a vector: ()
     return x.norm(dim=tuple(range(1, x.dim())), keepdim=True) if x.dim() > 1 else x.norm()
 
+def by_matrix(x, blocks):    # one row for each matrix. If each row of x is a block, x is one matrix
+    return x.reshape(1 if x.dim() == 2 and len(x) == blocks else blocks, -1)
+
 # ---- Changes of the gradient ----------------------------------------------------------------------------
 
 def agc(g, w, role, *, agc_clip=0.01, agc_eps=1e-3):
@@ -120,8 +123,10 @@ def update_floor(u, w, blocks, role, *, update_floor_ratio=0.35):
                request 274), where it follows a form of NorMuon."""
     if w.dim() < 2 or role in ("embed", "head"):
         return u
-    size, step = (x.reshape(blocks, -1).norm(dim=1, keepdim=True).clamp_min(1e-8) for x in (w.to(u.dtype), u))
-    return (u.reshape(blocks, -1) * (update_floor_ratio * size / step).clamp_min(1.0)).reshape(u.shape)
+    step = by_matrix(u, blocks)
+    size = by_matrix(w.to(u.dtype), blocks).norm(dim=1, keepdim=True).clamp_min(1e-8)
+    factor = update_floor_ratio * size / step.norm(dim=1, keepdim=True).clamp_min(1e-8)
+    return (step * factor.clamp_min(1.0)).reshape(u.shape)
 
 def norm_loss(u, w, decay, *, norm_loss_factor=1e-4):
     """Norm loss pulls each row of weights to the norm 1, where a weight decay would pull it to 0. It does so
@@ -152,7 +157,7 @@ def hyperball(u, w, decay, lr, blocks, role):
     Source     Wen, Dang, Lyu, Ma, Liang (2026), arXiv 2606.16899."""
     if w.dim() < 2 or role == "embed":
         return u
-    x, step = w.to(u.dtype).reshape(blocks, -1), u.reshape(blocks, -1)
+    x, step = by_matrix(w.to(u.dtype), blocks), by_matrix(u, blocks)
     size = x.norm(dim=1, keepdim=True)
     new = x - lr * (size / step.norm(dim=1, keepdim=True).clamp_min(1e-10)) * step
     new = new * (size / new.norm(dim=1, keepdim=True).clamp_min(1e-10))
