@@ -251,7 +251,7 @@ class Optimizer(optim.Optimizer):
         before = {name: given[name].clone() for name in rule.state}
         for t in (1, 2):    # ADOPT, for one, has no momentum before its second step
             given["t"] = torch.tensor(t, dtype=torch.float64)
-            given["g"] = given["g"] * t    # another gradient, because Adan, for one, remembers the change
+            given["g"] = given["g"].flip(0) * t    # not in line with the first: a clip may make those equal
             rule.function(*(given[name] for name in rule.inputs), **rule.hyper)
         idle = [name for name, x in before.items() if x.numel() and x.equal(given[name])]
         if idle := [name for name in idle if name not in rule.rarely_changes]:
