@@ -41,7 +41,7 @@ def decoded(x, scale, values):
     def value(code):
         if values is None:
             return code.to(scale.dtype) / 127
-        return values.to(code.device, scale.dtype)[code.int()]
+        return values.to(scale.dtype).to(code.device)[code.int()]
     return (on_each_device(value, x).reshape(len(scale), -1) * scale).reshape(x.shape)
 
 def encode(x, numbers, scale, values):
@@ -53,7 +53,7 @@ def encode(x, numbers, scale, values):
     def nearest(y):
         if values is None:
             return (127 * y).round()
-        middles = ((values[1:] + values[:-1]) / 2).to(y.device, y.dtype)
+        middles = ((values[1:] + values[:-1]) / 2).to(y.dtype).to(y.device)
         return torch.bucketize(y, middles, right=True)
     in_blocks = numbers.reshape(len(scale), -1)
     scale.copy_(in_blocks.abs().amax(1, keepdim=True))
