@@ -307,7 +307,7 @@ def mean_of_tokens(w, blocks, *, role):
     """Makes one number for each column of the embedding or the head, and one for each weight elsewhere."""
     return per_column(w, blocks) if role in ("embed", "head") else torch.zeros_like(w)
 
-def coupled_adam(g, m, v: mean_of_tokens, t, *, beta1=0.9, beta2=0.95, eps=1e-8):
+def coupled_adam(g, m, v: mean_of_tokens, t, role, *, beta1=0.9, beta2=0.95, eps=1e-8):
     """Coupled Adam is Adam with the same second moment for all tokens. Then frequent and rare tokens have one
     rate, and the mean of all embeddings has no reason to drift away from 0.
         m <- b1 m + (1 - b1) g
@@ -322,7 +322,7 @@ def coupled_adam(g, m, v: mean_of_tokens, t, *, beta1=0.9, beta2=0.95, eps=1e-8)
                argument is about the head.
     Source     Stollenwerk, Stollenwerk (2025), arXiv 2502.08441."""
     m.lerp_(g, 1 - beta1)
-    v.lerp_(mean_to(g.square(), v), 1 - beta2)
+    v.lerp_(mean_to(g.square(), v) if role in ("embed", "head") else g.square(), 1 - beta2)
     return hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)
 
 RULES = {
