@@ -199,7 +199,8 @@ def resume_is_exact(build, dtype) -> str:
         for name, value in resumed.state[again[role]].items():
             before = optimizer.state[w[role]][name]
             if torch.is_tensor(value) and not (value.dtype == before.dtype and value.dtype in STATE_DTYPES):
-                return f"{name} of {role} is {value.dtype} after loading, and was {before.dtype}"
+                was = str(before.dtype).removeprefix("torch.")
+                return f"{name} of {role} is {value.dtype} after loading, and was {was}"
     run(optimizer, w, grads[3:])
     run(resumed, again, grads[3:])
     for role in w:

@@ -48,7 +48,10 @@ STAR = "adalayer_star"
 PEAK_LR, SHIFTED_LR = "peak learning rate", "peak learning rate / the best one"
 # the league's panels and their titles, by the file that defines a rule
 KINDS = {"optim": "the paper's rules", "adaptive": "Adam's relatives", "curvature": "curvature",
-         "factored": "shared second moments", "lowrank": "low rank", "orthogonal": "matrices as matrices"}
+         "factored": "shared second moments", "lowrank": "low rank", "orthogonal": "matrices as matrices",
+         "signs": "signs", "momentum": "momentum", "compressed": "less state", "subspace": "subspaces",
+         "kronecker": "two preconditioners", "spectral": "more orthogonal steps", "classics": "classics",
+         "relatives": "more relatives of Adam", "schedule_free": "schedule-free", "eight_bit": "8 bits"}
 
 # {run: {"step": steps, "loss": mean training losses}}
 TrainingCurves = dict[str, dict[str, Any]]

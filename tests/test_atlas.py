@@ -45,6 +45,17 @@ def test_pages_are_up_to_date(runs):
         assert steps == pytest.approx(made_steps, rel=1e-4, abs=1e-5), f"{path}: {MAKE}"
 
 
+def test_the_literature_names_what_there_is():
+    """Each name in the last column is that of a rule or a modifier, or it is an option or a command."""
+    table = (atlas.TEMPLATES / "rules.md").read_text().partition("## The literature")[2]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 119 and len({paper for paper, _ in rows}) == len(rows)
+    for _, here in rows:
+        for name in re.findall("`([^`]*)`", here):
+            is_option = name.startswith(("--", "python -m"))
+            assert is_option or name in zoo.RULES or name in zoo.MODIFIERS, name
+
+
 def test_files_are_small():
     assert atlas.HTML.stat().st_size < 3e6
     assert sum(path.stat().st_size for path in atlas.PAGES.iterdir()) < 5e6

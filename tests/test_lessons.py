@@ -138,8 +138,9 @@ def test_records_are_plain_and_repeatable():
 
 @pytest.mark.parametrize("rule", sorted(zoo.RULES.keys() - {"sophia"}))
 def test_every_rule_of_the_zoo_trains(rule):
-    """All but Sophia, which asks for labels."""
-    lr = 1e-3 * toys.find(rule).lr_factor
+    """All but Sophia, which asks for labels. Until its second roots, Shampoo overshoots in directions that
+    the first gradient hardly has, as its docstring says. So its lr is smaller in these ten steps."""
+    lr = (1e-5 if rule == "shampoo" else 1e-3) * toys.find(rule).lr_factor
     for make in (toys.matrix, toys.layers):
         run = toys.train(rule, make("wide", 0), lr, 10)
         assert run["path"][-1] != run["path"][0] and len(run["losses"]) == 11, rule

@@ -717,7 +717,8 @@ def test_a_rule_has_one_colour(own_figures):
             if rule:
                 seen.add(rule)
                 assert line.get_color() == figures.style_of(rule)["color"], (name, line.get_label())
-    assert seen == set(RULES)
+    study = tables.read_study(ROOT / "study/results", "study")
+    assert seen == {rule for rule in RULES if len(study.curve(rule)) > 1}    # the others have no runs yet
 
 
 def test_hidden_curves_are_said_in_the_legend(own_figures):
