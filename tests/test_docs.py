@@ -152,7 +152,7 @@ def extended_program(stubborn, tmp_path_factory):
     listing = folder / "zoo/__init__.py"
     text = listing.read_text()
     for new_line in fenced_blocks(ROOT / "docs/adding_a_rule.md", "python")[1].split("\n\n"):
-        old_line = re.sub(r", stubborn(\.RULES)?", "", new_line.strip())
+        old_line = re.sub(r"\n    stubborn(\.RULES)?,", "", new_line.strip())
         assert text.count(old_line) == 1, f"zoo/__init__.py has no longer: {old_line}"
         text = text.replace(old_line, new_line.strip())
     listing.write_text(text)
