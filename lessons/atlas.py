@@ -379,7 +379,8 @@ def picture_of(name: str, runs: dict[str, dict]) -> bytes:
             lr, loss, spread, _ = np.array(facts_of(one)["study"]["curve"], dtype=float).T
             last.errorbar(lr, loss, np.nan_to_num(spread), marker=".", label=facts_of(one)["label"], **look)
         last.set(xscale="log", title="the study", xlabel="peak learning rate", ylabel="final loss")
-        last.legend()
+        if last.lines:
+            last.legend()
         for axes in (*grid, last):
             axes.minorticks_off()
             axes.title.set_size(10)
