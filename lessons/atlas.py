@@ -393,7 +393,9 @@ def picture_of(name: str, runs: dict[str, dict]) -> bytes:
 
 
 def smaller(svg: str) -> str:
-    """Shortens an SVG of matplotlib by half. It keeps a tenth of a point, and names each style once."""
+    """Shortens an SVG of matplotlib by half. It keeps a tenth of a point, names each style once, and says
+    which version drew it."""
+    version = re.search(r"Matplotlib v[\d.]+\d", svg)[0]
     svg = re.sub(r"<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.S)
     svg = re.sub(r' id="[a-z]\w*_\d+"| transform="rotate\(-0 [^"]*"', "", svg)
     svg = re.sub(r"(\d\.\d)\d+(?=[^<]*>)", r"\1", svg)
@@ -401,7 +403,7 @@ def smaller(svg: str) -> str:
     numbers = {style: i for i, style in enumerate(dict.fromkeys(re.findall(r'style="([^"]*)"', svg)))}
     svg = re.sub(r'style="([^"]*)"', lambda match: f'class="s{numbers[match[1]]}"', svg)
     classes = "".join(f".s{i}{{{style}}}" for style, i in numbers.items())
-    return svg.replace("</style>", f"{classes}</style>", 1)
+    return svg.replace("</style>", f"{classes}</style>\n<!--{version}-->", 1)
 
 
 def draw_panel(axes, panel: Panel, lines_and_looks: list[tuple[list, dict]]) -> None:
