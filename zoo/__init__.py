@@ -190,6 +190,7 @@ class Optimizer(optim.Optimizer):
     rule_of = staticmethod(rule_of)
     sampled: dict | None = None
     norm = None    # of the gradients of all groups in this step, if a rule asks for it
+    layer_of = {}    # the number of each tensor's layer, if a rule asks for it
 
     def __init__(self, params, rule, *, average="", **more):
         self.average, self.averaging = None, {}    # the average, and its entries in all groups
@@ -205,12 +206,15 @@ class Optimizer(optim.Optimizer):
         known = dict(blocks=group["blocks"][i], role=group["roles"][i])
         return {name: known[name] for name in self.rules[group["rule"]].inputs if name in known}
 
+    def index(self, group, i) -> int:
+        """The number of parameter i of a group among all of the optimizer, from 1."""
+        before = itertools.takewhile(lambda other: other is not group, self.param_groups)
+        return 1 + i + sum(len(other["params"]) for other in before)
+
     def start(self, group, i, device=None, starts=None):
         if not group["params"][i].numel():
             return {}    # some rules cannot even make the state of no weights
-        before = itertools.takewhile(lambda other: other is not group, self.param_groups)
-        index = 1 + i + sum(len(other["params"]) for other in before)
-        known = self.averaging | group | dict(role=group["roles"][i], index=index)
+        known = self.averaging | group | dict(role=group["roles"][i], index=self.index(group, i))
         starts = self.rules[group["rule"]].state | (self.average.state if self.average else {})
         for name, make_state in starts.items():
             if make_state and (keys := keyword_names(make_state)):
@@ -225,6 +229,8 @@ class Optimizer(optim.Optimizer):
             raise ValueError(f"average={self.averaging['average']}: {rule.name} has an average of its own")
         self.param_groups[-1] |= self.averaging
         check_blocks(self.param_groups[-1], rule)
+        if any("layer" in one.inputs for one in self.rules.values()):
+            self.layer_of = self.layers()
         if rule.function not in TRIED and not rule.refresh:    # a refresh comes before the first update
             self.try_out(rule)
         TRIED.add(rule.function)
@@ -308,12 +314,13 @@ class Optimizer(optim.Optimizer):
         if self.average:    # a rule does not see the state of the average
             members = [(kind, p, g, {name: x for name, x in state.items() if name in rule.inputs})
                        for kind, p, g, state in members]
-        shared = dict(norm=self.norm, lr_peak=torch.tensor(group["lr_peak"], dtype=torch.float64))
-        shared = {name: x for name, x in shared.items() if name in rule.inputs}
-        members = [(*member, state | shared) for *member, state in members]
+        if "norm" in rule.inputs:
+            members = [(*member, state | dict(norm=self.norm)) for *member, state in members]
+        if "lr_peak" in rule.inputs:
+            lr_peak = torch.tensor(group["lr_peak"], dtype=torch.float64)
+            members = [(*member, state | dict(lr_peak=lr_peak)) for *member, state in members]
         if "layer" in rule.inputs:
-            layers = self.layers()
-            members = [(kind, p, g, state | dict(layer=layers[p])) for kind, p, g, state in members]
+            members = [(kind, p, g, state | dict(layer=self.layer_of[p])) for kind, p, g, state in members]
         if not rule.stacks:
             return super().update(group, t, members)
         for same in batches_of_matrices(members):
@@ -331,13 +338,12 @@ class Optimizer(optim.Optimizer):
 
     def refresh_state(self, refresh, group, t):
         """Calls refresh for each parameter of a group that is at step t, with what its parameters name."""
-        numbers = {p: number for number, (_, _, p) in enumerate(self.each_parameter(), 1)}
         names = parameter_names(refresh)
         for i, p in enumerate(group["params"]):
             if p.grad is None or self.state.get(p, {}).get("t") != t:    # a tensor of no weights has no state
                 continue
             gradient = p.grad.to(torch.promote_types(p.dtype, torch.float32)).contiguous()
-            given = group | self.state[p] | dict(g=gradient, w=p, t=t, index=numbers[p],
+            given = group | self.state[p] | dict(g=gradient, w=p, t=t, index=self.index(group, i),
                                                  role=group["roles"][i], blocks=group["blocks"][i])
             if "gs" in names:
                 given["gs"] = self.sampled.pop(p).to(gradient.dtype).contiguous()
