@@ -8,8 +8,8 @@ import math
 import torch
 
 from optim import hat, mean_to, per_column, per_row
-from zoo.factored import inverse_root, row_or_all
-from zoo.rule import AT_LEAST_ONE, ZooRule, update_to
+from zoo.factored import by_rows_and_columns, root_mean_square, row_or_all
+from zoo.rule import AT_LEAST_ONE, ZooRule, decayed_by, update_to
 
 def slim(w, blocks, *, role):
     """Makes one number for each weight of a vector, for each row of embedding and head, and for each column
@@ -72,15 +72,9 @@ def adalomo(g, rows: row_or_all, columns: per_column, w, t, lr, decay, *, expone
                This form does not, so gradients can be accumulated and clipped.
     Source     Lv et al. (2023), arXiv 2310.10195; the rule is that of Shazeer, Stern (2018),
                arXiv 1804.04235."""
-    newest = torch.exp(-exponent * torch.log(t)).to(g)
-    square = g.square() + tiny
-    rows.lerp_(mean_to(square, rows), newest)
-    columns.lerp_(mean_to(square, columns), newest)
-    n = g * inverse_root(rows, columns)
-    n = n / (n.square().mean().sqrt() / clip_rms).clamp_min(1.0)
-    old = w.to(n.dtype)
-    size = old.square().mean().sqrt().clamp_min(1e-3)
-    return size * n + (1 - decay) * (size - 1) / lr.clamp_min(1e-30) * old
+    n = by_rows_and_columns(g, rows, columns, t, exponent, tiny, clip_rms)
+    size = root_mean_square(w, 1e-3)
+    return decayed_by(size, size * n, w, decay, lr)
 
 # ---------------------------------------------------------------------------------------------------------
 # A product of two vectors in the place of each moment

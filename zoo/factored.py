@@ -95,13 +95,21 @@ def adafactor_original(g, rows: row_or_all, columns: per_column, w, lr, t, *, gr
     For        every tensor. The fused q, k, v are one matrix. A tensor of three axes or more is a matrix of
                its first axis by all others.
     Source     Shazeer, Stern (2018), arXiv 1804.04235."""
+    n = by_rows_and_columns(g, rows, columns, t, growth, tiny, clip_rms)
+    return n * (root_mean_square(w, smallest) / (lr * t.sqrt()).clamp_min(1.0))
+
+def by_rows_and_columns(g, rows, columns, t, growth, tiny, clip_rms):
+    """Updates the running means of g^2 + tiny, in which the newest counts t^-growth. Returns g, divided by
+    the root of their product, and scaled down to a root mean square of at most clip_rms."""
     newest, square = t ** -growth, g.square() + tiny
     rows.mul_(1 - newest).add_(newest * mean_to(square, rows))
     columns.mul_(1 - newest).add_(newest * mean_to(square, columns))
     n = g * inverse_root(rows, columns)
-    n = n / (n.square().mean().sqrt() / clip_rms).clamp_min(1.0)
-    size = w.to(n.dtype).square().mean().sqrt().clamp_min(smallest)
-    return n * (size / (lr * t.sqrt()).clamp_min(1.0))
+    return n / (n.square().mean().sqrt() / clip_rms).clamp_min(1.0)
+
+def root_mean_square(w, smallest):
+    """Returns the size of a tensor, and at least `smallest`."""
+    return w.to(torch.promote_types(w.dtype, torch.float32)).square().mean().sqrt().clamp_min(smallest)
 
 RULES = {
     "came":      ZooRule(came, lr_factor=0.7, bounds=dict(beta3=BELOW_ONE)),

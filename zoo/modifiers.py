@@ -7,7 +7,7 @@ Each function returns a new value for its first argument. That is the gradient g
 import torch
 
 from optim import scalar
-from zoo.rule import AT_LEAST_ONE, BELOW_ONE, Modifier
+from zoo.rule import AT_LEAST_ONE, BELOW_ONE, Modifier, taken_by_decay
 
 def cautious(u, g):
     """Cautious drops the part of an update that the newest gradient disagrees with, and enlarges the rest.
@@ -64,7 +64,7 @@ def trust_ratio(u, w, decay, lr):
     For        every tensor and every rule. It comes after all other modifiers, whatever their order.
     Source     You et al. (2019), arXiv 1904.00962. The ratio is from LARS, You et al. (2017),
                arXiv 1708.03888."""
-    d = (1 - decay) / lr.clamp_min(1e-30) * w.to(u.dtype)
+    d = taken_by_decay(w, decay, lr)
     size, step = w.to(u.dtype).norm(), (u + d).norm()
     ratio = torch.where((size > 0) & (step > 0), size / step, 1.0)
     return ratio * (u + d) - d
@@ -101,7 +101,7 @@ def blockwise_lr(u, w, decay, lr, role, *, blockwise_lr_norm=1.0, blockwise_lr_v
                the embedding, it has the embedding's k. Otherwise their code leaves it at the base lr. Their
                schedule ends at the same lr for all tensors. Here the schedule multiplies all alike.
     Source     Wang et al. (2025), arXiv 2502.19002."""
-    d = (1 - decay) / lr.clamp_min(1e-30) * w.to(u.dtype)
+    d = taken_by_decay(w, decay, lr)
     if role == "qkv":
         both = 2 * len(u) // 3
         return torch.cat((blockwise_lr_qk * (u + d)[:both], blockwise_lr_vo * (u + d)[both:])) - d

@@ -8,11 +8,7 @@ import math
 import torch
 
 from optim import hat, mean_to, per_column, power
-from zoo.rule import AT_LEAST_ONE, BELOW_ONE, ZooRule
-
-def decayed_by(share, u, w, decay, lr):
-    """Returns the update with which the weight loses only a share of what the decay would take from it."""
-    return u - (1 - share) * ((1 - decay) / lr.clamp_min(1e-30)) * w.to(u.dtype)
+from zoo.rule import AT_LEAST_ONE, BELOW_ONE, ZooRule, decayed_by
 
 # ---- Bounds on the step of a tensor or of a weight ------------------------------------------------------
 

@@ -5,6 +5,8 @@ import functools
 import inspect
 import math
 
+import torch
+
 from optim import Rule, per_block
 
 BELOW_ONE, AT_LEAST_ONE = (0, 1), (1, math.inf)    # bounds of hyperparameters: (at least, below)
@@ -16,6 +18,14 @@ def copy_of_weight(w, blocks):
 def update_to(new, w, decay, lr):
     """Returns the update u with which the optimizer arrives at the weight `new`: decay w - lr u = new."""
     return (decay * w.to(new.dtype) - new) / lr.clamp_min(1e-30)
+
+def taken_by_decay(w, decay, lr):
+    """Returns d, what the decay takes from the weight, in units of lr: decay w = w - lr d."""
+    return (1 - decay) / lr.clamp_min(1e-30) * w.to(torch.promote_types(w.dtype, torch.float32))
+
+def decayed_by(share, u, w, decay, lr):
+    """Returns the update with which the weight loses only a share of what the decay would take from it."""
+    return u - (1 - share) * taken_by_decay(w, decay, lr)
 
 class WrongRule(ValueError):
     """A function that does not do what a rule must do."""

@@ -10,7 +10,6 @@ import torch
 from optim import hat, scalar
 from zoo.rule import ZooRule, copy_of_weight, update_to
 
-
 def schedule_free_adamw(g, w, z: copy_of_weight, v, top: scalar, total: scalar, t, lr, decay, *, beta1=0.9,
                         beta2=0.999, eps=1e-8):
     """Schedule-Free AdamW trains near the mean of its weights, and that mean replaces the falling lr.
@@ -35,7 +34,6 @@ def schedule_free_adamw(g, w, z: copy_of_weight, v, top: scalar, total: scalar, 
     s = lr * g / (hat(v, beta2, t).sqrt() + eps) + (1 - decay) * w.to(z.dtype)
     return schedule_free_step(w, z, s, top, total, lr, decay, beta1)
 
-
 def schedule_free_sgd(g, w, z: copy_of_weight, top: scalar, total: scalar, lr, decay, *, beta1=0.9):
     """Schedule-Free SGD trains near the mean of its weights, and that mean replaces the falling lr.
         s  = lr g + (1 - decay) w
@@ -55,7 +53,6 @@ def schedule_free_sgd(g, w, z: copy_of_weight, top: scalar, total: scalar, lr, d
     s = lr * g + (1 - decay) * w.to(z.dtype)
     return schedule_free_step(w, z, s, top, total, lr, decay, beta1)
 
-
 def schedule_free_step(w, z, s, top, total, lr, decay, beta1):
     """Moves z by s, and returns the update u that moves w to its next mean of x and z."""
     top.copy_(torch.maximum(top, lr))
@@ -65,11 +62,9 @@ def schedule_free_step(w, z, s, top, total, lr, decay, beta1):
     z.sub_(s)
     return update_to(new, w, decay, lr)
 
-
 def mean_of_z(w, z, *, beta1):
     """Returns x, the weights for evaluation: w = beta1 x + (1 - beta1) z."""
     return w + (1 - 1 / beta1) * (z - w)
-
 
 ABOVE_ZERO = (0.01, 1)    # bounds of beta1: with 0, w would be z, and nothing would remember the mean
 

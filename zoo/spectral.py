@@ -12,7 +12,7 @@ import torch
 from optim import hat, power
 from zoo.lowrank import draw, in_shape_of, long_first
 from zoo.orthogonal import JORDAN, matrices, orthogonal
-from zoo.rule import AT_LEAST_ONE, BELOW_ONE, ZooRule
+from zoo.rule import AT_LEAST_ONE, BELOW_ONE, ZooRule, taken_by_decay
 
 # ---------------------------------------------------------------------------------------------------------
 # Muon with another input, another polynomial or another scale
@@ -269,7 +269,7 @@ def lars(g, m, w, decay, lr, *, beta1=0.9, trust=0.001, eps=1e-8):
                Others leave it out for vectors. This rule scales all tensors. q, k and v are one tensor.
     Source     You, Gitman, Ginsburg (2017), arXiv 1708.03888. There lr comes before the momentum. Here it
                comes after it, as in timm. The two differ only while lr changes."""
-    d = (1 - decay) / lr.clamp_min(1e-30) * w.to(g.dtype)
+    d = taken_by_decay(w, decay, lr)
     size, slope = w.to(g.dtype).norm(), g.norm()
     k = torch.where((size > 0) & (slope > 0), trust * size / (slope + d.norm() + eps), 1.0)
     m.mul_(beta1).add_(k * (g + d))
