@@ -15,7 +15,7 @@ import train
 import zoo
 from conftest import ROOT
 from tiny_runs import assert_same_run, rewound, run
-from trainer import machine, restore, runs
+from trainer import machine, measure, restore, runs
 from trainer.errors import UserError
 
 
@@ -136,7 +136,7 @@ def test_a_signal_at_any_moment_is_exact(tiny, tmp_path, capsys, monkeypatch, mo
     """Also in a validation, which the resumed run does again, and twice at once."""
     more = ["--keep=9", "--micro_batch=2"]
     assert run(tiny, tmp_path, "a", *more) == 0
-    log, save, evaluate, calls = runs.Run.log, runs.Run.save, train.evaluate, []
+    log, save, evaluate, calls = runs.Run.log, runs.Run.save, measure.evaluate, []
 
     def signals():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -161,7 +161,7 @@ def test_a_signal_at_any_moment_is_exact(tiny, tmp_path, capsys, monkeypatch, mo
     with monkeypatch.context() as patch:
         patch.setattr(runs.Run, "log", logged)
         patch.setattr(runs.Run, "save", saved)
-        patch.setattr(train, "evaluate", evaluated)
+        patch.setattr(measure, "evaluate", evaluated)
         capsys.readouterr()
         assert run(tiny, tmp_path, "b", *more) == 75
     expected = dict(step=8, validation=10, save=5, final=12)[moment]
