@@ -9,6 +9,7 @@ that becomes slower for a while slows all alternatives.
     python bench.py --only=rules              a step of every rule, the zoo's too, and of every modifier
     python bench.py --only=train --options="--width=64"     a training step in parts
     python bench.py --only=profile --options="--width=64"   what the time of a training step goes into
+    python bench.py --only=step --options="--optimizer=muon" --against="--optimizer=adamw"     two optimizers
     python bench.py --only=start              from a new process to the end of the first step
     python bench.py --scaling                 tokens/s and memory by width, depth, context, micro-batch
 """
@@ -47,7 +48,7 @@ from trainer.options import load, option
 from trainer.runs import write_json
 from trainer.settings import Settings, read, split_batch
 
-PARTS = ("optimizer", "rules", "train", "profile", "start", "first_step")
+PARTS = ("optimizer", "rules", "step", "train", "profile", "start", "first_step")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Options:
     scaling: bool = option(False, None, "tokens/s and memory by size, and the figure, instead")
     options: str = option("", None, "options of train.py; optimizer and rules take the model of them and "
                                     "whether to compile")
+    against: str = option("", None, "step: options of train.py with the other optimizer")
     first_steps: bool = option(True, None, "optimizer: also time the first step of each rule, which compiles")
     device: str = option("auto", None, "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     threads: int = option(0, None, "CPU threads; 0: all cores", low=0)
@@ -256,6 +258,36 @@ def bench_rules(options: Options, device: torch.device) -> list[dict]:
     return rows
 
 
+def bench_step(options: Options, device: torch.device) -> list[dict]:
+    """Measures a step of the optimizer of --options and of that of --against, each on a model of its own, and
+    the forward and backward passes of a training step."""
+    calls, state = {}, {}
+    for label, text in (("optimizer", options.options), ("against", options.against)):
+        parts = build(replace(options, options=text))
+        gradients = {w: 1e-3 * torch.randn_like(w) for w in parts.model.parameters()}
+        for w, g in gradients.items():
+            w.grad = g
+        calls[label] = functools.partial(step_with_sampled, parts.optimizer, gradients)
+        state[label] = state_per_weight(parts.optimizer, sum(w.numel() for w in gradients))
+    ids = torch.from_numpy(parts.windows[range(parts.settings.micro_batch)]).to(device)
+    calls["forward and backward"] = functools.partial(forward_and_backward, parts, ids)
+    taken = in_turns(calls, options.rounds, Clock(device))
+    micro_batches = parts.settings.batch // parts.settings.micro_batch
+    taken["forward and backward"] = [micro_batches * seconds for seconds in taken["forward and backward"]]
+    rows = [{"what": label, "ms": 1000 * float(np.median(seconds)), "mean, ms": 1000 * float(np.mean(seconds)),
+             "to the other": ratio(seconds, taken["against"])[0],
+             "state, bytes per weight": state.get(label, "")} for label, seconds in taken.items()]
+    table(f"A step of two optimizers, and the rest of a training step, n = {options.rounds}", rows)
+    return rows
+
+
+def forward_and_backward(parts: "Parts", ids: torch.Tensor) -> None:
+    """Computes the gradients of one micro-batch of ids of the shape (sequences, context + 1)."""
+    with parts.autocast:
+        objective, _, _ = parts.model(ids[:, :-1], ids[:, 1:], parts.settings.z_loss)
+    objective.backward()
+
+
 def bench_many_tensors(options: Options, clock: Clock, device: torch.device, compile: bool) -> list[dict]:
     """Compares a step on a long list of small tensors with a step on one tensor of the same size."""
     rows = []
@@ -376,13 +408,12 @@ def bench_profile(options: Options, device: torch.device) -> list[dict]:
     record shapes, because that alone makes matrix products seem half as fast again."""
     if device.type != "cpu":
         raise UserError(f"--device={device.type}: the profile is of a CPU; give --device=cpu")
-    settings, model, optimizer, windows, autocast, device = build(options)
-    ids = torch.from_numpy(windows[range(settings.micro_batch)])
+    parts = build(options)
+    settings, model, optimizer = parts.settings, parts.model, parts.optimizer
+    ids = torch.from_numpy(parts.windows[range(settings.micro_batch)])
 
     def step():
-        with autocast:
-            objective, _, _ = model(ids[:, :-1], ids[:, 1:], settings.z_loss)
-        objective.backward()
+        forward_and_backward(parts, ids)
         optimizer.step()
         model.zero_grad()
 
@@ -429,14 +460,12 @@ def again(*arguments: str, **environment: str) -> tuple[list[dict], float]:
 def bench_first_step(options: Options, device=None) -> list[dict]:
     """Times the phases of this process up to the end of its first step."""
     begun = time.perf_counter()
-    settings, model, optimizer, windows, autocast, device = build(options)
+    parts = build(options)
     built = time.perf_counter()
-    ids = torch.from_numpy(windows[range(settings.micro_batch)]).to(device)
-    with autocast:
-        objective, _, _ = model(ids[:, :-1], ids[:, 1:], settings.z_loss)
-    objective.backward()
+    ids = torch.from_numpy(parts.windows[range(parts.settings.micro_batch)]).to(parts.device)
+    forward_and_backward(parts, ids)
     trained = time.perf_counter()
-    optimizer.step()
+    parts.optimizer.step()
     return [{"compiler's trial, model, data": built - begun, "forward and backward": trained - built,
              "optimizer": time.perf_counter() - trained, "ended": time.time()}]
 
@@ -498,8 +527,8 @@ def draw_scaling(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=190)
 
 
-BENCHES = dict(optimizer=bench_optimizer, rules=bench_rules, train=bench_train, profile=bench_profile,
-               start=bench_start, scaling=bench_scaling, first_step=bench_first_step)
+BENCHES = dict(optimizer=bench_optimizer, rules=bench_rules, step=bench_step, train=bench_train,
+               profile=bench_profile, start=bench_start, scaling=bench_scaling, first_step=bench_first_step)
 
 
 def main(argv: list[str]) -> int:

@@ -273,9 +273,9 @@ def flattened(kind, p, g, state):
     state = {name: flat(x) if x.numel() == p.numel() else x for name, x in state.items()}
     return (p.dtype, p.device), flat(p), flat(g), state
 
-def batches_of_one_kind(members, most=8):
-    """Yields (kind, weights, gradients, states). A batch holds 8 tensors of one kind or one, so that batches
-    share compiled code. One tensor a batch costs 35 us a call; 67 in a batch compile three times longer.
+def batches_of_one_kind(members, most=4):
+    """Yields (kind, weights, gradients, states). A batch holds 4 tensors of one kind or one, so that batches
+    share compiled code. One tensor a batch costs 35 us a call; 8 in a batch take twice as long to compile.
     The largest come first, because the compiler decides by the first batch whether to use threads."""
     kinds = {}
     for kind, *tensors in sorted(members, key=lambda member: -member[1].numel()):

@@ -6,6 +6,8 @@
 #   ./sweep.sh lr configs/study.toml steps=4000 --jobs 2 -- --compile=false   longer; two runs at a time
 #   ./sweep.sh grid configs/nano.toml optimizer=adamw,signum lr=1e-3,1e-2 seed=0,1      a grid of your own
 #   ./sweep.sh grid configs/nano.toml lr_of=head:0.5,head:0.5+embed:2      + joins roles within one value
+#   ./sweep.sh grid configs/nano.toml optimizer=~/mine.py lr=1e-3,1e-2      a rule in a file of your own
+#   ./sweep.sh list configs/nano.toml <grids.txt      a grid for each line of a file, such as lr=1e-3 seed=0,1
 #   ./sweep.sh momentum configs/150m.toml --print      only prints one command a line, and the hours
 #
 # These are the sweeps: lr, momentum, tied, weight_decay, warmup, batch_size, beta2, eps, adalayer,
@@ -27,7 +29,7 @@ python=${PYTHON:-python}
 here=$(dirname "$0")
 if [ "$here" = . ]; then train=train.py; else train=$here/train.py; fi
 
-usage() { sed -n '2,27s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,29s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 refuse() { echo "sweep.sh: error: $*" >&2; exit 2; }
 modules() { PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} exec "$python" -P "$@"; }    # for use in a subshell
 command -v "$python" >/dev/null || refuse "PYTHON=$python: no such program"
@@ -38,15 +40,20 @@ sweep=$1 config=$2
 [ "$sweep" != grid ] || [ $# -ge 3 ] || usage
 shift 2
 asked="" print="" jobs=1
+check_word() {    # refuses a word that is not key=a,b,c
+  case $1 in
+    *[!A-Za-z0-9_.,:+=/-]*) refuse "'$1': values are letters, digits and _ . : + - /" ;;
+    -* | =* | *=*=* | *=,* | *,,* | *, | *=) refuse "'$1': give key=a,b,c" ;;
+    *=*) ;;
+    *) refuse "'$1': give key=a,b,c" ;;
+  esac
+}
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
     --print) print=yes ;;
     --jobs=*) jobs=${1#*=} ;;
     --jobs) jobs=${2-}; [ $# -lt 2 ] || shift ;;
-    *[!A-Za-z0-9_.,:+=-]*) refuse "'$1': values are letters, digits and _ . : + -" ;;
-    -* | =* | *=*=* | *=,* | *,,* | *, | *=) refuse "'$1': give key=a,b,c" ;;
-    *=*) asked="$asked $1" ;;
-    *) refuse "'$1': give key=a,b,c" ;;
+    *) check_word "$1"; asked="$asked $1" ;;
   esac
   shift
 done
@@ -90,7 +97,7 @@ grid() {    # key=a,b,c ...: adds all combinations to $runs; the command line na
     for line in $lines; do
       for value in ${values//,/$newline}; do
         if [ "$value" = default ]; then more="$more$line$newline"
-        else more="$more${line%% *},$key=$value${line#"${line%% *}"} --$key=$value$newline"; fi
+        else more="$more${line%% *},$key=${value##*/}${line#"${line%% *}"} --$key=$value$newline"; fi
       done
     done
     lines=${more%"$newline"}
@@ -130,6 +137,12 @@ rest_lrs=0.1,0.316,1,3.16,10,31.6,100,316,1000,3160
 case $sweep in
   grid)
     grid ;;
+  list)
+    while read -r line || [ -n "$line" ]; do
+      for word in $line; do check_word "$word"; done
+      # shellcheck disable=SC2086    # words without blanks or globs, as checked above
+      grid $line
+    done ;;
   lr)
     grid optimizer=adamw,adafactor,adalayer_star lr=$lrs
     grid optimizer=lion,signum lr=$sign_lrs
@@ -200,7 +213,9 @@ case $sweep in
     echo "sweep.sh: error: there is no sweep '$sweep'" >&2
     usage ;;
 esac
-runs=$(printf %s "$runs" | awk '!seen[$1]++')
+runs=$(printf %s "$runs" | awk '!seen[$0]++')
+twice=$(echo "$runs" | awk 'seen[$1]++ {print $1; exit}')
+[ -z "$twice" ] || refuse "$twice: two runs would have this name; give their files different names"
 for theirs in $asked; do
   case $theirs in optimizer=*) theirs=${theirs#*=} ;; *) continue ;; esac
   for value in ${theirs//,/ }; do

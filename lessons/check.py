@@ -3,7 +3,7 @@ python -m lessons check FILE ...
 
 Judges an exercise of lessons/exercises/, or a file with a new update rule of your own. It says in one line
 what is wrong and what that means. An exercise must do what the project's own rule does. A new rule must have
-the properties of lessons/properties.py.
+the properties of zoo/properties.py.
 """
 import ast
 import contextlib
@@ -11,10 +11,8 @@ import copy
 import functools
 import inspect
 import io
-import runpy
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,10 +20,10 @@ import torch
 
 import optim
 import zoo
-from lessons import properties
 from lessons.exercises import EXERCISES, Judged, Subject
-from lessons.properties import gradients, groups_of, run, weights
 from trainer import machine
+from zoo import files, properties
+from zoo.properties import PROPERTIES, gradients, groups_of, run, weights
 
 SECONDS = 60    # the most that all checks of a file together may take, without compiling
 NAMES = (*EXERCISES, "accumulation")
@@ -65,37 +63,6 @@ def form(subject) -> str:
         run(subject._replace(rule=rule).build(w), w, gradients()[:2])
     except Failed as error:
         return str(error)
-    return ""
-
-
-def state(subject) -> str:
-    """Every state must change in some tensor within three steps."""
-    w = weights()
-    optimizer = subject.build(w)
-    run(optimizer, w, gradients()[:3])
-    for name in subject.rule.state:
-        if all(torch.equal(optimizer.start(group, i)[name], optimizer.state[p][name])
-               for group, i, p in optimizer.each_parameter()):
-            return (f"after three steps {name} is what it was at the start: change it in place, as "
-                    f"{name}.add_() does. A line {name} = ... makes a new tensor, which is forgotten")
-    return ""
-
-
-def decay(subject) -> str:
-    kinds = ("coupled",) if "wd" in subject.rule.hyper else ("coupled", "independent")
-    return next(filter(None, (properties.decay_multiplies(subject.build, kind) for kind in kinds)), "")
-
-
-def momentum(subject) -> str:
-    return properties.momentum_matters(subject.build) if "beta1" in subject.rule.hyper else ""
-
-
-def hyperparameters(subject) -> str:
-    for name, default in subject.rule.hyper.items():
-        value = {bool: not default, int: default + 1, float: 0.5}[type(default)]
-        value = 100.0 if name == "clip" else value    # Adam's steps are alike for all clips below every norm
-        if found := properties.hyperparameter_matters(subject.build, name, value):
-            return found
     return ""
 
 
@@ -178,11 +145,6 @@ def tiny_gradients(subject) -> str:
     return f"with gradients of 1e-9, {found}: is eps inside of the root, or too large?" if found else ""
 
 
-def resume(subject) -> str:
-    found = (properties.resume_is_exact(subject.build, dtype) for dtype in (torch.float32, torch.bfloat16))
-    return next(filter(None, found), "")
-
-
 def compiles(subject) -> str:
     if not machine.compiler_works():
         return ""
@@ -193,18 +155,6 @@ def compiles(subject) -> str:
             return f"torch.compile does not take it: {str(error).strip().splitlines()[0]}"
 
 
-PROPERTIES = {
-    "form": form,
-    "state": state,
-    "zero gradient": lambda subject: properties.zero_gradient_moves_nothing(subject.build),
-    "learning rate": lambda subject: properties.doubling_the_lr_doubles_the_first_step(subject.build),
-    "own lr": lambda subject: properties.own_lr_is_honoured(subject.build),
-    "weight decay": decay,
-    "newest gradient": lambda subject: properties.first_step_moves(subject.build),
-    "momentum": momentum,
-    "hyperparameters": hyperparameters,
-    "resume": resume,
-}
 OF_EXERCISES = {"sharing": sharing, "first step": difference, "tiny gradients": tiny_gradients,
                 "six steps": functools.partial(difference, steps=6)}
 OF_NEW_RULES = {"compile": compiles}
@@ -212,9 +162,15 @@ OF_NEW_RULES = {"compile": compiles}
 
 def first_fault(subject: Subject) -> str:
     """"" if all checks pass. Otherwise the name of the first that fails, and what it says."""
-    checks = PROPERTIES | (OF_EXERCISES if subject.exercise else OF_NEW_RULES)
+    checks = {"form": form}
+    checks |= {name: functools.partial(has_property, check) for name, check in PROPERTIES.items()}
+    checks |= OF_EXERCISES if subject.exercise else OF_NEW_RULES
     found = ((name, check(subject)) for name, check in checks.items())
     return next((f"{name}: {fault}" for name, fault in found if fault), "")
+
+
+def has_property(check, subject) -> str:
+    return check(subject.build, subject.rule)
 
 
 def fault_of_accumulation(function: Callable) -> str:
@@ -266,10 +222,10 @@ def judge(path: Path) -> str:
     except Failed as error:
         return str(error)
     except TooLong as error:
-        line, _ = line_of(error, path)
+        line, _ = files.where_it_failed(error, str(path))
         return f"{line}the checks take more than {SECONDS} seconds; is there an endless loop?"
     except (Exception, SystemExit) as error:
-        line, error = line_of(error, path)
+        line, error = files.where_it_failed(error, str(path))
         if not line and not isinstance(error, ValueError):
             raise
         text = (str(error).strip() or "no text").splitlines()[0]
@@ -293,15 +249,13 @@ def rules_of(path: Path) -> list:
         if isinstance(node, (ast.Expr, ast.Assign, ast.Return)) and isinstance(node.value, ast.Constant) and (
                 node.value.value is ...):
             raise Failed(f"line {node.lineno} is still blank; replace the dots as the text above asks")
-    module = runpy.run_path(str(path))
-    if rules := module.get("RULES"):
-        return list(rules.values())
-    own = {name: f for name, f in module.items() if inspect.isfunction(f) and f.__module__ == "<run_path>"}
-    known = [f for name, f in own.items() if name in NAMES]
+    rules = files.rules_in(str(path))
+    known = [f for f in rules if getattr(f, "__name__", "") in NAMES]
     if path.stem in NAMES and not known:
         raise Failed(f"there is no function {path.stem}; the exercise begins with def {path.stem}(")
-    found = known or [f for f in own.values() if "g" in inspect.signature(f).parameters] or list(own.values())
-    if len(found) != 1:
+    found = known or rules
+    is_table = found and all(isinstance(rule, optim.Rule) for rule in found)
+    if len(found) != 1 and not is_table:
         raise Failed(f"there are {len(found)} functions that may be the rule; end the file with a table, "
                      "such as RULES = {'mine': ZooRule(mine)}")
     return found
@@ -313,17 +267,6 @@ def fault_of(rule: Callable | optim.Rule) -> str:
     rule = zoo.rule_of(rule)
     exercise = EXERCISES.get(rule.name)
     return first_fault(Subject(rule, exercise, Judged if exercise else zoo.Optimizer))
-
-
-def line_of(error: BaseException, path: Path) -> tuple:
-    """("line 7, `u = m / 0`: ", the error that came from this line of the file), or ("", error)."""
-    source = error
-    while source:
-        for frame in reversed(traceback.extract_tb(source.__traceback__)):
-            if frame.filename == str(path):
-                return f"line {frame.lineno}, `{frame.line}`: ", source
-        source = source.__cause__ or source.__context__
-    return "", error
 
 
 def main(argv: list) -> int:

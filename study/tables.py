@@ -132,7 +132,7 @@ SHAPE = [field.name for field in fields(Settings) if field.metadata["table"] == 
 # the result, and those that the machine decides; "run" is what --name was called in older runs. The final
 # loss depends on final_windows, although a resumed run may change it.
 NOT_COMPARED = FREE - {"final_windows"} | {"config", "optimizer", "lr", "seed", "device", "precision",
-                                           "attention", "loss_chunk", "compile", "run"}
+                                           "attention", "loss_chunk", "compile", "run", "sha256_of_optimizer"}
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -189,11 +189,18 @@ def setting_of(run: RecordedRun) -> str:
     return f"{Path(run.config['config']).stem} {assignments(changed_options(run.config)[0])}".strip()
 
 
+def optimizer_of(config: dict[str, Any]) -> str:
+    """Returns the name of a run's optimizer. A rule in a file of the user's has the file's name and the
+    beginning of its hash, such as "mine.py@3f2a91c0", because two versions are two rules."""
+    name, sha256 = config["optimizer"], config.get("sha256_of_optimizer")
+    return f"{Path(name).name}@{sha256[:8]}" if sha256 else name
+
+
 def variant_of(run: RecordedRun) -> str:
     """Returns the optimizer of a run, with all options that differ from the usual ones, except its learning
     rate and seed."""
     setting, changed = changed_options(run.config)
-    return f"{run.config['optimizer']} {assignments(setting | changed)}".strip()
+    return f"{optimizer_of(run.config)} {assignments(setting | changed)}".strip()
 
 
 def differences(runs: list[RecordedRun]) -> list[tuple[str, ...]]:
@@ -234,6 +241,7 @@ def row_of(run: RecordedRun) -> dict[str, str]:
     row |= {column: text(run.start[column]) for column in ("hidden", "device", "threads", "torch")}
     return row | {
         "run": run.name,
+        "optimizer": optimizer_of(config),
         "config": config_file.name if config_file.is_absolute() else config["config"],
         "setting": setting_of(run),
         "changed": assignments(changed_options(config)[1]),
@@ -255,7 +263,8 @@ def command_of(run: RecordedRun) -> str:
     if config["log_blocks"]:
         options["log_blocks"] = "true"
     options |= {"name": run.name, "sample_tokens": "0"}
-    words = [f"--{option}={shlex.quote(value)}" for option, value in options.items()]
+    words = [f"--{option}={shlex.quote(value)}" for option, value in options.items()
+             if not option.startswith("sha256_of_")]
     return " ".join(["python train.py", *words])
 
 

@@ -1,9 +1,9 @@
 """Every rule, variant and modifier is a case. The tests of rules share them, and also share the small weights
-and gradients of lessons/properties.py."""
+and gradients of zoo/properties.py."""
 import optim
 import zoo
-from lessons.properties import (SHAPES, gradients, groups_of, measuring_steps, run, weights,    # noqa: F401
-                                zeros)
+from zoo.properties import (EXEMPT, SHAPES, gradients, groups_of, measuring_steps, run,    # noqa: F401
+                            weights, zeros)
 
 HYBRID = dict(rest="sgd_ema", rest_lr=0.5)
 PAPER_CASES = {    # name of a case: (optimizer, options)
@@ -30,67 +30,6 @@ ZOO_CASES = {name: (name, OPTIONS.get(name, dict(rest_lr=0.5) if rule.rest else 
     f"adamw+{name}": ("adamw", dict(modify=name)) for name in zoo.MODIFIERS} | {
     "muon+cautious+cautious_decay": ("muon", dict(modify="cautious+cautious_decay", rest_lr=0.5))}
 CASES = PAPER_CASES | ZOO_CASES
-
-# Cases that lack a property, as published, with the reason. The docstring of the rule says so, too.
-EXEMPT = [
-    ("the_first_step_moves", "muon+cautious+cautious_decay",
-     "cautious leaves out weights where Muon disagrees with g"),
-    ("the_first_step_moves", "badam", "it moves one block of layers at a time"),
-    ("zero_gradient_moves_nothing", "adamw+norm_loss", "it pulls weights to the norm 1 without any gradient"),
-    ("zero_gradient_with_decay_multiplies", "adamw+trust_ratio", "it rescales the decay, too"),
-    ("zero_gradient_with_decay_multiplies", "adamw+norm_loss", "it pulls weights to the norm 1"),
-    ("zero_gradient_with_decay_multiplies", "adamw+hyperball", "it takes the decay back, so the norm stays"),
-    ("zero_gradient_with_decay_multiplies", "adamw+stable_decay", "it divides the decay by the gradients"),
-    ("zero_gradient_with_decay_multiplies", "badam", "only the block that moves decays"),
-    ("zero_gradient_with_decay_multiplies", "adalomo", "it multiplies the decay by the size of the tensor"),
-    ("doubling_the_lr_doubles_the_first_step", "adamw+hyperball", "its step ends on a sphere"),
-    ("momentum_matters", "anolog", "it has no beta1: its momentum follows from t"),
-    ("momentum_matters", "adalomo", "it has no momentum"),
-    ("momentum_matters", "shampoo", "Algorithm 1 has no momentum"),
-    ("zero_gradient_moves_nothing", "adamw+l2", "it adds the weight to the gradient"),
-    ("zero_gradient_with_decay_multiplies", "adamw+l2", "it adds the weight to the gradient"),
-    ("zero_gradient_with_decay_multiplies", "adan", "it divides weights by 1 + lr weight_decay"),
-    ("momentum_matters", "adagrad", "it has no momentum"),
-    ("momentum_matters", "rmsprop", "it has no momentum"),
-    ("momentum_matters", "rmsprop_centered", "it has no momentum"),
-    ("momentum_matters", "adadelta", "it has no momentum"),
-    ("momentum_matters", "rprop", "it has no momentum"),
-    ("momentum_matters", "sign_sgd", "it has no momentum"),
-    ("doubling_the_lr_doubles_the_first_step", "adabound",
-     "a larger lr does not move the bounds around final_lr"),
-    ("doubling_the_lr_doubles_the_first_step", "amsbound",
-     "a larger lr does not move the bounds around final_lr"),
-    ("zero_gradient_with_decay_multiplies", "adamp",
-     "a gradient of 0 has no part along the weights, so it takes wd_ratio of the decay"),
-    ("zero_gradient_with_decay_multiplies", "sgdp",
-     "the same, and its decay is 1 / (1 - beta1) times as strong"),
-    ("zero_gradient_with_decay_multiplies", "fadam",
-     "the decay acts on the weights divided by the root of v"),
-    ("zero_gradient_with_decay_multiplies", "innaprop",
-     "psi does not decay, so a part of each decay comes back"),
-    ("momentum_matters", "innaprop", "it has no beta1: its momentum follows from lr, viscous and newton"),
-    ("zero_gradient_with_decay_multiplies", "core", "a weight decays in proportion to its step"),
-    ("doubling_the_lr_doubles_the_first_step", "core",
-     "the peak lr is only the first length of a step, which has bounds of its own"),
-    ("zero_gradient_moves_nothing", "gravity", "its velocities start at random numbers"),
-    ("zero_gradient_with_decay_multiplies", "gravity", "its velocities start at random numbers"),
-    ("doubling_the_lr_doubles_the_first_step", "gravity",
-     "its velocities start at random numbers divided by the lr"),
-    ("doubling_the_lr_doubles_the_first_step", "nag_gs",
-     "its first step is in proportion to the square of lr"),
-    ("momentum_matters", "nag_gs", "it has no beta1: mu and gamma0 take its place"),
-    ("momentum_matters", "adafactor_original", "it has no momentum"),
-    ("zero_gradient_with_decay_multiplies", "lars", "the decay goes through its momentum, with the gradient"),
-    ("zero_gradient_with_decay_multiplies", "adamw+blockwise_lr", "it multiplies the decay, too"),
-    ("zero_gradient_with_decay_multiplies", "schedule_free_adamw",
-     "as published, the decay acts on z, and the weight follows z"),
-    ("zero_gradient_with_decay_multiplies", "schedule_free_sgd",
-     "as published, the decay acts on z, and the weight follows z"),
-    ("momentum_matters", "schedule_free_adamw",
-     "it needs a beta1 above 0: with 0 nothing would remember the mean"),
-    ("momentum_matters", "schedule_free_sgd",
-     "it needs a beta1 above 0: with 0 nothing would remember the mean"),
-]
 
 # What a case needs so that each of its hyperparameters matters, and values that matter where 0.5 does not.
 NEEDS = {"adamw+adagc": dict(adagc_warmup_steps=4), "adamw+stable_decay": dict(weight_decay=0.1),

@@ -6,7 +6,7 @@ import torch
 
 import optim
 import zoo
-from lessons import properties
+from zoo import properties
 from rule_cases import (CASES, NEEDS, OTHER_VALUES, PAPER_CASES, ZOO_RULES, built, cases_with, gradients,
                         moves_by_itself, run, weights)
 from zoo.frozen import FROZEN
@@ -17,29 +17,29 @@ def builder(case):
     return functools.partial(built, case)
 
 
-@pytest.mark.parametrize("case", cases_with("zero_gradient_moves_nothing"))
+@pytest.mark.parametrize("case", cases_with("zero gradient"))
 def test_zero_gradient_moves_nothing(case):
     assert properties.zero_gradient_moves_nothing(builder(case)) == ""
 
 
 @pytest.mark.parametrize("kind", ["independent", "coupled"])
-@pytest.mark.parametrize("case", cases_with("zero_gradient_with_decay_multiplies"))
+@pytest.mark.parametrize("case", cases_with("weight decay"))
 def test_zero_gradient_with_decay_multiplies(case, kind):
     assert properties.decay_multiplies(builder(case), kind) == ""
 
 
-@pytest.mark.parametrize("case", cases_with("doubling_the_lr_doubles_the_first_step"))
+@pytest.mark.parametrize("case", cases_with("learning rate"))
 def test_doubling_the_lr_doubles_the_first_step(case):
     of_this_rule = functools.partial(moves_by_itself, case=case)
     assert properties.doubling_the_lr_doubles_the_first_step(builder(case), of_this_rule) == ""
 
 
-@pytest.mark.parametrize("case", cases_with("the_first_step_moves"))
+@pytest.mark.parametrize("case", cases_with("newest gradient"))
 def test_the_first_step_moves(case):
     assert properties.first_step_moves(builder(case)) == ""
 
 
-@pytest.mark.parametrize("case", cases_with("momentum_matters"))
+@pytest.mark.parametrize("case", cases_with("momentum"))
 def test_momentum_matters(case):
     name, options = CASES[case]
     rest = dict(rest_beta1=0.0) if options.get("rest") or zoo.find(name).rest else {}
@@ -90,7 +90,7 @@ def test_save_and_load_resumes_bit_for_bit(case, dtype):
 @pytest.mark.compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [
-    *(case for case in cases_with("compiled_is_eager") if case not in PAPER_CASES),
+    *(case for case in CASES if case not in PAPER_CASES),
     "lion", "frozen", "hybrid_adasgd", "norms_untrained"])
 def test_compiled_is_eager_to_rounding_and_compiles_once(case, device):
     optim.compiled.cache_clear()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import zoo
-from lessons import properties
+from zoo import properties
 from rule_cases import built
 from zoo import Optimizer
 

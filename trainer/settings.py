@@ -58,8 +58,8 @@ class Settings:
     verify_data: bool = option(False, "data", "before training, read all token ids and compare their sha256",
                                free=True)
     # training
-    optimizer: str = option("adamw", "train", f"update rule: {', '.join(optim.RULES)}, or one of zoo/; "
-                                              "list: print all rules")
+    optimizer: str = option("adamw", "train", f"update rule: {', '.join(optim.RULES)}, one of zoo/, or a "
+                                              "file of your own, mine.py; list: print all rules")
     modify: str = option("", "train", f"changes to the rule: any of {', '.join(zoo.MODIFIERS)}, joined by +")
     average: str = option("", "train", "average of the weights to keep and to evaluate beside them: any of "
                                        f"{', '.join(zoo.AVERAGES)}")
@@ -201,8 +201,11 @@ def read(argv: list, about: str = "", stored: dict | None = None) -> tuple:
 
 def kept(settings: Settings, hyper: dict) -> dict:
     """Returns {name: value} of all options and hyperparameters that are part of the run. How this process was
-    told to start it is no part of it."""
-    return {name: value for name, value in (asdict(settings) | hyper).items() if name not in HOW_TO_START}
+    told to start it is no part of it. If the rule is in a file of the user's, the file's hash is a part."""
+    hashes = {f"sha256_of_{option}": zoo.files.sha256(name) for option in ("optimizer", "rest")
+              if (name := getattr(settings, option)).endswith(".py")}
+    return {name: value for name, value in (asdict(settings) | hyper | hashes).items()
+            if name not in HOW_TO_START}
 
 
 def newest_checkpoint(path: str) -> str:
@@ -340,7 +343,7 @@ def checked(option_name: str, rule: zoo.ZooRule, hyper: dict) -> dict:
 
 def learning_rate(tables: dict, name: str, table: str = "lr") -> float:
     """Returns the peak lr that the file gives an optimizer, or else the usual multiple of AdamW's."""
-    usual = tables.get("lr", {}).get("adamw", 3e-3) * zoo.RULES[name].lr_factor
+    usual = tables.get("lr", {}).get("adamw", 3e-3) * zoo.find(name).lr_factor
     return float(tables.get(table, {}).get(name, usual))
 
 
@@ -366,6 +369,11 @@ def refuse_changes(stored: dict, now: dict, folder: Path, step: int) -> None:
         step: how many steps are finished."""
     not_in_older_runs = dict(init_from_state=True, continue_data=False, average="", cooldown_beta2=None)
     stored = not_in_older_runs | stored
+    for option in ("optimizer", "rest"):
+        was, is_now = (values.get(f"sha256_of_{option}") for values in (stored, now))
+        if was != is_now and stored[option] == now[option]:
+            raise UserError(f"--{option}={now[option]}: this file has changed since {folder} was started "
+                            "with it; give the new version or the run another name")
     for name, value in stored.items():
         if name not in FREE and name not in SCHEDULE and name != "run" and now.get(name) != value:
             was = value if value not in ("", None) else "none"

@@ -10,10 +10,12 @@ The rules of other papers, in the form of optim.py, and what only they need.
 A new rule is a function and a line in the table of its file. A new file is a line in TABLES.
 """
 import contextlib
+import copy
 import difflib
 import functools
 import itertools
 import math
+import os
 import re
 import warnings
 
@@ -29,6 +31,7 @@ from zoo import (
     curvature,
     eight_bit,
     factored,
+    files,
     kronecker,
     lowrank,
     modifiers,
@@ -97,14 +100,23 @@ def rule_of(rule) -> ZooRule:
     known = [one for one in (*RULES.values(), FROZEN) if one.function is rule]
     return known[0] if known else ZooRule(rule)
 
+@functools.cache
+def rule_in_file(path: str) -> ZooRule:
+    """The rule of a Python file, which has the name of the file. Raises ValueError as files.the_rule_in()."""
+    rule = copy.copy(rule_of(files.the_rule_in(path)))
+    rule.name = os.path.basename(path)
+    return rule
+
 def find(name: str) -> ZooRule:
-    """The rule of that name. Raises ValueError with the nearest name."""
+    """The rule of that name, or of the file NAME.py. Raises ValueError with the nearest name."""
+    if name.endswith(".py"):
+        return rule_in_file(name)
     if name not in RULES:
         near = ([name.lower()] if name.lower() in RULES else
                 difflib.get_close_matches(name.lower(), optim.RULES, 1) or
                 difflib.get_close_matches(name.lower(), RULES, 1, 0))
         raise ValueError(f"{name!r} is no optimizer; did you mean {near[0]}? "
-                         f"There are {', '.join(optim.RULES)}, and those of zoo/")
+                         f"There are {', '.join(optim.RULES)}, those of zoo/, and FILE.py")
     return RULES[name]
 
 def find_modifiers(text: str) -> list:

@@ -7,7 +7,7 @@ import torch
 
 import optim
 import zoo
-from lessons.properties import SHAPES
+from zoo.properties import SHAPES
 
 
 class Exercise(NamedTuple):

@@ -1,9 +1,10 @@
 """
-The properties that every update rule must have. The tests ask them of every rule of the project, and
-`python -m lessons check` asks them of yours.
+The properties that every update rule must have. The tests ask them of every rule of the project. The commands
+`python -m lessons check` and `python -m study audition` ask them of yours.
 
 Each property is a function of build(w, lr=..., **options), which returns an optimizer for {role: weight}. It
 returns "" if the property holds. Otherwise it returns a line that says what happened and what that means.
+The table PROPERTIES has all of them by name, and EXEMPT says which published rules lack which property.
 """
 import io
 from unittest import mock
@@ -228,3 +229,126 @@ def compiled_is_eager(build, device="cpu") -> str:
         if off > 2e-5 * distance:
             return f"compiled, {role} ends {off:.1e} away from where it ends uncompiled, after {distance:.1e}"
     return ""
+
+
+def state_changes(build, rule) -> str:
+    """Every state changes in some tensor within three steps, unless the rule says that it rarely does."""
+    w = weights()
+    optimizer = build(w)
+    run(optimizer, w, gradients()[:3])
+    started = [(optimizer.start(group, i), optimizer.state[p]) for group, i, p in optimizer.each_parameter()]
+    for name in (name for name in started[0][0] if name not in rule.rarely_changes):
+        if all(torch.equal(torch.as_tensor(before[name]), torch.as_tensor(after[name]))
+               for before, after in started):
+            return (f"after three steps {name} is what it was at the start: change it in place, as "
+                    f"{name}.add_() does. A line {name} = ... makes a new tensor, which is forgotten")
+    return ""
+
+
+def stays_finite(build) -> str:
+    """In bfloat16, twelve steps leave all weights finite."""
+    w = weights(torch.bfloat16)
+    run(build(w, lr=0.01), w, gradients(12, dtype=torch.bfloat16))
+    for role in w:
+        if not w[role].isfinite().all():
+            return f"with weights and gradients in bfloat16, {role} is not finite after twelve steps"
+    return ""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The table. Each entry is a function of (build, rule), where rule is the ZooRule that build applies.
+
+
+def decay(build, rule) -> str:
+    kinds = ("coupled",) if "wd" in rule.hyper else ("coupled", "independent")
+    return next(filter(None, (decay_multiplies(build, kind) for kind in kinds)), "")
+
+
+def hyperparameters(build, rule) -> str:
+    for name, default in rule.hyper.items():
+        value = {bool: not default, int: default + 1, float: 0.5}[type(default)]
+        value = 100.0 if name == "clip" else value    # Adam's steps are alike for all clips below every norm
+        if found := hyperparameter_matters(build, name, value):
+            return found
+    return ""
+
+
+def resume(build, rule) -> str:
+    found = (resume_is_exact(build, dtype) for dtype in (torch.float32, torch.bfloat16))
+    return next(filter(None, found), "")
+
+
+PROPERTIES = {
+    "state": state_changes,
+    "zero gradient": lambda build, rule: zero_gradient_moves_nothing(build),
+    "learning rate": lambda build, rule: doubling_the_lr_doubles_the_first_step(build),
+    "own lr": lambda build, rule: own_lr_is_honoured(build),
+    "weight decay": decay,
+    "newest gradient": lambda build, rule: first_step_moves(build),
+    "momentum": lambda build, rule: momentum_matters(build) if "beta1" in rule.hyper else "",
+    "hyperparameters": hyperparameters,
+    "bfloat16": lambda build, rule: stays_finite(build),
+    "resume": resume,
+}
+
+# (property, rule, reason): rules that lack a property, as published. "adamw+NAME" stands for the modifier NAME.
+# The docstring of the rule says so, too.
+EXEMPT = [
+    ("newest gradient", "muon+cautious+cautious_decay",
+     "cautious leaves out weights where Muon disagrees with g"),
+    ("newest gradient", "badam", "it moves one block of layers at a time"),
+    ("zero gradient", "adamw+norm_loss", "it pulls weights to the norm 1 without any gradient"),
+    ("weight decay", "adamw+trust_ratio", "it rescales the decay, too"),
+    ("weight decay", "adamw+norm_loss", "it pulls weights to the norm 1"),
+    ("weight decay", "adamw+hyperball", "it takes the decay back, so the norm stays"),
+    ("weight decay", "adamw+stable_decay", "it divides the decay by the gradients"),
+    ("weight decay", "badam", "only the block that moves decays"),
+    ("weight decay", "adalomo", "it multiplies the decay by the size of the tensor"),
+    ("learning rate", "adamw+hyperball", "its step ends on a sphere"),
+    ("momentum", "anolog", "it has no beta1: its momentum follows from t"),
+    ("momentum", "adalomo", "it has no momentum"),
+    ("momentum", "shampoo", "Algorithm 1 has no momentum"),
+    ("zero gradient", "adamw+l2", "it adds the weight to the gradient"),
+    ("weight decay", "adamw+l2", "it adds the weight to the gradient"),
+    ("weight decay", "adan", "it divides weights by 1 + lr weight_decay"),
+    ("momentum", "adagrad", "it has no momentum"),
+    ("momentum", "rmsprop", "it has no momentum"),
+    ("momentum", "rmsprop_centered", "it has no momentum"),
+    ("momentum", "adadelta", "it has no momentum"),
+    ("momentum", "rprop", "it has no momentum"),
+    ("momentum", "sign_sgd", "it has no momentum"),
+    ("learning rate", "adabound",
+     "a larger lr does not move the bounds around final_lr"),
+    ("learning rate", "amsbound",
+     "a larger lr does not move the bounds around final_lr"),
+    ("weight decay", "adamp",
+     "a gradient of 0 has no part along the weights, so it takes wd_ratio of the decay"),
+    ("weight decay", "sgdp",
+     "the same, and its decay is 1 / (1 - beta1) times as strong"),
+    ("weight decay", "fadam",
+     "the decay acts on the weights divided by the root of v"),
+    ("weight decay", "innaprop",
+     "psi does not decay, so a part of each decay comes back"),
+    ("momentum", "innaprop", "it has no beta1: its momentum follows from lr, viscous and newton"),
+    ("weight decay", "core", "a weight decays in proportion to its step"),
+    ("learning rate", "core",
+     "the peak lr is only the first length of a step, which has bounds of its own"),
+    ("zero gradient", "gravity", "its velocities start at random numbers"),
+    ("weight decay", "gravity", "its velocities start at random numbers"),
+    ("learning rate", "gravity",
+     "its velocities start at random numbers divided by the lr"),
+    ("learning rate", "nag_gs",
+     "its first step is in proportion to the square of lr"),
+    ("momentum", "nag_gs", "it has no beta1: mu and gamma0 take its place"),
+    ("momentum", "adafactor_original", "it has no momentum"),
+    ("weight decay", "lars", "the decay goes through its momentum, with the gradient"),
+    ("weight decay", "adamw+blockwise_lr", "it multiplies the decay, too"),
+    ("weight decay", "schedule_free_adamw",
+     "as published, the decay acts on z, and the weight follows z"),
+    ("weight decay", "schedule_free_sgd",
+     "as published, the decay acts on z, and the weight follows z"),
+    ("momentum", "schedule_free_adamw",
+     "it needs a beta1 above 0: with 0 nothing would remember the mean"),
+    ("momentum", "schedule_free_sgd",
+     "it needs a beta1 above 0: with 0 nothing would remember the mean"),
+]

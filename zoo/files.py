@@ -1,0 +1,54 @@
+"""
+Update rules in Python files of your own, which need not lie in this project. `--optimizer=FOLDER/mine.py`
+trains with the rule of such a file.
+"""
+import hashlib
+import inspect
+import runpy
+import traceback
+from pathlib import Path
+
+
+def rules_in(path: str) -> list:
+    """Returns what may be the rule of a Python file: the rules of its table RULES, or else its functions that
+    have a parameter g, or else all of its functions."""
+    module = runpy.run_path(path)
+    if rules := module.get("RULES"):
+        return list(rules.values())
+    own = [f for f in module.values() if inspect.isfunction(f) and f.__module__ == "<run_path>"]
+    return [f for f in own if "g" in inspect.signature(f).parameters] or own
+
+
+def the_rule_in(path: str):
+    """Returns the only rule of a Python file, which is a function or a line of its table RULES.
+
+    Raises: ValueError if there is no such file, if it cannot be run, or if it has no rule or several."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path!r}: there is no such file")
+    try:
+        rules = rules_in(path)
+    except ValueError as error:    # what a rule's own checks say needs no line
+        raise ValueError(f"{path}: {error}") from error
+    except (Exception, SystemExit) as error:
+        line, error = where_it_failed(error, path)
+        raise ValueError(f"{path}: {line}{type(error).__name__}: {error}") from error
+    if len(rules) != 1:
+        raise ValueError(f"{path}: there are {len(rules)} functions that may be the rule; end the file with "
+                         "a table of one, such as RULES = {'mine': ZooRule(mine)}")
+    return rules[0]
+
+
+def where_it_failed(error: BaseException, path: str) -> tuple:
+    """Returns ("line 7, `u = m / 0`: ", the error that came from this line of the file), or ("", error)."""
+    source = error
+    while source:
+        for frame in reversed(traceback.extract_tb(source.__traceback__)):
+            if frame.filename == path:
+                return f"line {frame.lineno}, `{frame.line}`: ", source
+        source = source.__cause__ or source.__context__
+    return "", error
+
+
+def sha256(path: str) -> str:
+    """Returns the hash of a file's content."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
