@@ -33,6 +33,7 @@ import itertools
 import json
 from dataclasses import dataclass
 
+from study import audition
 from study.claims import report
 from study.figures import all_figures, draw_study
 from study.look import draw_look
@@ -211,15 +212,17 @@ def run_audition(argv: list[str]) -> int:
     Raises:
         UserError: an option is wrong.
     """
-    from study import audition    # here, because it needs torch, which the other commands load later or never
-
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    options = load(audition.Options, argv[len(words):], audition.__doc__,
-                   program="python -m study audition",
-                   extra_tables=("model", "data", "train", *TABLES))[0]
+    options = audition_options(argv[len(words):])
     if not words:
         raise UserError("audition: give a rule, such as muon or mine.py")
     return audition.audition(words, options)
+
+
+def audition_options(argv: list[str]) -> audition.Options:
+    """Returns the options of an audition. Raises UserError if one is wrong."""
+    return load(audition.Options, argv, audition.__doc__, program="python -m study audition",
+                extra_tables=("model", "data", "train", *TABLES))[0]
 
 
 def main(argv: list[str]) -> int:
