@@ -36,13 +36,13 @@ from dataclasses import dataclass
 from study import audition
 from study.claims import report
 from study.figures import all_figures, draw_study
+from study.league import Times, league
 from study.look import draw_look
 from study.tables import (
     RecordedRun,
     as_table,
     by_name_and_lr,
     differences,
-    league,
     mean_loss,
     merge,
     read_curves,
@@ -85,7 +85,7 @@ def everything(runs: list[RecordedRun], options: Options) -> None:
     merge(runs, folder, base="" if options.match else options.setting)
     study = read_study(folder, options.setting)
     (folder / "table.md").write_text(table(study))
-    (folder / "league.md").write_text(league(study, RULES, read_milliseconds(folder / "rules.json")))
+    (folder / "league.md").write_text(league(study, RULES, read_times(folder / "rules.json")))
     missing = all_figures(study, read_curves(folder), RULES, folder)
     verdicts = report(study)
     (folder / "claims.md").write_text(verdicts)
@@ -96,10 +96,11 @@ def everything(runs: list[RecordedRun], options: Options) -> None:
     print(f"{len(study.rows)} runs; everything is in {folder}: results.csv, table.md, claims.md, *.png")
 
 
-def read_milliseconds(path: Path) -> dict[str, str]:
-    """Returns {rule: mean milliseconds of its step}, as bench.py measured them; {} if there is no file."""
+def read_times(path: Path) -> Times:
+    """Returns what bench.py --only=rules measured; nothing if there is no file."""
     rows = json.loads(path.read_text())["rules"] if path.exists() else []
-    return {row["step of"]: f"{row['mean, ms']:.1f}" for row in rows}
+    of_step = {row["step of"]: row["mean, ms"] for row in rows}
+    return Times(of_step, of_step.pop("forward and backward", None))
 
 
 def one_picture(runs: list[RecordedRun], options: Options) -> None:

@@ -63,6 +63,23 @@ def lr_text(lr: int) -> str:
     return text if lr < -2 else f"{float(text):g}"
 
 
+def run_of(row: dict[str, Any], config_name: str) -> Run | None:
+    """Returns the run of a row of results.csv, or None if it is of another task or another grid."""
+    name, *assigned = row["setting"].split()
+    is_of_task = name == config_name and all(word.startswith("steps=") for word in assigned)
+    if not is_of_task or not row["lr"]:
+        return None
+    lr = half_decades(row["lr"])
+    if abs(row["lr"] / 10**(lr / 2) - 1) > 0.01:
+        return None
+    return Run(row["optimizer"], frozenset(row["changed"].items()), int(row["steps"]), lr, int(row["seed"]))
+
+
+def losses_of(rows: list[dict[str, Any]], config_name: str) -> Losses:
+    """Returns the losses of rows. Of two rows of the same run, the later one counts."""
+    return {run: row["loss"] for row in rows if (run := run_of(row, config_name))}
+
+
 # ---------------------------------------------------------------------------------------------------------
 # What the runs say, and which runs come next
 
