@@ -267,7 +267,7 @@ def audition(words: list[str], options: Options) -> int:
         command=shlex.join(["python", "-m", "study", "audition", *words, *chosen(options)]),
         config=options.config, steps=settings.steps, margin=options.margin, first=options.seeds,
         machine=here._asdict(), code=Path(words[0]).read_text() if is_new else "", faults=faults,
-        growth=growth_with_gradients(rule))
+        growth=math.nan if faults else growth_with_gradients(rule))
     if faults and not options.anyway:
         report.write(Findings(*sides), [])
         print(f"So it is not trained; --anyway trains it nonetheless. The page is {report.folder}/verdict.md")
@@ -295,9 +295,7 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
         found = plan.assess(losses_of(rows, Path(options.config).stem) | losses_here, losses_here)
         if not found.wanted:
             break
-        words = {(side.optimizer, side.changed): side.words
-                 for side in (plan.candidate, plan.reference, found.candidate, found.reference,
-                              *(side for side, _, _ in found.choices))}
+        words = {(side.optimizer, side.changed): side.words for side in found.sides}
         lines = grid_lines(found.wanted, words, settings.steps)
         hours = hours_of(found.wanted, settings, rows_here, jobs)
         about = "an unknown time" if hours is None else f"about {hours:.2g} hours"

@@ -141,7 +141,8 @@ class Findings:
     Attributes:
         candidate, reference: the sides, with the hyperparameters that were tuned.
         tunings: (the candidate's Tuning, the reference's).
-        choices: what --tune tried: (side, "beta1=0.8", final loss) in the order of trial.
+        choices: what --tune tried: (the words of a side, its final loss) in the order of trial.
+        sides: all sides of which runs may be wanted.
         seeds: the seeds of the pairs.
         votes: ({learning rate: the candidate's final losses, one for each seed}, the same of the reference).
         look: the last look.
@@ -154,7 +155,8 @@ class Findings:
     candidate: Side
     reference: Side
     tunings: tuple[Tuning, Tuning] | None = None
-    choices: list[tuple[Side, str, float]] = field(default_factory=list)
+    choices: list[tuple[str, float]] = field(default_factory=list)
+    sides: list[Side] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     votes: tuple[LossesByLr, LossesByLr] = ({}, {})
     look: Look | None = None
@@ -211,7 +213,7 @@ class Audition:
             losses: all known losses. Tuning and other lengths use them.
             here: the losses of runs whose bits this machine would repeat. Only these make pairs.
         """
-        found = Findings(self.candidate, self.reference)
+        found = Findings(self.candidate, self.reference, sides=[self.candidate, self.reference])
         sides, tunings = [], []
         for side in (self.candidate, self.reference):
             side, tuning = self.tuned(side, losses, found)
@@ -255,11 +257,12 @@ class Audition:
                 break
             others = [self.with_option(side, f"{name}={value}") for value in values]
             sides = list(dict.fromkeys([side, *others]))
+            found.sides += sides
             runs = [Run(one.optimizer, one.changed, self.steps, tuning.best, TUNING_SEED) for one in sides]
             if missing := [run for run in runs if run not in losses]:
                 found.wanted += missing
                 break
-            found.choices += [(one, one.words, losses[run]) for one, run in zip(sides, runs)]
+            found.choices += [(one.words, losses[run]) for one, run in zip(sides, runs)]
             chosen = sides[int(np.argmin([losses[run] for run in runs]))]
             if chosen != side:
                 side, tuning = chosen, self.tuned_lr(chosen, self.steps, losses, tuning.best, found)

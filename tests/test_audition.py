@@ -182,12 +182,14 @@ class Trained(MadeUp):
         for line in lines:
             given = dict(word.split("=", 1) for word in line.split())
             lr, steps = float(given["lr"]), int(given.get("steps", 500))
+            changed = {key: float(value) for key, value in given.items() if key in ("beta1", "beta2")}
             for seed in map(int, given["seed"].split(",")):
                 name = "mine" if given["optimizer"].endswith("lion") else "adamw"
-                loss = self.train(Run(name, frozenset(), steps, round(2 * math.log10(lr)), seed))
+                key = Run(name, frozenset(changed.items()), steps, round(2 * math.log10(lr)), seed)
+                loss = self.train(key)
                 self.rows.append(dict(
                     setting="study" if steps == 500 else f"study steps={steps}", optimizer=given["optimizer"],
-                    changed={}, lr=lr, steps=steps, seed=seed, loss=loss, status="done",
+                    changed=changed, lr=lr, steps=steps, seed=seed, loss=loss, status="done",
                     tokens_per_second=1e4, command=f"python train.py {line} {seed}", **self.here))
         return 0
 
@@ -225,6 +227,15 @@ def test_a_page(whole):
     calls = trained.calls
     again = audition.audition(["lion"], audition.Options(config=CONFIG))
     assert again == 0 and trained.calls == calls    # everything is known
+
+
+def test_a_tuned_hyperparameter(whole):
+    """Each side tries two values of beta1. One of them is lion's own, so it trains one more run only once."""
+    page, numbers, trained = whole(dict(tune="beta1:0.8,0.95"), noise=0.001)
+    tried = {tuple(sorted(row["changed"].items())) for row in trained.rows}
+    assert {(("beta1", 0.8),), (("beta1", 0.95),), ()} <= tried
+    assert "Other hyperparameters" in page and page.count("`lion beta1=0.8`") >= 1
+    assert numbers["verdict"] == "same"
 
 
 def test_an_audition_stops_when_its_hours_are_over(whole):

@@ -238,7 +238,7 @@ def test_learning_rates_as_texts():
 # The league
 
 def test_the_league_judges_with_the_runs_at_hand():
-    """A rule that is clearly better, one that is level, one with too few pairs, and one at the grid's edge."""
+    """A rule that is clearly better, one that is level, one with too few pairs, and one at the edge."""
     def row(name, lr, seed, loss, steps=500):
         setting = "study" if steps == 500 else f"study steps={steps}"
         return dict(setting=setting, optimizer=name, lr=lr, seed=seed, steps=steps, loss=loss, changed={})
