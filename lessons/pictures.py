@@ -16,7 +16,7 @@ from trainer.runs import whole_file
 
 TUNING = """All learning rates: half decades around the rule's usual one, and on until the best has \
 two worse ones on each side.
-The large marks are what the other panels show. Nobody fits a learning rate by hand. Seed {}."""
+The large marks are what the other panels show. A cross is a loss beyond the scale. Seed {}."""
 DASHED = ("turned", "256 classes", "calm")    # variants
 
 
@@ -49,7 +49,7 @@ def draw_curves(records: list[dict], axes) -> None:
         axes.plot(lrs, losses.clip(max=top), lw=1.6, ms=4, **look | dash_of(record["variant"]))
         axes.plot(lrs[~seen], losses[~seen].clip(max=top), color=look["color"], **DIVERGED)
         axes.plot(record["lr"], min(record["loss"], top), ms=11, ls="", **look)
-    axes.set(xscale="log", yscale="log", xlabel="peak learning rate", ylabel="final loss",
+    axes.set(xscale="log", yscale="log", xlabel="peak lr", ylabel="final loss",
              title="all learning rates")
 
 

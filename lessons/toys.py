@@ -2,8 +2,8 @@
 Small problems on which optimizers differ for a reason. play() trains on them and returns plain data.
 
 Each rule of the zoo trains all weights of a problem, with the paper's schedule, without decay and clipping.
-One rule sets all learning rates. It tries half decades around the rule's usual learning rate, and goes on
-until the best has a worse neighbour on each side. Nobody fits a learning rate by hand.
+One procedure sets all learning rates. It tries half decades around the rule's usual learning rate, and goes
+on until the best has two worse ones on each side. Nobody fits a learning rate by hand.
 """
 import math
 from collections.abc import Callable
@@ -356,6 +356,6 @@ TOYS = {
                  "sgd_ema,adalayer,signum,lion,adamw", 400, ("calm", "spike"), spike, jump_and_memory, True),
     "matrix": Toy("Some directions of the input hardly vary: only rules that see the matrix learn them soon",
                   "sgd_ema,adamw,muon,scion", 60, tuple(SHAPES), matrix, least_and_largest),
-    "valley": Toy("Adam's steps shrink where gradients cancel; a sign is never small",
+    "valley": Toy("Where gradients cancel, SGD and Adam take small steps; a sign is never small",
                   "sgd_ema,signum,adamw", 100, ("calm", "noisy"), valley, step_over_lr),
 }
