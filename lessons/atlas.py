@@ -209,9 +209,9 @@ def line_of(name: str, rule: zoo.ZooRule) -> str:
 
 
 def called_by(rule: zoo.ZooRule) -> list[Callable]:
-    """Returns the functions of optim.py and zoo/ that a rule needs: its refresh, what makes its state, and
-    what these and the rule call."""
-    found = [rule.function, *filter(None, [rule.refresh])]
+    """Returns the functions of optim.py and zoo/ that a rule needs: its refresh, its sums, what makes its
+    state, and what these and the rule call."""
+    found = [rule.function, *filter(None, [rule.refresh, rule.sums])]
     for function in found:    # the list grows while it is read
         nodes = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function))))
         called = [function.__globals__.get(node.id) for node in nodes if isinstance(node, ast.Name)]
