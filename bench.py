@@ -274,8 +274,8 @@ def bench_step(options: Options, device: torch.device) -> list[dict]:
     taken = in_turns(calls, options.rounds, Clock(device))
     micro_batches = parts.settings.batch // parts.settings.micro_batch
     taken["forward and backward"] = [micro_batches * seconds for seconds in taken["forward and backward"]]
-    rows = [{"what": label, "ms": 1000 * float(np.median(seconds)), "mean, ms": 1000 * float(np.mean(seconds)),
-             "to the other": ratio(seconds, taken["against"])[0],
+    rows = [{"what": label, "ms": 1000 * float(np.median(seconds)),
+             "mean, ms": 1000 * float(np.mean(seconds)), "to the other": ratio(seconds, taken["against"])[0],
              "state, bytes per weight": state.get(label, "")} for label, seconds in taken.items()]
     table(f"A step of two optimizers, and the rest of a training step, n = {options.rounds}", rows)
     return rows

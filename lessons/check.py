@@ -9,7 +9,6 @@ import ast
 import contextlib
 import copy
 import functools
-import inspect
 import io
 import signal
 import sys

@@ -6,6 +6,7 @@ From finished runs to tables, figures and verdicts on the paper's claims.
     python -m study 0001 0002                      prints what differs between runs, and draws them together
     python -m study --runs=ann,ben --out=x.png     takes the runs of several folders
     python -m study look 0001 0002                 draws what the steps of runs did, side by side
+    python -m study audition RULE                  finds out whether an optimizer is better than AdamW
     python FOLDER/study                            the same from another folder; FOLDER is this project's
 
 Without --out and without --match, only runs of sweeps enter the results: those that sweep.sh names, at the
@@ -55,6 +56,7 @@ from trainer.errors import UserError, nearest, one_line
 from trainer.measure import draw_runs
 from trainer.options import load, option
 from trainer.runs import whole_file
+from trainer.settings import TABLES
 from zoo import RULES
 
 
@@ -203,10 +205,29 @@ def read_options(argv: list[str]) -> tuple[list[str], Options]:
     return names, options
 
 
+def run_audition(argv: list[str]) -> int:
+    """Runs an audition. The words before the options are a rule and its options. Returns the exit code.
+
+    Raises:
+        UserError: an option is wrong.
+    """
+    from study import audition    # here, because it needs torch, which the other commands load later or never
+
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    options = load(audition.Options, argv[len(words):], audition.__doc__,
+                   program="python -m study audition",
+                   extra_tables=("model", "data", "train", *TABLES))[0]
+    if not words:
+        raise UserError("audition: give a rule, such as muon or mine.py")
+    return audition.audition(words, options)
+
+
 def main(argv: list[str]) -> int:
     """Runs the command. Returns its exit code: 0, 2 if an option or a file is wrong, 4 if a file cannot be
     written."""
     try:
+        if argv[:1] == ["audition"]:
+            return run_audition(argv[1:])
         names, options = read_options(argv)
         if names[:1] == ["look"]:    # a run of this name can be named by its path
             look(names[1:], options)

@@ -369,10 +369,10 @@ def refuse_changes(stored: dict, now: dict, folder: Path, step: int) -> None:
         step: how many steps are finished."""
     not_in_older_runs = dict(init_from_state=True, continue_data=False, average="", cooldown_beta2=None)
     stored = not_in_older_runs | stored
-    for option in ("optimizer", "rest"):
-        was, is_now = (values.get(f"sha256_of_{option}") for values in (stored, now))
-        if was != is_now and stored[option] == now[option]:
-            raise UserError(f"--{option}={now[option]}: this file has changed since {folder} was started "
+    for name in ("optimizer", "rest"):
+        was, is_now = (values.get(f"sha256_of_{name}") for values in (stored, now))
+        if was != is_now and stored[name] == now[name]:
+            raise UserError(f"--{name}={now[name]}: this file has changed since {folder} was started "
                             "with it; give the new version or the run another name")
     for name, value in stored.items():
         if name not in FREE and name not in SCHEDULE and name != "run" and now.get(name) != value:

@@ -291,7 +291,7 @@ PROPERTIES = {
     "resume": resume,
 }
 
-# (property, rule, reason): rules that lack a property, as published. "adamw+NAME" stands for the modifier NAME.
+# (property, rule, reason): rules that lack a property, as published. "adamw+NAME" stands for a modifier.
 # The docstring of the rule says so, too.
 EXEMPT = [
     ("newest gradient", "muon+cautious+cautious_decay",

@@ -1,0 +1,334 @@
+"""
+Is an optimizer better than another one, by how much, and how sure is that?
+
+    python -m study audition muon                            a rule of this project against tuned AdamW
+    python -m study audition ../mine.py                      a rule in a file of your own
+    python -m study audition adamw modify=cautious           any options of train.py that change the optimizer
+    python -m study audition lion --against="signum beta1=0.95"       another reference
+    python -m study audition muon --print                    only prints what is to be run
+
+It tests the rule's properties, tunes both learning rates in the same way, trains pairs of runs that share
+their seed until the difference is decided, and writes a page, a picture and all numbers to auditions/.
+Runs that the results already have are used. The same command can be started again at any time: it goes on
+where it was interrupted. docs/audition.md explains the method.
+"""
+import functools
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import optim
+import zoo
+from study.audition_page import Report, sentence_of, word_of
+from study.audition_plan import Audition, Findings, Losses, Run, Side, half_decades, lr_text
+from study.tables import changed_options, number, optimizer_of, parsed, read_csv, read_runs, row_of, text
+from study.thresholds import PARITY
+from trainer.cores import usable_cores
+from trainer.errors import UserError
+from trainer.machine import Machine, compiler_works, provide_cache
+from trainer.options import option
+from trainer.settings import Settings, kept, read
+from zoo import properties
+
+ROOT = Path(__file__).parent.parent
+RUNS = "runs"    # sweep.sh writes new runs into this folder
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `python -m study audition`."""
+    against: str = option("adamw", None, "the reference: a rule, and options of train.py as key=value")
+    config: str = option("configs/study.toml", None, "TOML file with the model, the data and the length")
+    seeds: int = option(3, None, "pairs of runs before the first look at the difference", low=2, high=100)
+    hours: float = option(1.0, None, "after so many hours no new runs begin", low=0)
+    margin: float = option(PARITY, None, "two optimizers are the same within so many nats", low=0)
+    tune: str = option("", None, "other hyperparameters to tune, one after another, for both, such as "
+                                 "'beta1:0.8,0.9,0.95 eps:1e-8,1e-6'")
+    jobs: int = option(0, None, "runs at a time; 0: one for each core, 8 at most", low=0, high=1024)
+    runs: str = option("runs", None, "folders of earlier runs, joined by commas; new runs are in runs/")
+    results: str = option("study/results", None, "folder with the rows of earlier runs")
+    out: str = option("", None, "folder for the page; default: auditions/RULE")
+    anyway: bool = option(False, None, "train a rule that lacks a property, too")
+    print: bool = option(False, None, "only print what is to be run next, and where to run it elsewhere")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# From options to sides, and from rows to runs
+
+
+def side_of(words: str, config: str) -> Side:
+    """Returns the side that some words describe.
+
+    Args:
+        words: a rule, then options as key=value.
+        config: the TOML file.
+    Raises: UserError if an option is unknown, or changes something else than the optimizer.
+    """
+    optimizer, *options = words.split()
+    for word in options:
+        if word.partition("=")[0] in ("lr", "seed", "steps", "config", "optimizer"):
+            raise UserError(f"{word}: the audition chooses this itself; leave it out")
+    settings, hyper, _ = read([config, f"--optimizer={optimizer}", *(f"--{word}" for word in options)])
+    in_force = kept(settings, hyper)
+    setting, changed = changed_options(in_force)
+    if setting:
+        raise UserError(f"{next(iter(setting))}: changes the task; for another task give another --config")
+    pairs = frozenset((name, number(value)) for name, value in changed.items())
+    return Side(words, optimizer_of(in_force), pairs, half_decades(settings.lr))
+
+
+def run_of(row: dict[str, Any], config_name: str) -> Run | None:
+    """Returns the run of a row of results.csv, or None if it is of another task or another grid."""
+    name, *assigned = row["setting"].split()
+    is_of_task = name == config_name and all(word.startswith("steps=") for word in assigned)
+    if not is_of_task or not row["lr"]:
+        return None
+    lr = half_decades(row["lr"])
+    if abs(row["lr"] / 10**(lr / 2) - 1) > 0.01:
+        return None
+    return Run(row["optimizer"], frozenset(row["changed"].items()), int(row["steps"]), lr, int(row["seed"]))
+
+
+def grid_lines(runs: list[Run], words: dict[tuple, str], usual_steps: int) -> list[str]:
+    """Returns lines for `sweep.sh list` that have these runs: a line for all seeds of one learning rate.
+
+    Args:
+        runs: the runs.
+        words: {(optimizer, changed): the words of the side}.
+        usual_steps: the steps of the config, which need not be named.
+    """
+    seeds: dict[Run, list[str]] = {}
+    for run in runs:
+        seeds.setdefault(run._replace(seed=0), []).append(str(run.seed))
+    lines = []
+    for run, of_run in seeds.items():
+        optimizer, *options = words[run.optimizer, run.changed].split()
+        steps = [f"steps={run.steps}"] if run.steps != usual_steps else []
+        lines.append(" ".join([f"optimizer={optimizer}", f"lr={lr_text(run.lr)}",
+                               f"seed={','.join(of_run)}", *options, *steps]))
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The properties of a rule
+
+
+def rule_of_side(side: Side, config: str) -> tuple[zoo.ZooRule, bool]:
+    """Returns a side's rule with its modifiers, and whether it comes from a file of the user's."""
+    optimizer, *options = side.words.split()
+    settings, _, _ = read([config, f"--optimizer={optimizer}", *(f"--{word}" for word in options)])
+    return zoo.modified(settings.optimizer, settings.modify), settings.optimizer.endswith(".py")
+
+
+def optimizer_of_rule(rule: zoo.ZooRule, w: dict[str, torch.Tensor], lr: float = 0.1,
+                      **more) -> zoo.Optimizer:
+    """Returns an optimizer that applies a rule to those of the weights {role: weight} that it is for."""
+    roles = zoo.role_set("roles", rule.roles) if rule.roles else w.keys()
+    triples = [(role, w[role], role) for role in w if role in roles]
+    return optim.make(rule, triples, lr=lr, optimizer=zoo.Optimizer, **more)
+
+
+def faults_of(rule: zoo.ZooRule, is_new: bool) -> list[str]:
+    """Returns a line for each property that a rule lacks.
+
+    What the project's own rules lack as published does not count. Their hyperparameters are not tried,
+    because some of them matter only with values of their own, which the tests know.
+    """
+    parts = rule.name.split("+")
+    cases = {parts[0], *(f"adamw+{name}" for name in parts[1:])}
+    lacking = {name for name, case, _ in properties.EXEMPT if case in cases and not is_new}
+    skipped = lacking if is_new else lacking | {"hyperparameters"}
+    build = functools.partial(optimizer_of_rule, rule)
+    faults = []
+    for name, has in properties.PROPERTIES.items():
+        if name in skipped:
+            continue
+        try:
+            fault = has(build, rule)
+        except Exception as error:    # a user's rule may fail in any way
+            fault = f"{type(error).__name__}: {error}"
+        faults += [f"{name}: {fault}"] if fault else []
+    if compiler_works() and not faults:
+        fault = properties.compiled_is_eager(build)
+        faults += [f"compiled: {fault}"] if fault else []
+    return faults
+
+
+def growth_with_gradients(rule: zoo.ZooRule) -> float:
+    """Returns how many times as far six steps go if all gradients are a thousand times as large: 1 for a rule
+    that does not depend on their scale, and 1,000 for one that is in proportion to it."""
+    distances = []
+    for scale in (1.0, 1000.0):
+        w, start = properties.weights(), properties.weights()
+        gradients = [{role: scale * g for role, g in of_step.items()} for of_step in properties.gradients()]
+        properties.run(optimizer_of_rule(rule, w, lr=1e-3), w, gradients)
+        distances.append(math.sqrt(sum((w[role] - start[role]).square().sum().item() for role in w)))
+    return distances[1] / distances[0]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Known runs, and new ones
+
+
+class Here(NamedTuple):
+    """What this machine is, as far as results depend on it. The fields are columns of results.csv."""
+    device: str
+    precision: str
+    threads: int
+    torch: str
+
+
+def this_machine(settings: Settings, jobs: int) -> Here:
+    """Returns what rows of this machine's runs have, if `jobs` runs share its cores."""
+    machine = Machine(replace(settings, threads=max(1, usable_cores() // jobs)))
+    complete, _, _ = machine.complete(settings)
+    return Here(machine.name(), complete.precision, machine.threads, str(torch.__version__))
+
+
+def known_rows(options: Options) -> list[dict[str, Any]]:
+    """Returns the rows of all ended runs of the task, those of the results folder first."""
+    stem = Path(options.config).stem
+    results = Path(options.results) if Path(options.results).is_dir() else ROOT / options.results
+    texts = read_csv(results / "results.csv")
+    folders = [name for name in dict.fromkeys((*options.runs.split(","), RUNS)) if Path(name).is_dir()]
+    runs = read_runs(",".join(folders), f"{stem},*") if folders else []
+    texts += [row_of(run) for run in runs if run.status["status"] in ("done", "diverged")]
+    return [row for row in map(parsed, texts) if run_of(row, stem)]
+
+
+def losses_of(rows: list[dict[str, Any]], config: str) -> Losses:
+    """Returns the losses of rows. Of two rows of the same run, the later one counts."""
+    return {run_of(row, Path(config).stem): row["loss"] for row in rows}
+
+
+def hours_of(runs: list[Run], settings: Settings, rows_here: list[dict[str, Any]], jobs: int) -> float | None:
+    """Returns about how many hours some runs will take, or None if nothing says how fast this machine is."""
+    speeds = [row["tokens_per_second"] for row in rows_here if row["tokens_per_second"]]
+    together = float(np.median(speeds)) * jobs if speeds else settings.throughput
+    tokens = sum(run.steps for run in runs) * settings.batch * settings.context
+    return tokens / together / 3600 if together else None
+
+
+def train(lines: list[str], config: str, jobs: int, *more: str) -> int:
+    """Trains the runs of some grids with sweep.sh, and returns its exit code. A signal to this process is a
+    signal to sweep.sh, which then saves all runs and ends.
+
+    Args:
+        lines: the grids, one a line.
+        config: the TOML file.
+        jobs: runs at a time.
+        more: options of sweep.sh.
+    """
+    command = ["bash", str(ROOT / "sweep.sh"), "list", config, f"--jobs={jobs}", *more]
+    sweep = subprocess.Popen(command, stdin=subprocess.PIPE, text=True,
+                             env=os.environ | {"PYTHON": sys.executable})
+    before = {number: signal.signal(number, lambda *_: sweep.terminate())
+              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        sweep.communicate("\n".join(lines))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return sweep.returncode
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The command
+
+
+def read_tune(asked: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Returns (("beta1", ("0.8", "0.9")), ...) of "beta1:0.8,0.9 ...". Raises UserError."""
+    found = []
+    for part in asked.split():
+        name, colon, values = part.partition(":")
+        if not colon or not all(values.split(",")):
+            raise UserError(f"--tune={part!r}: give NAME:VALUE,VALUE")
+        found.append((name, tuple(values.split(","))))
+    return tuple(found)
+
+
+def with_option(config: str, side: Side, assignment: str) -> Side:
+    """Returns a side with one more option, such as "beta1=0.8". A side whose rule does not have this
+    hyperparameter is returned as it is."""
+    name = assignment.partition("=")[0]
+    rule, _ = rule_of_side(side, config)
+    others = [word for word in side.words.split() if not word.startswith(f"{name}=")]
+    return side_of(" ".join([*others, assignment]), config) if name in rule.hyper else side
+
+
+def audition(words: list[str], options: Options) -> int:
+    """Runs an audition from its properties to its page. Returns the exit code."""
+    settings, _, _ = read([options.config])
+    sides = [side_of(side, options.config) for side in (" ".join(words), options.against)]
+    plan = Audition(*sides, settings.steps, options.seeds, options.margin, read_tune(options.tune),
+                    functools.partial(with_option, options.config))
+    provide_cache(compiles=True)
+    jobs = options.jobs or min(8, torch.cuda.device_count() or usable_cores())
+    here = this_machine(settings, jobs)
+    rule, is_new = rule_of_side(sides[0], options.config)
+    faults = faults_of(rule, is_new)
+    for fault in faults:
+        print(f"it lacks a property: {fault}")
+    report = Report(
+        folder=Path(options.out or Path("auditions") / "_".join([Path(words[0]).stem, *words[1:]])),
+        command=shlex.join(["python", "-m", "study", "audition", *words, *chosen(options)]),
+        config=options.config, steps=settings.steps, margin=options.margin, first=options.seeds,
+        machine=here._asdict(), code=Path(words[0]).read_text() if is_new else "", faults=faults,
+        growth=growth_with_gradients(rule))
+    if faults and not options.anyway:
+        report.write(Findings(*sides), [])
+        print(f"So it is not trained; --anyway trains it nonetheless. The page is {report.folder}/verdict.md")
+        return 0
+    return train_until_known(plan, options, settings, here, jobs, report)
+
+
+def chosen(options: Options) -> list[str]:
+    """Returns the options that differ from their defaults, as words of a command line."""
+    differ = {field.name: getattr(options, field.name) for field in fields(Options)
+              if getattr(options, field.name) != field.default}
+    return [f"--{name}={text(value)}" for name, value in differ.items()]
+
+
+def train_until_known(plan: Audition, options: Options, settings: Settings, here: Here, jobs: int,
+                      report: Report) -> int:
+    """Trains what is missing until all is known or the hours are over, and writes the page. Returns the exit
+    code."""
+    deadline = time.monotonic() + 3600 * options.hours
+    stopped = ""
+    while True:
+        rows = known_rows(options)
+        rows_here = [row for row in rows if all(row[name] == value for name, value in here._asdict().items())]
+        losses_here = losses_of(rows_here, options.config)
+        found = plan.assess(losses_of(rows, options.config) | losses_here, losses_here)
+        if not found.wanted:
+            break
+        words = {(side.optimizer, side.changed): side.words
+                 for side in (plan.candidate, plan.reference, found.candidate, found.reference,
+                              *(side for side, _, _ in found.choices))}
+        lines = grid_lines(found.wanted, words, settings.steps)
+        hours = hours_of(found.wanted, settings, rows_here, jobs)
+        about = "an unknown time" if hours is None else f"about {hours:.2g} hours"
+        print(f"{found.stage}: {len(found.wanted)} runs, {about}, {jobs} at a time")
+        if options.print:
+            return train(lines, options.config, jobs, "--print")
+        if time.monotonic() + 3600 * (hours or 0) > deadline:
+            stopped = f"the next {len(found.wanted)} runs take {about}, and --hours={options.hours:g} is over"
+            break
+        if code := train(lines, options.config, jobs):
+            return code
+    used = plan.used(found)
+    commands = [row["command"] for row in rows if run_of(row, Path(options.config).stem) in used]
+    report.write(found, commands, stopped)
+    print(f"{word_of(found)}. {sentence_of(found)}" + (f" It stopped early: {stopped}." if stopped else ""))
+    print(f"The page is {report.folder}/verdict.md")
+    return 0

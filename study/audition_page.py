@@ -1,0 +1,376 @@
+"""
+The page of an audition: its verdict in words, one picture, and all numbers for programs.
+"""
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from study.audition_plan import CONTENDS, TUNING_SEED, Findings, Tuning, lr_text
+from study.panels import COLORS, DPI, LOSS
+from study.tables import as_table
+from study.thresholds import USABLE
+from study.verdict import ERROR, POWER, Verdict, looks, visible
+from trainer.machine import versions
+from trainer.measure import blank_figure
+from trainer.runs import to_json, whole_file
+
+ROOT = Path(__file__).parent.parent
+METHOD = Path(__file__).parent / "audition_method.md"
+
+
+def decimals(value: float, places: int = 3) -> str:
+    """Returns a number with so many decimals; "diverged" if it is infinite."""
+    return f"{value:.{places}f}" if math.isfinite(value) else "diverged"
+
+
+def spread(losses: Sequence[float]) -> str:
+    """Returns "4.694 ± .021", mean and standard deviation of losses."""
+    if not all(map(math.isfinite, losses)):
+        return f"{sum(map(math.isinf, losses))} of {len(losses)} diverged"
+    return f"{np.mean(losses):.3f} ± {np.std(losses, ddof=1):.3f}"
+
+
+def times(value: float) -> str:
+    """Returns a factor in words."""
+    return "more than the longest run shows" if math.isinf(value) else f"{value:.2f}"
+
+
+@dataclass
+class Speed:
+    """What a step of each optimizer takes, measured in turns in one process.
+
+    Attributes:
+        candidate, reference: mean milliseconds of a step of the optimizer.
+        rest: milliseconds of the forward and backward passes of a training step.
+        ratio: the candidate's time to the reference's: median and quartiles.
+        bytes: (the candidate's, the reference's) bytes of state per weight of the model.
+    """
+    candidate: float
+    reference: float
+    rest: float
+    ratio: str
+    bytes: tuple[float, float]
+
+    def of_step(self) -> float:
+        """Returns how long a training step is with the candidate, relative to one with the reference."""
+        return (self.rest + self.candidate) / (self.rest + self.reference)
+
+
+def measure_speed(found: Findings, config: str, threads: int) -> Speed | None:
+    """Measures a step of both optimizers with bench.py. Returns None if that fails, after a note."""
+    texts = []
+    for side, tuning in zip((found.candidate, found.reference), found.tunings):
+        optimizer, *options = side.words.split()
+        words = [f"--config={config}", f"--optimizer={optimizer}", f"--lr={lr_text(tuning.best)}"]
+        texts.append(shlex.join([*words, *(f"--{text}" for text in options)]))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "step.json")
+        done = subprocess.run([sys.executable, str(ROOT / "bench.py"), "--only=step", f"--options={texts[0]}",
+                               f"--against={texts[1]}", f"--threads={threads}", f"--out={out}"],
+                              capture_output=True, text=True)
+        if done.returncode:
+            print(f"note: the speed is not measured: {done.stderr.strip().splitlines()[-1:]}")
+            return None
+        rows = {row["what"]: row for row in json.loads(out.read_text())["step"]}
+    ours, theirs, rest = rows["optimizer"], rows["against"], rows["forward and backward"]
+    return Speed(ours["mean, ms"], theirs["mean, ms"], rest["ms"], ours["to the other"],
+                 (ours["state, bytes per weight"], theirs["state, bytes per weight"]))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The verdict in words
+
+
+def word_of(found: Findings) -> str:
+    """Returns the verdict: "better", "same", "worse", "cannot tell", "not bracketed" or "not finished"."""
+    if found.tunings and not found.is_bracketed:
+        return "not bracketed"
+    return found.verdict.word if found.verdict else "not finished"
+
+
+def sentence_of(found: Findings) -> str:
+    """Returns the verdict as a sentence or two."""
+    ours, theirs = (f"`{side.words}`" for side in (found.candidate, found.reference))
+    word = word_of(found)
+    if word == "not bracketed":
+        sides = [name for name, tuning in zip((ours, theirs), found.tunings) if not tuning.bracketed]
+        return (f"The search did not find a learning rate of {' and '.join(sides)} with a worse neighbour on "
+                "both sides, so nothing can be said.")
+    if word == "not finished":
+        return "The audition is not finished."
+    verdict = found.verdict
+    if verdict.interval is None:
+        return f"{verdict.reason[0].upper()}{verdict.reason[1:]}."
+    mean, low, high, _, n, level = verdict.interval
+    difference = f"{abs(mean):.3f} nats {'lower' if mean < 0 else 'higher'} than that of {theirs}"
+    text = (f"The final loss of {ours} is {difference}, the mean over {n} pairs of runs. The interval from "
+            f"{low:+.3f} to {high:+.3f} misses the true difference at most {100 * level:.3g} times in 100.")
+    if verdict.more:
+        text += f" About {verdict.more} more pairs would tell, if mean and spread stayed what they are."
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The page
+
+
+@dataclass
+class Report:
+    """Writes what an audition found.
+
+    Attributes:
+        folder: where page, picture and numbers go.
+        command: the command of the audition.
+        config: the TOML file.
+        steps: the steps of a run.
+        margin: the nats within which two optimizers are the same.
+        first: the pairs of the first look.
+        machine: {column of results.csv: value} of this machine.
+        code: the text of the candidate's file, or "" for a rule of this project.
+        faults: the properties that the candidate lacks.
+        growth: how many times as far its steps go if gradients are a thousand times as large.
+    """
+    folder: Path
+    command: str
+    config: str
+    steps: int
+    margin: float
+    first: int
+    machine: dict[str, Any]
+    code: str
+    faults: list[str]
+    growth: float
+
+    def write(self, found: Findings, commands: list[str], stopped: str = "", measures: bool = True) -> None:
+        """Writes verdict.md, verdict.png and verdict.json.
+
+        Args:
+            found: what the runs say.
+            commands: the commands of all runs that were used.
+            stopped: why the audition ended before all was known, or "".
+            measures: whether to measure the speed of both optimizers.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        speed = None
+        if found.verdict and measures:
+            speed = measure_speed(found, self.config, self.machine["threads"])
+        if found.tunings and found.is_bracketed:
+            draw(found, self.steps, self.margin, self.folder / "verdict.png")
+        with whole_file(self.folder / "verdict.json") as file:
+            file.write(to_json(self.numbers(found, speed, commands, stopped)))
+        with whole_file(self.folder / "verdict.md") as file:
+            file.write(self.page(found, speed, commands, stopped).encode())
+
+    def numbers(self, found: Findings, speed: Speed | None, commands: list[str],
+                stopped: str) -> dict[str, Any]:
+        """Returns all numbers of the page, as verdict.json has them."""
+        speedup, interval = found.speedup(self.steps), found.verdict and found.verdict.interval
+        sides = []
+        for i, side in enumerate((found.candidate, found.reference)):
+            tuning = found.tunings[i] if found.tunings else Tuning({})
+            sides.append(dict(
+                words=side.words, rule=side.optimizer,
+                lr=None if tuning.best is None else 10**(tuning.best / 2), bracketed=tuning.bracketed,
+                loss_by_lr={lr_text(lr): finite(loss) for lr, loss in sorted(tuning.losses.items())},
+                loss_by_seed=dict(zip(map(str, found.seeds), map(finite, found.pairs[i]))),
+                decades_usable=round(tuning.width()[0], 3) if tuning.best is not None else None,
+                step_ms=(speed.candidate, speed.reference)[i] if speed else None,
+                bytes_per_weight=speed.bytes[i] if speed else None))
+        return dict(
+            verdict=word_of(found) if not self.faults or found.tunings else "lacks a property",
+            candidate=sides[0], reference=sides[1],
+            difference=dict(interval._asdict()) if interval else None,
+            more_seeds=found.verdict.more if found.verdict else None, margin=self.margin,
+            speedup={name: finite(value) for name, value in speedup._asdict().items()} if speedup else None,
+            time_to_reference_loss=self.time(speedup, speed),
+            reference_lengths={str(seed): {str(steps): finite(loss) for steps, loss in of_seed.items()}
+                               for seed, of_seed in found.lengths.items()},
+            steps=self.steps, config=self.config, faults=self.faults, stopped=stopped, command=self.command,
+            machine=self.machine | versions(), runs=commands)
+
+    def time(self, speedup, speed: Speed | None) -> float | None:
+        """Returns the candidate's time to the reference's loss, relative to the reference's own time. It is
+        estimated from the speedup: to be as good needs 1 / speedup of the steps, and a step has its own
+        length."""
+        known = speedup and speed and 0 < speedup.value < math.inf
+        return round(speed.of_step() / speedup.value, 3) if known else None
+
+    def page(self, found: Findings, speed: Speed | None, commands: list[str], stopped: str) -> str:
+        """Returns the page as Markdown."""
+        ours, theirs = (f"`{side.words}`" for side in (found.candidate, found.reference))
+        word = word_of(found) if not self.faults or found.tunings else "it lacks a property"
+        parts = [f"# Is {ours} better than {theirs}? {word[0].upper()}{word[1:]}",
+                 self.sentences(found, stopped)]
+        if found.verdict:
+            parts += [self.answers(found, speed),
+                      "![Left: losses over learning rates. Middle: differences of pairs.\n"
+                      "Right: losses of the reference at other lengths](verdict.png)"]
+        parts += [self.method(found), self.properties()]
+        if found.tunings:
+            parts += [tables_of(found)]
+        if self.code:
+            parts += [f"## The rule\n\n```python\n{self.code.strip()}\n```"]
+        parts += [self.runs(commands)]
+        return "\n\n".join(parts) + "\n"
+
+    def sentences(self, found: Findings, stopped: str) -> str:
+        """Returns what stands below the title."""
+        if self.faults and not found.tunings:
+            return "The rule lacks a property that every optimizer must have, so it was not trained."
+        return sentence_of(found) + (f" The audition stopped early: {stopped}." if stopped else "")
+
+    def answers(self, found: Findings, speed: Speed | None) -> str:
+        """Returns the table of answers."""
+        ours, theirs = (f"`{side.words}`" for side in (found.candidate, found.reference))
+        rows = [("final validation loss, nats per token, mean ± sd", *map(spread, found.pairs)),
+                ("best peak learning rate", *(lr_text(tuning.best) for tuning in found.tunings)),
+                (f"decades of learning rates within {USABLE:g} nats of the best",
+                 *map(width_of, found.tunings))]
+        if found.verdict.interval:
+            mean, low, high, *_ = found.verdict.interval
+            rows.insert(1, (f"difference to {theirs}", f"{mean:+.3f} ({low:+.3f} to {high:+.3f})", ""))
+        speedup = found.speedup(self.steps)
+        if speedup:
+            rows.append((f"steps that {theirs} needs for this loss, relative to {self.steps}",
+                         f"{times(speedup.value)} ({times(speedup.low)} to {times(speedup.high)}; "
+                         f"n = {speedup.n})", "1"))
+        if speed:
+            steps = speed.candidate, speed.reference
+            rows += [("milliseconds of the optimizer's step", *(f"{step:.2f}" for step in steps)),
+                     ("milliseconds of the rest of a training step", *[f"{speed.rest:.0f}"] * 2),
+                     ("bytes of state per weight", *(f"{count:.2f}" for count in speed.bytes))]
+        if (time := self.time(speedup, speed)) is not None:
+            rows.append((f"time to the loss of {theirs}, relative to its own", f"{time:.2f}", "1"))
+        return as_table(("", ours, theirs), rows).strip()
+
+    def method(self, found: Findings) -> str:
+        """Returns how the verdict was made."""
+        counts = [str(look.seeds) for look in looks(self.first)]
+        power = ""
+        if found.verdict and found.verdict.interval:
+            sd, (n, level) = found.verdict.interval.sd, found.look
+            power = (f"The differences of the pairs have a standard deviation of {sd:.3f} nats. With this\n"
+                     f"spread, {n} pairs find a difference of {visible(sd, n, level):.3f} nats in "
+                     f"{100 * POWER:g} of 100 auditions.\n\n")
+        return METHOD.read_text().rstrip().format(
+            config=self.config, steps=self.steps, tuning_seed=TUNING_SEED, contends=CONTENDS,
+            number_of_looks=len(counts), looks=", ".join(counts), error=100 * ERROR, margin=self.margin,
+            power=power, link=self.link("docs/audition.md"))
+
+    def link(self, path: str) -> str:
+        """Returns the path of a file of the project, seen from the page."""
+        return os.path.relpath(ROOT / path, self.folder)
+
+    def properties(self) -> str:
+        """Returns the section on the rule's properties."""
+        held = "It has all properties that were tested."
+        lines = "".join(f"\n* {fault}" for fault in self.faults) or held
+        growth = ("do not depend on the scale of the gradients" if abs(self.growth - 1) < 0.01 else
+                  f"become {self.growth:.3g} times as long if gradients become 1,000 times as large")
+        return f"## Properties of the rule\n\n{lines}\n\nSix steps {growth}."
+
+    def runs(self, commands: list[str]) -> str:
+        """Returns the section on runs and machine."""
+        machine = ", ".join(f"{name} {value}" for name, value in self.machine.items())
+        return (f"## Runs\n\n{len(commands)} runs were used. The pairs are from one machine: {machine}.\n"
+                "The other runs may be from other machines, whose losses differ a little.\n"
+                "[verdict.json](verdict.json) has all numbers and the command of each run.\n"
+                f"This command made the page:\n\n```bash\n{self.command}\n```")
+
+
+def finite(value: float) -> float | None:
+    """Returns a number for JSON, which has no infinite ones."""
+    return value if math.isfinite(value) else None
+
+
+def width_of(tuning: Tuning) -> str:
+    """Returns the width of the usable range in words."""
+    decades, is_complete = tuning.width()
+    return f"{decades:.1f}" if is_complete else f"at least {decades:.1f}"
+
+
+def tables_of(found: Findings) -> str:
+    """Returns the tables of all losses."""
+    names = [f"`{side.words}`" for side in (found.candidate, found.reference)]
+    lrs = sorted(set().union(*(tuning.losses for tuning in found.tunings)))
+    def cells(lr: int) -> list[str]:
+        return [decimals(tuning.losses[lr]) if lr in tuning.losses else "" for tuning in found.tunings]
+
+    text = f"## All losses\n\nFinal validation losses at seed {TUNING_SEED}, in nats per token:\n\n"
+    text += as_table(("peak learning rate", *names), [(lr_text(lr), *cells(lr)) for lr in lrs])
+    if found.choices:
+        text += "\nOther hyperparameters, at the best learning rate and the same seed:\n\n" + as_table(
+            ("tried", "final loss"), [(f"`{words}`", decimals(loss)) for _, words, loss in found.choices])
+    if found.verdict:
+        text += "\nFinal validation losses of the pairs:\n\n" + as_table(
+            ("seed", *names, "difference"),
+            [(seed, decimals(ours), decimals(theirs), decimals(ours - theirs))
+             for seed, ours, theirs in zip(found.seeds, *found.pairs)])
+    if found.length_tunings and not found.wanted:
+        steps = sorted(next(iter(found.lengths.values())))
+        lrs = {count: lr_text(tuning.best) for count, tuning in found.length_tunings.items()}
+        text += f"\nFinal validation losses of {names[1]}, tuned at each length:\n\n" + as_table(
+            ("seed", *(f"{count} steps" + (f", lr {lrs[count]}" if count in lrs else "") for count in steps)),
+            [(seed, *(decimals(of_seed[count]) for count in steps))
+             for seed, of_seed in found.lengths.items()])
+    return text.strip()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The picture
+
+
+def draw(found: Findings, steps: int, margin: float, path: Path) -> None:
+    """Draws losses over learning rates, the differences of the pairs with their interval, and the candidate's
+    loss beside the reference's losses at other lengths."""
+    figure = blank_figure(9, 3.4)
+    rates, pairs, lengths = figure.subplots(1, 3)
+    names = [side.words for side in (found.candidate, found.reference)]
+    for name, tuning, color, mark in zip(names, found.tunings, (COLORS[4], COLORS[1]), "os"):
+        known = {lr: loss for lr, loss in sorted(tuning.losses.items()) if math.isfinite(loss)}
+        rates.plot([10**(lr / 2) for lr in known], list(known.values()), color=color, marker=mark, label=name)
+    lowest = min(tuning.losses[tuning.best] for tuning in found.tunings)
+    rates.set(xscale="log", xlabel=f"peak learning rate (seed {TUNING_SEED})", ylabel=LOSS,
+              ylim=(lowest - 0.1, lowest + 1.5))
+    rates.legend(fontsize=8)
+    pairs.axhspan(-margin, margin, color="0.9", label=f"within {margin:g} nats: the same")
+    pairs.axhline(0, color="0.5", lw=1)
+    if found.verdict and found.verdict.interval:
+        draw_pairs(pairs, found.seeds, found.pairs, found.verdict)
+    pairs.set(xlabel="seed", ylabel=f"loss of {names[0]} - {names[1]}")
+    pairs.legend(fontsize=8)
+    for i, of_seed in enumerate(found.lengths.values()):
+        counts = sorted(of_seed)
+        lengths.plot(counts, [of_seed[count] for count in counts], color=COLORS[1], marker="s", lw=1,
+                     alpha=0.7, label=names[1] if i == 0 else None)
+        lengths.plot(steps, found.pairs[0][i], "o", color=COLORS[4], label=names[0] if i == 0 else None)
+    lengths.set(xscale="log", xlabel="steps of a run, tuned at each length", ylabel=LOSS)
+    if found.lengths:
+        lengths.legend(fontsize=8)
+        counts = sorted(set().union(*found.lengths.values()))
+        lengths.set_xticks(counts, counts)
+        lengths.minorticks_off()
+    for axes in (rates, pairs, lengths):
+        axes.grid(alpha=0.3)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=DPI, format="png", metadata={"Software": None})
+
+
+def draw_pairs(axes, seeds: list[int], pairs: tuple[list[float], list[float]], verdict: Verdict) -> None:
+    """Draws the differences of the pairs, and their interval beside them."""
+    axes.plot(seeds, np.subtract(*pairs), "o", color="black", label="a pair")
+    mean, low, high, *_ = verdict.interval
+    place = max(seeds) + 1
+    axes.errorbar([place], [mean], [[mean - low], [high - mean]], fmt="D", color=COLORS[4], capsize=4,
+                  label="mean and interval")
+    axes.set_xticks([*seeds, place], [*map(str, seeds), "all"])

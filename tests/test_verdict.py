@@ -1,0 +1,231 @@
+"""The statistics of auditions, against known values and against made-up results whose truth is known."""
+import math
+
+import numpy as np
+import pytest
+
+from made_up_auditions import CANDIDATE, REFERENCE, MadeUp
+from study.audition_plan import Audition, Run, half_decades, lr_text, tune
+from study.verdict import (ERROR, Interval, differences, interval, judge, level_of_many, looks, p_value,
+                           seeds_to_decide, speedup, steps_for_loss, t_quantile, t_within, visible)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Student's t and intervals
+
+@pytest.mark.parametrize("level, freedom, quantile", [    # from printed tables
+    (0.05, 1, 12.706), (0.05, 2, 4.303), (0.05, 3, 3.182), (0.05, 10, 2.228), (0.05, 100, 1.984),
+    (0.01, 1, 63.657), (0.01, 4, 4.604), (0.01, 11, 3.106), (0.1, 7, 1.895)])
+def test_quantiles_of_students_t(level, freedom, quantile):
+    assert t_quantile(level, freedom) == pytest.approx(quantile, abs=5e-4)
+    assert t_within(quantile, freedom) == pytest.approx(1 - level, abs=1e-4)
+
+
+def test_an_interval_by_hand():
+    found = interval([0.1, 0.2, 0.3], 0.05)
+    half = 4.302653 * 0.1 / math.sqrt(3)
+    assert found.mean == pytest.approx(0.2) and found.sd == pytest.approx(0.1) and found.n == 3
+    assert (found.low, found.high) == pytest.approx((0.2 - half, 0.2 + half))
+
+
+def test_the_levels_of_all_looks_add_up():
+    for first in (2, 3, 10):
+        assert sum(look.level for look in looks(first)) == pytest.approx(ERROR)
+        assert [look.seeds for look in looks(first)] == [first, first + 2, first + 5, first + 9]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What a difference is called
+
+@pytest.mark.parametrize("candidate, reference, word", [
+    ([4.58, 4.60, 4.59], [4.69, 4.71, 4.69], "better"),
+    ([4.69, 4.71, 4.69], [4.58, 4.60, 4.59], "worse"),
+    ([4.69, 4.71, 4.69], [4.69, 4.71, 4.69], "same"),
+    ([4.691, 4.712, 4.689], [4.69, 4.71, 4.69], "same"),
+    ([4.69, 4.61, 4.59], [4.59, 4.61, 4.69], "cannot tell"),
+    ([4.58, math.inf, 4.59], [4.69, 4.71, 4.69], "worse"),
+    ([4.58, 4.60, 4.59], [4.69, math.inf, 4.69], "better"),
+    ([4.58, math.inf, 4.59], [4.69, math.inf, 4.69], "cannot tell")])
+def test_words(candidate, reference, word):
+    verdict = judge({-4: candidate}, {-4: reference}, 0.05)
+    assert verdict.word == word
+    assert (verdict.more > 0) == (word == "cannot tell" and verdict.interval is not None)
+
+
+def test_a_small_difference_that_is_certain_is_the_same():
+    pair = {-4: [4.690, 4.701]}, {-4: [4.700, 4.711]}
+    assert judge(*pair, 0.05).word == "same" and judge(*pair, 0.05, margin=0.005).word == "better"
+
+
+def test_a_reference_that_may_be_better_elsewhere_by_hand():
+    """The reference is worse at the learning rate that the tuning seed chose, and level at another one."""
+    ours, chosen, other = [4.60, 4.61, 4.60], [4.70, 4.71, 4.71], [4.61, 4.60, 4.60]
+    assert judge({-4: ours}, {-4: chosen}, 0.05).word == "better"
+    found = judge({-4: ours}, {-4: chosen, -3: other}, 0.05)
+    assert found.word == "cannot tell"
+    assert found.interval.low == interval(differences(ours, chosen), 0.05).low
+    assert found.interval.high == interval(differences(ours, other), 0.05).high
+    diverges = [4.6, math.inf, 4.6]
+    assert judge({-4: ours}, {-4: chosen, -3: diverges}, 0.05).word == "better"
+
+
+def test_how_many_seeds_would_decide():
+    found = Interval(mean=0.0, low=-0.06, high=0.06, sd=0.024, n=3, level=0.05)
+    needed = seeds_to_decide(found, 0.03)
+    assert t_quantile(0.05, needed - 1) * 0.024 / math.sqrt(needed) < 0.03
+    assert t_quantile(0.05, needed - 2) * 0.024 / math.sqrt(needed - 1) >= 0.03
+
+
+def test_what_pairs_can_see_by_simulation():
+    """A difference of visible() is found in 8 of 10 auditions, up to the accuracy of its approximation."""
+    draw = np.random.default_rng(0)
+    for n in (3, 5, 8):
+        difference = visible(0.02, n, 0.05)
+        found = [judge({0: list(draw.normal(-difference, 0.02, n))}, {0: [0.0] * n}, 0.05, margin=0).word
+                 for _ in range(1000)]
+        assert 0.75 < found.count("better") / 1000 < 0.9
+
+
+def test_p_values():
+    assert p_value([0.1, 0.2, 0.3]) == pytest.approx(0.0742, abs=1e-4)    # t is 3.464
+    assert p_value([0.0, 0.0]) == 1 and p_value([0.1, 0.1]) == 0
+
+
+def test_many_candidates_by_hand():
+    """Benjamini and Hochberg's own example has 15 p values, of which the four smallest pass."""
+    p_values = [.0001, .0004, .0019, .0095, .0201, .0278, .0298, .0344, .0459, .3240, .4262, .5719, .6528,
+                .7590, 1.0]
+    assert level_of_many(p_values) == pytest.approx(4 * 0.05 / 15)
+    assert level_of_many([0.9, 0.8]) == pytest.approx(0.05 / 2)    # none passes
+
+
+def test_many_equal_candidates_by_simulation():
+    """If all rules are equal to one reference, 5 in 100 leagues or fewer call any of them different. The
+    limit is two standard errors of this simulation higher; it has 4.9 in 100."""
+    draw, leagues, wrong = np.random.default_rng(1), 2000, 0
+    for _ in range(leagues):
+        reference = draw.normal(0, 0.02, 3)
+        p_values = [p_value(list(draw.normal(0, 0.02, 3) - reference)) for _ in range(20)]
+        wrong += min(p_values) <= level_of_many(p_values)
+    assert wrong <= (0.05 + 2 * 0.0049) * leagues
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Speedup
+
+LENGTHS = {250: 5.0, 500: 4.7, 1000: 4.4, 2000: 4.2}
+
+
+@pytest.mark.parametrize("loss, steps", [
+    (4.7, 500), (4.4, 1000), (4.2, 2000), (4.55, 500 * math.sqrt(2)), (4.3, 1000 * math.sqrt(2)), (5.0, 250),
+    (4.1, math.inf), (5.1, 0)])
+def test_steps_for_a_loss(loss, steps):
+    assert steps_for_loss(LENGTHS, loss) == pytest.approx(steps)
+
+
+def test_the_reference_itself_has_a_speedup_of_one():
+    reference = {seed: {steps: loss + seed / 100 for steps, loss in LENGTHS.items()} for seed in (1, 2, 3)}
+    found = speedup({seed: of_seed[500] for seed, of_seed in reference.items()}, reference, 500)
+    assert found == pytest.approx((1, 1, 1, 3))
+    twice = speedup({seed: of_seed[1000] for seed, of_seed in reference.items()}, reference, 500)
+    assert twice == pytest.approx((2, 2, 2, 3))
+    assert speedup({1: 4.7, 2: 4.1}, reference, 500).high == math.inf
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Whole auditions with made-up losses
+
+def plan(**more) -> Audition:
+    return Audition(CANDIDATE, REFERENCE, steps=500, **more)
+
+
+def words_of(count, **world):
+    found = [MadeUp(seed, **world).audition(plan()) for seed in range(count)]
+    return [one.verdict.word if one.verdict else "not bracketed" for one in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [dict(width=0.02), dict(width=0.05), dict(width=0.12), dict(flat=True)],
+                         ids=str)
+def test_equal_rules_are_rarely_called_different(world):
+    """In steep basins one seed finds the best learning rate. In flat ones it chooses a neighbour, which is
+    truly a little worse, in every third audition."""
+    words = words_of(200, **world)
+    assert words.count("better") + words.count("worse") <= 0.05 * 200
+    assert words.count("same") > 0 or world == dict(flat=True)
+
+
+@pytest.mark.slow
+def test_a_worse_rule_is_rarely_called_the_same():
+    words = words_of(300, better=-0.031)
+    assert words.count("same") + words.count("better") <= 0.05 * 300
+
+
+def test_a_rule_that_is_much_better_is_found():
+    found = [MadeUp(seed, better=0.15).audition(plan()) for seed in range(50)]
+    assert [one.verdict.word for one in found].count("better") >= 48
+    assert all(one.is_bracketed for one in found)
+    assert np.median([one.speedup(500).value for one in found]) == pytest.approx(2**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("best", [-9, -4, 1])
+def test_the_search_brackets_the_best_learning_rate(best):
+    world = MadeUp(0, best=best, noise=0)
+    found = world.audition(plan())
+    assert found.tunings[0].best == best and {best - 1, best, best + 1} <= found.tunings[0].losses.keys()
+    assert found.tunings[0].width()[0] == pytest.approx(2, abs=0.3)    # 0.05 x^2 is 0.2 at two half decades
+
+
+def test_a_best_beyond_reach_is_not_bracketed():
+    found = MadeUp(0, best=-30, noise=0).audition(plan())
+    assert not found.is_bracketed and found.verdict is None and not found.wanted
+
+
+def test_the_tuning_seed_does_not_vote():
+    world = MadeUp(0)
+    found = world.audition(plan())
+    assert 0 not in found.seeds
+    for run in world.losses:
+        if run.seed == 0 and run.lr == found.tunings[0].best and run.optimizer == "mine":
+            world.losses[run] -= 0.01
+    assert plan().assess(world.losses, world.losses).verdict == found.verdict
+
+
+def test_runs_of_other_machines_tune_but_make_no_pairs():
+    world = MadeUp(0)
+    whole = world.audition(plan())
+    again = plan().assess(world.losses, {})
+    assert again.tunings == whole.tunings and again.verdict is None
+    assert {run.seed for run in again.wanted} == {1, 2, 3}
+    contenders = sum(len(tuning.contenders()) for tuning in whole.tunings)
+    assert len(again.wanted) == 3 * contenders
+
+
+def test_a_rule_that_always_diverges_ends():
+    found = plan().assess({Run("mine", frozenset(), 500, lr, 0): math.inf for lr in range(-20, 0)}
+                          | {Run("adamw", frozenset(), 500, lr, 0): abs(lr + 4) for lr in range(-6, -1)}, {})
+    assert not found.wanted and not found.is_bracketed and found.tunings[0].best is None
+
+
+def test_hyperparameters_are_tuned_one_after_another():
+    """beta1=0.8 is better by 0.2 at a learning rate that is half a decade higher."""
+    def with_option(side, assignment):
+        changed = frozenset({("beta1", float(assignment.partition("=")[2]))})
+        return side._replace(words=f"{side.optimizer} {assignment}", changed=changed)
+
+    class Two(MadeUp):
+        def train(self, run):
+            is_other = ("beta1", 0.8) in run.changed and run.optimizer == "mine"
+            return super().train(run._replace(lr=run.lr - is_other)) - 0.2 * is_other
+    world = Two(0, noise=0.001)
+    found = world.audition(plan(tune=(("beta1", ("0.8", "0.95")),), with_option=with_option))
+    assert found.candidate.words == "mine beta1=0.8" and found.tunings[0].best == -3
+    assert found.reference.changed == frozenset() or found.verdict.word == "better"
+    assert found.verdict.word == "better" and len(found.choices) == 6
+
+
+def test_learning_rates_as_texts():
+    assert [lr_text(lr) for lr in (-7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 6)] == [
+        "3.16e-4", "1e-3", "3.16e-3", "1e-2", "3.16e-2", "0.1", "0.316", "1", "3.16", "10", "1000"]
+    assert all(half_decades(float(lr_text(lr))) == lr for lr in range(-20, 20))
+    assert tune(CANDIDATE, 500, {}, -4).wanted == [-5, -4, -3]
