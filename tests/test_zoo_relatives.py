@@ -278,6 +278,20 @@ def test_all_tensors_of_prodigy_share_one_distance():
     assert len(distances) == 1 and distances.pop() > 2e-6
 
 
+@pytest.mark.compiled
+def test_compiled_prodigy_finds_the_same_distance():
+    ends, distances = [], []
+    for compile in (False, True):
+        w = weights(torch.float32)
+        optimizer = built("prodigy", w, compile=compile, **PRODIGY)
+        run(optimizer, w, gradients(8, dtype=torch.float32))
+        ends.append(torch.cat([(p - start).detach().flatten() for p, start in zip(w.values(),
+                                                                                  weights(torch.float32).values())]))
+        distances.append(optimizer.state[w["head"]]["d"].item())
+    assert distances[0] > 2e-6 and distances[1] == pytest.approx(distances[0], rel=1e-2)
+    assert (ends[1] - ends[0]).norm() < 1e-2 * ends[0].norm()
+
+
 def test_prodigys_distance_does_not_depend_on_the_scale_of_the_loss():
     ends = []
     for scale in (1.0, 2.0**-10):
