@@ -250,6 +250,9 @@ def bench_rules(options: Options, device: torch.device) -> list[dict]:
         calls[label] = functools.partial(step_with_sampled, optimizer, gradients)
         state[label] = state_per_weight(optimizer, count)
     taken = in_turns(calls, options.rounds, clock)
+    if options.options:
+        taken["forward and backward"] = time_the_rest(build(options), options.rounds)
+        state["forward and backward"] = 0.0
     rows = [{"step of": label, "ms": 1000 * float(np.median(seconds)),
              "mean, ms": 1000 * float(np.mean(seconds)),
              "to fused AdamW": ratio(seconds, taken["fused"])[0], "state, bytes per weight": state[label]}
@@ -261,7 +264,7 @@ def bench_rules(options: Options, device: torch.device) -> list[dict]:
 def bench_step(options: Options, device: torch.device) -> list[dict]:
     """Measures a step of the optimizer of --options and of that of --against, each on a model of its own, and
     the forward and backward passes of a training step."""
-    calls, state = {}, {}
+    calls, state, clock = {}, {}, Clock(device)
     for label, text in (("optimizer", options.options), ("against", options.against)):
         parts = build(replace(options, options=text))
         gradients = {w: 1e-3 * torch.randn_like(w) for w in parts.model.parameters()}
@@ -269,16 +272,21 @@ def bench_step(options: Options, device: torch.device) -> list[dict]:
             w.grad = g
         calls[label] = functools.partial(step_with_sampled, parts.optimizer, gradients)
         state[label] = state_per_weight(parts.optimizer, sum(w.numel() for w in gradients))
-    ids = torch.from_numpy(parts.windows[range(parts.settings.micro_batch)]).to(device)
-    calls["forward and backward"] = functools.partial(forward_and_backward, parts, ids)
-    taken = in_turns(calls, options.rounds, Clock(device))
-    micro_batches = parts.settings.batch // parts.settings.micro_batch
-    taken["forward and backward"] = [micro_batches * seconds for seconds in taken["forward and backward"]]
+    taken = in_turns(calls, options.rounds, clock)
+    taken["forward and backward"] = time_the_rest(parts, options.rounds)
     rows = [{"what": label, "ms": 1000 * float(np.median(seconds)),
              "mean, ms": 1000 * float(np.mean(seconds)), "to the other": ratio(seconds, taken["against"])[0],
              "state, bytes per weight": state.get(label, "")} for label, seconds in taken.items()]
     table(f"A step of two optimizers, and the rest of a training step, n = {options.rounds}", rows)
     return rows
+
+
+def time_the_rest(parts: "Parts", rounds: int) -> list[float]:
+    """Returns the seconds of the forward and backward passes of a training step, several times."""
+    ids = torch.from_numpy(parts.windows[range(parts.settings.micro_batch)]).to(parts.device)
+    call = functools.partial(forward_and_backward, parts, ids)
+    seconds = in_turns(dict(rest=call), rounds, Clock(parts.device))["rest"]
+    return [parts.settings.batch // parts.settings.micro_batch * one for one in seconds]
 
 
 def forward_and_backward(parts: "Parts", ids: torch.Tensor) -> None:

@@ -33,15 +33,16 @@ import itertools
 import json
 from dataclasses import dataclass
 
+from study import audition
 from study.claims import report
 from study.figures import all_figures, draw_study
+from study.league import Times, league
 from study.look import draw_look
 from study.tables import (
     RecordedRun,
     as_table,
     by_name_and_lr,
     differences,
-    league,
     mean_loss,
     merge,
     read_curves,
@@ -84,7 +85,7 @@ def everything(runs: list[RecordedRun], options: Options) -> None:
     merge(runs, folder, base="" if options.match else options.setting)
     study = read_study(folder, options.setting)
     (folder / "table.md").write_text(table(study))
-    (folder / "league.md").write_text(league(study, RULES, read_milliseconds(folder / "rules.json")))
+    (folder / "league.md").write_text(league(study, RULES, read_times(folder / "rules.json")))
     missing = all_figures(study, read_curves(folder), RULES, folder)
     verdicts = report(study)
     (folder / "claims.md").write_text(verdicts)
@@ -95,10 +96,11 @@ def everything(runs: list[RecordedRun], options: Options) -> None:
     print(f"{len(study.rows)} runs; everything is in {folder}: results.csv, table.md, claims.md, *.png")
 
 
-def read_milliseconds(path: Path) -> dict[str, str]:
-    """Returns {rule: mean milliseconds of its step}, as bench.py measured them; {} if there is no file."""
+def read_times(path: Path) -> Times:
+    """Returns what bench.py --only=rules measured; nothing if there is no file."""
     rows = json.loads(path.read_text())["rules"] if path.exists() else []
-    return {row["step of"]: f"{row['mean, ms']:.1f}" for row in rows}
+    of_step = {row["step of"]: row["mean, ms"] for row in rows}
+    return Times(of_step, of_step.pop("forward and backward", None))
 
 
 def one_picture(runs: list[RecordedRun], options: Options) -> None:
@@ -211,15 +213,17 @@ def run_audition(argv: list[str]) -> int:
     Raises:
         UserError: an option is wrong.
     """
-    from study import audition    # here, because it needs torch, which the other commands load later or never
-
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    options = load(audition.Options, argv[len(words):], audition.__doc__,
-                   program="python -m study audition",
-                   extra_tables=("model", "data", "train", *TABLES))[0]
+    options = audition_options(argv[len(words):])
     if not words:
         raise UserError("audition: give a rule, such as muon or mine.py")
     return audition.audition(words, options)
+
+
+def audition_options(argv: list[str]) -> audition.Options:
+    """Returns the options of an audition. Raises UserError if one is wrong."""
+    return load(audition.Options, argv, audition.__doc__, program="python -m study audition",
+                extra_tables=("model", "data", "train", *TABLES))[0]
 
 
 def main(argv: list[str]) -> int:

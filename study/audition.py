@@ -30,7 +30,7 @@ import torch
 import optim
 import zoo
 from study.audition_page import Report, sentence_of, word_of
-from study.audition_plan import Audition, Findings, Losses, Run, Side, half_decades, lr_text
+from study.audition_plan import Audition, Findings, Run, Side, half_decades, losses_of, lr_text, run_of
 from study.tables import changed_options, number, optimizer_of, parsed, read_csv, read_runs, row_of, text
 from study.thresholds import PARITY
 from trainer.cores import usable_cores
@@ -85,18 +85,6 @@ def side_of(words: str, config: str) -> Side:
         raise UserError(f"{next(iter(setting))}: changes the task; for another task give another --config")
     pairs = frozenset((name, number(value)) for name, value in changed.items())
     return Side(words, optimizer_of(in_force), pairs, half_decades(settings.lr))
-
-
-def run_of(row: dict[str, Any], config_name: str) -> Run | None:
-    """Returns the run of a row of results.csv, or None if it is of another task or another grid."""
-    name, *assigned = row["setting"].split()
-    is_of_task = name == config_name and all(word.startswith("steps=") for word in assigned)
-    if not is_of_task or not row["lr"]:
-        return None
-    lr = half_decades(row["lr"])
-    if abs(row["lr"] / 10**(lr / 2) - 1) > 0.01:
-        return None
-    return Run(row["optimizer"], frozenset(row["changed"].items()), int(row["steps"]), lr, int(row["seed"]))
 
 
 def grid_lines(runs: list[Run], words: dict[tuple, str], usual_steps: int) -> list[str]:
@@ -206,11 +194,6 @@ def known_rows(options: Options) -> list[dict[str, Any]]:
     return [row for row in map(parsed, texts) if run_of(row, stem)]
 
 
-def losses_of(rows: list[dict[str, Any]], config: str) -> Losses:
-    """Returns the losses of rows. Of two rows of the same run, the later one counts."""
-    return {run_of(row, Path(config).stem): row["loss"] for row in rows}
-
-
 def hours_of(runs: list[Run], settings: Settings, rows_here: list[dict[str, Any]], jobs: int) -> float | None:
     """Returns about how many hours some runs will take, or None if nothing says how fast this machine is."""
     speeds = [row["tokens_per_second"] for row in rows_here if row["tokens_per_second"]]
@@ -284,7 +267,7 @@ def audition(words: list[str], options: Options) -> int:
         command=shlex.join(["python", "-m", "study", "audition", *words, *chosen(options)]),
         config=options.config, steps=settings.steps, margin=options.margin, first=options.seeds,
         machine=here._asdict(), code=Path(words[0]).read_text() if is_new else "", faults=faults,
-        growth=growth_with_gradients(rule))
+        growth=math.nan if faults else growth_with_gradients(rule))
     if faults and not options.anyway:
         report.write(Findings(*sides), [])
         print(f"So it is not trained; --anyway trains it nonetheless. The page is {report.folder}/verdict.md")
@@ -308,13 +291,11 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
     while True:
         rows = known_rows(options)
         rows_here = [row for row in rows if all(row[name] == value for name, value in here._asdict().items())]
-        losses_here = losses_of(rows_here, options.config)
-        found = plan.assess(losses_of(rows, options.config) | losses_here, losses_here)
+        losses_here = losses_of(rows_here, Path(options.config).stem)
+        found = plan.assess(losses_of(rows, Path(options.config).stem) | losses_here, losses_here)
         if not found.wanted:
             break
-        words = {(side.optimizer, side.changed): side.words
-                 for side in (plan.candidate, plan.reference, found.candidate, found.reference,
-                              *(side for side, _, _ in found.choices))}
+        words = {(side.optimizer, side.changed): side.words for side in found.sides}
         lines = grid_lines(found.wanted, words, settings.steps)
         hours = hours_of(found.wanted, settings, rows_here, jobs)
         about = "an unknown time" if hours is None else f"about {hours:.2g} hours"

@@ -274,10 +274,10 @@ class Report:
     def properties(self) -> str:
         """Returns the section on the rule's properties."""
         held = "It has all properties that were tested."
-        lines = "".join(f"\n* {fault}" for fault in self.faults) or held
-        growth = ("do not depend on the scale of the gradients" if abs(self.growth - 1) < 0.01 else
-                  f"become {self.growth:.3g} times as long if gradients become 1,000 times as large")
-        return f"## Properties of the rule\n\n{lines}\n\nSix steps {growth}."
+        lines = "".join(f"\n* {fault}" for fault in self.faults)
+        far = "just as far" if abs(self.growth - 1) < 0.01 else f"{self.growth:.3g} times as far"
+        text = f"## Properties of the rule\n\n{lines.strip() or held}"
+        return text if math.isnan(self.growth) else f"{text}\n\nSix steps go {far} if all gradients are 1,000 times as large."
 
     def runs(self, commands: list[str]) -> str:
         """Returns the section on runs and machine."""
@@ -310,7 +310,7 @@ def tables_of(found: Findings) -> str:
     text += as_table(("peak learning rate", *names), [(lr_text(lr), *cells(lr)) for lr in lrs])
     if found.choices:
         text += "\nOther hyperparameters, at the best learning rate and the same seed:\n\n" + as_table(
-            ("tried", "final loss"), [(f"`{words}`", decimals(loss)) for _, words, loss in found.choices])
+            ("tried", "final loss"), [(f"`{words}`", decimals(loss)) for words, loss in found.choices])
     if found.verdict:
         text += "\nFinal validation losses of the pairs:\n\n" + as_table(
             ("seed", *names, "difference"),

@@ -63,6 +63,23 @@ def lr_text(lr: int) -> str:
     return text if lr < -2 else f"{float(text):g}"
 
 
+def run_of(row: dict[str, Any], config_name: str) -> Run | None:
+    """Returns the run of a row of results.csv, or None if it is of another task or another grid."""
+    name, *assigned = row["setting"].split()
+    is_of_task = name == config_name and all(word.startswith("steps=") for word in assigned)
+    if not is_of_task or not row["lr"]:
+        return None
+    lr = half_decades(row["lr"])
+    if abs(row["lr"] / 10**(lr / 2) - 1) > 0.01:
+        return None
+    return Run(row["optimizer"], frozenset(row["changed"].items()), int(row["steps"]), lr, int(row["seed"]))
+
+
+def losses_of(rows: list[dict[str, Any]], config_name: str) -> Losses:
+    """Returns the losses of rows. Of two rows of the same run, the later one counts."""
+    return {run: row["loss"] for row in rows if (run := run_of(row, config_name))}
+
+
 # ---------------------------------------------------------------------------------------------------------
 # What the runs say, and which runs come next
 
@@ -124,7 +141,8 @@ class Findings:
     Attributes:
         candidate, reference: the sides, with the hyperparameters that were tuned.
         tunings: (the candidate's Tuning, the reference's).
-        choices: what --tune tried: (side, "beta1=0.8", final loss) in the order of trial.
+        choices: what --tune tried: (the words of a side, its final loss) in the order of trial.
+        sides: all sides of which runs may be wanted.
         seeds: the seeds of the pairs.
         votes: ({learning rate: the candidate's final losses, one for each seed}, the same of the reference).
         look: the last look.
@@ -137,7 +155,8 @@ class Findings:
     candidate: Side
     reference: Side
     tunings: tuple[Tuning, Tuning] | None = None
-    choices: list[tuple[Side, str, float]] = field(default_factory=list)
+    choices: list[tuple[str, float]] = field(default_factory=list)
+    sides: list[Side] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     votes: tuple[LossesByLr, LossesByLr] = ({}, {})
     look: Look | None = None
@@ -194,7 +213,7 @@ class Audition:
             losses: all known losses. Tuning and other lengths use them.
             here: the losses of runs whose bits this machine would repeat. Only these make pairs.
         """
-        found = Findings(self.candidate, self.reference)
+        found = Findings(self.candidate, self.reference, sides=[self.candidate, self.reference])
         sides, tunings = [], []
         for side in (self.candidate, self.reference):
             side, tuning = self.tuned(side, losses, found)
@@ -238,11 +257,12 @@ class Audition:
                 break
             others = [self.with_option(side, f"{name}={value}") for value in values]
             sides = list(dict.fromkeys([side, *others]))
+            found.sides += sides
             runs = [Run(one.optimizer, one.changed, self.steps, tuning.best, TUNING_SEED) for one in sides]
             if missing := [run for run in runs if run not in losses]:
                 found.wanted += missing
                 break
-            found.choices += [(one, one.words, losses[run]) for one, run in zip(sides, runs)]
+            found.choices += [(one.words, losses[run]) for one, run in zip(sides, runs)]
             chosen = sides[int(np.argmin([losses[run] for run in runs]))]
             if chosen != side:
                 side, tuning = chosen, self.tuned_lr(chosen, self.steps, losses, tuning.best, found)

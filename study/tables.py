@@ -19,12 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from optim import Rule
 from study.evidence import Losses, Study
 from trainer.errors import UserError, one_line
 from trainer.runs import to_json, whole_file
 from trainer.settings import FREE, Settings, defaults
-from zoo.table import bytes_per_weight
 
 # ---------------------------------------------------------------------------------------------------------
 # The folders of runs
@@ -442,26 +440,3 @@ def table(study: Study) -> str:
                      bits))
     return as_table(("setting", "optimizer", "changed", "peak lr", "final validation loss", "sd", "n",
                      "bits per byte"), rows)
-
-
-def league(study: Study, rules: dict[str, Rule], milliseconds: dict[str, str]) -> str:
-    """Returns every rule at its best learning rate, the best rule first.
-
-    Args:
-        study: the results. Rules with fewer than four learning rates are left out.
-        rules: the update rules by name.
-        milliseconds: {name: mean time of the rule's step}. One benchmark measures it for all rules, because
-            the runs come from several machines.
-    """
-    rows = []
-    for name, rule in rules.items():
-        curve, (lr, losses) = study.curve(name), study.lowest(name)
-        if len(curve) < 4 or not losses:
-            continue
-        edge = ", the edge of the grid" if lr in (min(curve), max(curve)) else ""
-        cells = (name, f"{lr:g}{edge}", f"{np.mean(losses):.3f}", sd(losses), len(losses),
-                 milliseconds.get(name, ""), f"{bytes_per_weight(rule):.2f}")
-        rows.append((np.mean(losses), cells))
-    rows = [cells for _, cells in sorted(rows)]
-    return as_table(("optimizer", "peak lr", "final validation loss", "sd", "n", "ms of its step",
-                     "bytes of state per weight of a matrix"), rows)

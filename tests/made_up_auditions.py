@@ -53,7 +53,8 @@ class MadeUp:
         distance = run.lr - (self.best if is_candidate else -4)
         basin = 0 if self.flat and is_candidate else self.width * distance**2
         noise = self.noise * self.draw_noise() * (self.noise_of_candidate if is_candidate else 1)
-        return 4.7 - 0.3 * math.log2(run.steps / 500) + shift - self.better * is_candidate + basin + noise
+        gain = self.better if is_candidate else 0.0
+        return 4.7 - 0.3 * math.log2(run.steps / 500) + shift - gain + basin + noise
 
     def audition(self, plan: Audition, most: int = 100) -> Findings:
         """Trains what the audition wants until it wants nothing."""

@@ -1,6 +1,7 @@
 """The pages are true: commands parse, options have valid values, links lead somewhere, cheap commands run."""
 import ast
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -30,6 +31,7 @@ import zoo.__main__
 from conftest import ROOT
 from lessons import atlas, pictures, toys
 from model import Decoder
+from study import audition
 from trainer import options, settings
 from trainer.build import build_optimizer, decoder_shape
 from zoo.frozen import FROZEN
@@ -131,7 +133,7 @@ def is_cheap(words: list[str]) -> bool:
 
 @pytest.fixture(scope="session")
 def stubborn(tmp_path_factory):
-    """The module zoo/stubborn.py as README has it."""
+    """The module stubborn.py as README has it."""
     path = tmp_path_factory.mktemp("rule") / "stubborn.py"
     path.write_text(fenced_blocks(README, "python")[0])
     spec = importlib.util.spec_from_file_location("stubborn", path)
@@ -190,21 +192,19 @@ def test_readme_has_the_two_commands():
 
 
 def test_readmes_own_rule_works(stubborn, monkeypatch):
-    rule = stubborn.RULES["stubborn"]
+    rule = zoo.find(stubborn.__file__)
     w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     w.grad = torch.tensor([0.5, -3.0])
     optim.Optimizer([w], rule.function, lr=1.0).step()
     assert torch.allclose(w, torch.tensor([0.9, -1.9]))    # u = 0.1 sign(g)
     monkeypatch.chdir(ROOT)
-    monkeypatch.setitem(zoo.RULES, "stubborn", rule)
-    usual = settings.defaults("configs/nano.toml", "stubborn")
-    assert (usual["lr"], usual["beta1"]) == (pytest.approx(1e-3), 0.9)    # a tenth of AdamW's
+    usual = settings.defaults("configs/nano.toml", stubborn.__file__)
+    assert (usual["lr"], usual["beta1"]) == (1e-2, 0.9)    # AdamW's, since it says no other
 
 
 def test_pages_agree_on_the_own_rule():
-    def code(page):
-        return [line.split("#")[0].rstrip() for line in fenced_blocks(page, "python")[0].splitlines()]
-    assert code(README) == code(ROOT / "docs/adding_a_rule.md")
+    readmes, pages = (fenced_blocks(page, "python")[0] for page in (README, ROOT / "docs/adding_a_rule.md"))
+    assert readmes in pages
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_options_in_prose_exist():
     """Every --option that a page names is an option of some program of the pages."""
     known = {"help", "print", "jobs", "options", "grads"} | TORCHRUN_OPTIONS | SBATCH_OPTIONS
     known |= {name for name, _ in torture_options()} | settings.OPTIONS
-    for module in (*SCRIPTS.values(), study.__main__, lessons.__main__, atlas):
+    for module in (*SCRIPTS.values(), study.__main__, audition, lessons.__main__, atlas):
         known |= set(module.Options.__dataclass_fields__)
     for rule in (*zoo.RULES.values(), *zoo.MODIFIERS.values(), *zoo.AVERAGES.values(), FROZEN):
         for name in rule.hyper:
@@ -268,8 +268,8 @@ def torture_options() -> list[tuple[str, str]]:
 def test_command_is_valid(words, stubborn, tmp_path, monkeypatch):
     """The program is one that the pages may use, and its options exist and have valid values."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setitem(zoo.RULES, "stubborn", stubborn.RULES["stubborn"])
-    words = [copies().get(word, word) for word in words]
+    monkeypatch.setitem(zoo.RULES, "stubborn", zoo.find(stubborn.__file__))
+    words = [copies().get(word, word).replace("stubborn.py", stubborn.__file__) for word in words]
     program = words[0].removeprefix(".venv/bin/")
     if program == "torchrun":
         script = words.index("train.py")
@@ -297,6 +297,8 @@ def check_python(argv: list[str], tmp_path: Path):
         ast.parse(rest[0])
     elif script == "-m" and rest[0] == "pytest":
         check_pytest(rest[1:])
+    elif script == "-m" and rest[:2] == ["study", "audition"]:
+        check_audition(rest[2:])
     elif script == "-m" and rest[0] == "study":
         study.__main__.read_options(rest[1:])
     elif script == "-m" and rest[0] == "lessons":
@@ -313,16 +315,28 @@ def check_python(argv: list[str], tmp_path: Path):
             check_train(shlex.split(loaded.options), tmp_path)
     elif script == "optim.py":
         assert rest[0] in optim.RULES and zoo.__main__.main(rest) == 0
+    elif script == "tests/made_up_auditions.py":
+        assert rest[0].isdecimal()
     else:
         assert script in ("tests/torture", "tests/memory.py")
         known = {f"--{name}" for name, _ in torture_options()}
         assert not {word.partition("=")[0] for word in rest} - known
 
 
+def check_audition(argv: list[str]):
+    """The rule exists, it takes the options, and the options of the audition exist."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    loaded = study.__main__.audition_options(argv[len(words):])
+    for side in (" ".join(words), loaded.against):
+        audition.side_of(side.replace("../mine.py", "adamw"), loaded.config)
+
+
 def run_lesson(argv: list[str], tmp_path: Path):
     """Runs a command of the lessons, with short runs. The files that it judges are exercises, still blank."""
     if argv[:1] == ["check"]:
-        assert lessons.__main__.main(argv) == 2 and all((ROOT / path).exists() for path in argv[1:])
+        is_blank = "exercises" in argv[1]
+        assert all((ROOT / path).exists() for path in argv[1:])
+        assert lessons.__main__.main(argv) == 2 * is_blank
         return
     if argv[:1] == ["workers"]:    # it starts three processes; tests/test_workers.py does what they do
         assert argv == ["workers"]
@@ -429,7 +443,7 @@ def test_sweep_is_valid(words, stubborn, extended_program, tmp_path, monkeypatch
     *runs, total = done.stdout.splitlines()
     assert done.returncode == 0 and total == f"# {len(runs)} runs, hours unknown", done.stderr
     monkeypatch.chdir(ROOT)
-    monkeypatch.setitem(zoo.RULES, "stubborn", stubborn.RULES["stubborn"])
+    monkeypatch.setitem(zoo.RULES, "stubborn", zoo.find(stubborn.__file__))
     for run in runs:
         settings.read([*shlex.split(run)[2:], f"--runs={tmp_path}"])
 

@@ -36,7 +36,7 @@ class World:
     """
     best = dict(adamw=4.40, adafactor=4.41, lion=4.42, signum=4.415, sgd=6.0, adalayer_star=4.45,
                 adalayer=4.8, adasgd=5.8, sophia=4.42, sgd_ema=5.95)
-    lr = dict(lion=1e-3, signum=1e-3, sophia=1e-3, sgd=3.0, sgd_ema=10.0)    # the best lr; 1e-2 for others
+    lr = dict(lion=1e-3, signum=1e-3, sophia=1e-3, sgd=3.16, sgd_ema=10.0)    # the best lr; 1e-2 for others
     # loss = best + curved * decades^2, where curved is 0.4 for others
     curved = dict(sgd=2.0, sgd_ema=2.0, adalayer=0.8, adasgd=2.0)
     plain, long = dict(sgd=4.0, other=0.6), dict(sgd=1.5, other=0.25)
@@ -326,8 +326,8 @@ def test_everything_is_redrawn_from_the_results_alone(truth, tmp_path, capsys):
     assert "| study | adamw |  | 0.01 | 4.400 | 0.005 | 3 | 1.500 |" in table
     assert "| study | adamw |  | 1 | 3 diverged |  | 3 |  |" in table
     rows = (tmp_path / "r/league.md").read_text().splitlines()[2:]
-    assert rows[0] == "| adamw | 0.01 | 4.400 | 0.005 | 3 | 2.3 | 8.00 |"
-    assert rows[-1].startswith("| sgd | 3 | 6.000 |") and len(rows) == 10
+    assert rows[0] == "| adamw | 1e-2 | 4.400 | 0.005 | 3 |  | the reference |  |  | 2.3 | 8.00 |"
+    assert rows[-1].startswith("| sgd | 3.16 | 6.000 |") and len(rows) == 10
 
 
 @pytest.mark.slow

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 
 from made_up_auditions import CANDIDATE, REFERENCE, MadeUp
+from study import league
 from study.audition_plan import Audition, Run, half_decades, lr_text, tune
+from study.evidence import Study
 from study.verdict import (ERROR, Interval, differences, interval, judge, level_of_many, looks, p_value,
                            seeds_to_decide, speedup, steps_for_loss, t_quantile, t_within, visible)
+from zoo import RULES
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -229,3 +232,37 @@ def test_learning_rates_as_texts():
         "3.16e-4", "1e-3", "3.16e-3", "1e-2", "3.16e-2", "0.1", "0.316", "1", "3.16", "10", "1000"]
     assert all(half_decades(float(lr_text(lr))) == lr for lr in range(-20, 20))
     assert tune(CANDIDATE, 500, {}, -4).wanted == [-5, -4, -3]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The league
+
+def test_the_league_judges_with_the_runs_at_hand():
+    """A rule that is clearly better, one that is level, one with too few pairs, and one at the edge."""
+    def row(name, lr, seed, loss, steps=500):
+        setting = "study" if steps == 500 else f"study steps={steps}"
+        return dict(setting=setting, optimizer=name, lr=lr, seed=seed, steps=steps, loss=loss, changed={})
+    noise = np.random.default_rng(0).normal(0, 0.01, (4, 8))
+    rows = []
+    rules = ("adamw", 0, 6), ("muon", 0.3, 6), ("lion", 0, 6), ("soap", 0.3, 2)
+    for i, (name, gain, seeds) in enumerate(rules):
+        best = -2 if name == "muon" else -4
+        for lr in range(best - 2, best + 3):
+            loss = 4.7 - gain + 0.2 * abs(lr - best)
+            rows += [row(name, 10**(lr / 2), seed, loss + noise[i, seed] + 0.1 * seed)
+                     for seed in (range(seeds) if lr == best else [0])]
+    for steps, loss in ((1000, 4.3), (250, 5.1)):
+        rows += [row("adamw", 10**(lr / 2), seed, loss + abs(lr + 4) + 0.1 * seed, steps)
+                 for lr in (-5, -4, -3) for seed in range(6 if lr == -4 else 1)]
+    rows += [row("scion", 10.0**lr, 0, 5 + lr) for lr in range(4)]
+    study = Study(rows, [], "study")
+    found = {place.name: place for place in league.places(study, RULES)}
+    assert list(found)[0] in ("muon", "soap") and "scion" not in found
+    words = {name: place.verdict and place.verdict.word for name, place in found.items()}
+    assert words == {"adamw": None, "muon": "better", "lion": "same", "soap": None}
+    assert found["muon"].found.speedup(500).value == pytest.approx(2**0.75, rel=0.05)    # 0.3 of 0.4 nats
+    times = league.Times(dict(adamw=2.0, muon=7.0), 98.0)
+    text = league.league(study, RULES, times)
+    muon = next(line for line in text.splitlines() if line.startswith("| muon"))
+    time = 1.05 / found["muon"].found.speedup(500).value
+    assert " better |" in muon and f" {time:.2f} | 7.0 |" in muon

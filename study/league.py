@@ -1,0 +1,162 @@
+"""
+The league: every optimizer against AdamW, judged as an audition judges, but from the runs at hand.
+"""
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from optim import Rule
+from study.audition_plan import (
+    TUNING_SEED,
+    Audition,
+    Findings,
+    Losses,
+    Run,
+    Side,
+    Tuning,
+    losses_of,
+    lr_text,
+)
+from study.evidence import Study
+from study.tables import as_table, sd
+from study.verdict import Verdict, differences, judge, level_of_many, p_value
+from zoo.table import bytes_per_weight
+
+REFERENCE = "adamw"
+COLUMNS = ("optimizer", "peak lr", "final validation loss", "sd", "n", "difference to AdamW, pairs",
+           "verdict", "speedup", "time to AdamW's loss", "ms of its step",
+           "bytes of state per weight of a matrix")
+
+
+class Times(NamedTuple):
+    """What bench.py measured: the mean milliseconds of each rule's step, and those of the forward and
+    backward passes of a training step (None if they were not measured)."""
+    of_step: dict[str, float]
+    rest: float | None
+
+
+class Place(NamedTuple):
+    """A rule in the league.
+
+    Attributes:
+        name: the rule.
+        steps: the steps of its runs.
+        losses: the final losses at its best learning rate, one for each seed.
+        found: what an audition would know from the runs at hand.
+        verdict: what it would say, or None if there are fewer than two pairs.
+    """
+    name: str
+    steps: int
+    losses: list[float]
+    found: Findings
+    verdict: Verdict | None
+
+
+def side(name: str) -> Side:
+    """Returns a rule of this project with its usual options."""
+    return Side(name, name, frozenset(), 0)
+
+
+def run(name: str, steps: int, lr: int, seed: int) -> Run:
+    """Returns a run of a rule of this project with its usual options."""
+    return Run(name, frozenset(), steps, lr, seed)
+
+
+def known_tuning(name: str, steps: int, losses: Losses) -> Tuning | None:
+    """Returns what the runs at hand say of a rule's learning rates, or None if they are fewer than four, if
+    all diverged, or if the best one is at the edge of the grid."""
+    tried = {one.lr: loss for one, loss in losses.items() if one == run(name, steps, one.lr, TUNING_SEED)}
+    best = min(tried, key=tried.get, default=None)
+    if len(tried) < 4 or math.isinf(tried[best]) or not {best - 1, best + 1} <= tried.keys():
+        return None
+    return Tuning(tried, best, True)
+
+
+def findings(name: str, steps: int, losses: Losses) -> Findings | None:
+    """Returns what an audition of a rule would know from the runs at hand; None if a learning rate is not
+    bracketed. Neighbours of the best learning rate of which runs are missing are left out."""
+    tunings = [known_tuning(one, steps, losses) for one in (name, REFERENCE)]
+    if None in tunings:
+        return None
+    found = Findings(side(name), side(REFERENCE), tuple(tunings))
+    seeds = [seed for seed in sorted({one.seed for one in losses} - {TUNING_SEED})
+             if all(run(one, steps, tuning.best, seed) in losses
+                    for one, tuning in zip((name, REFERENCE), tunings))]
+    votes = []
+    for one, tuning in zip((name, REFERENCE), tunings):
+        runs = {lr: [run(one, steps, lr, seed) for seed in seeds] for lr in tuning.contenders()}
+        votes.append({lr: [losses[vote] for vote in of_lr] for lr, of_lr in runs.items()
+                      if all(vote in losses for vote in of_lr)})
+    found.seeds, found.votes = seeds, tuple(votes)
+    if len(seeds) > 1:
+        plan = Audition(found.candidate, found.reference, steps, first=len(seeds))
+        plan.measure_lengths(found, losses)
+    return found
+
+
+def places(study: Study, rules: dict[str, Rule]) -> list[Place]:
+    """Returns all rules whose best learning rate is bracketed, the best rule first. The level of the verdicts
+    allows for the number of rules."""
+    steps = int(study.unchanged(REFERENCE)[0]["steps"]) if study.unchanged(REFERENCE) else 0
+    losses = losses_of([row for row in study.rows if row["setting"].split()[0] == study.base], study.base)
+    known = {name: found for name in rules if (found := findings(name, steps, losses))}
+    p_values = {name: p_value(differences(*found.pairs)) for name, found in known.items()
+                if name != REFERENCE and len(found.seeds) > 1 and np.isfinite(found.pairs).all()}
+    level = level_of_many(list(p_values.values())) if p_values else math.nan
+    ranked = []
+    for name, found in known.items():
+        has_verdict = name != REFERENCE and len(found.seeds) > 1
+        all_losses = [loss for one, loss in losses.items()
+                      if one == run(name, steps, found.tunings[0].best, one.seed)]
+        verdict = judge(*found.votes, level) if has_verdict else None
+        ranked.append(Place(name, steps, all_losses, found, verdict))
+    return sorted(ranked, key=lambda place: np.mean(place.losses))
+
+
+def league(study: Study, rules: dict[str, Rule], times: Times) -> str:
+    """Returns the league as a table.
+
+    Args:
+        study: the results.
+        rules: the update rules by name.
+        times: what bench.py measured.
+    """
+    rows = []
+    for place in places(study, rules):
+        found = place.found
+        step = times.of_step.get(place.name)
+        rows.append((place.name, lr_text(found.tunings[0].best), f"{np.mean(place.losses):.3f}",
+                     sd(place.losses), len(place.losses), *words_of(place), *speed_of(place, times),
+                     "" if step is None else f"{step:.1f}", f"{bytes_per_weight(rules[place.name]):.2f}"))
+    return as_table(COLUMNS, rows)
+
+
+def words_of(place: Place) -> tuple[str, str]:
+    """Returns the difference to AdamW with its interval, and the verdict."""
+    if place.verdict is None:
+        return "", "the reference" if place.name == REFERENCE else ""
+    word, _, interval, more = place.verdict
+    if interval is None:
+        return "", word
+    trained_neighbours = all(len(votes) == len(tuning.contenders())
+                             for votes, tuning in zip(place.found.votes, place.found.tunings))
+    doubt = "" if trained_neighbours or word == "cannot tell" else ", if one seed found the best lr"
+    need = f": about {more} more" if more else ""
+    text = f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}), {interval.n}"
+    return text, f"{word}{need}{doubt}"
+
+
+def speed_of(place: Place, times: Times) -> tuple[str, str]:
+    """Returns the speedup, and the time to AdamW's loss relative to AdamW's own. Texts are "" if runs or
+    measurements are missing."""
+    speedup = place.found.speedup(place.steps)
+    if speedup is None or place.name == REFERENCE:
+        return "", ""
+    if not 0 < speedup.value < math.inf:
+        return ("below the shortest" if speedup.value == 0 else "above the longest") + " length", ""
+    text = f"{speedup.value:.2f} ({speedup.low:.2f} to {speedup.high:.2f})"
+    ours, theirs = (times.of_step.get(name) for name in (place.name, REFERENCE))
+    if times.rest is None or ours is None or theirs is None:
+        return text, ""
+    return text, f"{(times.rest + ours) / (times.rest + theirs) / speedup.value:.2f}"

@@ -1,0 +1,256 @@
+"""Auditions from the command line to the page, with made-up losses in place of training; and rules in files
+of the user's."""
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+import zoo
+from conftest import ROOT
+from made_up_auditions import MadeUp
+from study import audition
+from study.audition import faults_of, grid_lines, growth_with_gradients, read_tune, side_of
+from study.audition_page import Speed
+from study.audition_plan import Run, lr_text
+from study.tables import read_run, row_of, variant_of
+from tiny_runs import assert_same_run, rewound, run
+from trainer.errors import UserError
+
+STUBBORN = '''from zoo.rule import ZooRule
+
+def half_sign(g):
+    return g.sign() / 2
+
+def stubborn(g, m, *, beta1=0.9):
+    m.lerp_(half_sign(g), 1 - beta1)
+    return m
+
+RULES = {"stubborn": ZooRule(stubborn, lr_factor=0.1)}
+'''
+CONFIG = str(ROOT / "configs/study.toml")
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file with a rule."""
+    path = tmp_path / "stubborn.py"
+    path.write_text(STUBBORN)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A rule in a file
+
+def test_a_rule_in_a_file_is_the_same_as_in_the_zoo(tiny, tmp_path, file, monkeypatch):
+    assert run(tiny, tmp_path, "in_file", f"--optimizer={file}", "--lr=1e-3") == 0
+    monkeypatch.setitem(zoo.RULES, "stubborn", zoo.find(str(file)))
+    assert run(tiny, tmp_path, "in_zoo", "--optimizer=stubborn", "--lr=1e-3") == 0
+    assert_same_run(tmp_path / "in_file", tmp_path / "in_zoo")
+
+
+def test_a_rule_in_a_file_resumes_unless_the_file_has_changed(tiny, tmp_path, file, capsys):
+    run(tiny, tmp_path, "whole", f"--optimizer={file}", "--lr=1e-3")
+    rewound(tmp_path / "whole", tmp_path / "half", 5)
+    assert train.main([f"--runs={tmp_path}", "--name=half", "--resume"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "half")
+    rewound(tmp_path / "whole", tmp_path / "other", 5)
+    file.write_text(STUBBORN.replace("/ 2", "/ 3"))
+    zoo.rule_in_file.cache_clear()
+    assert train.main([f"--runs={tmp_path}", "--name=other", "--resume"]) == 2
+    assert "this file has changed since" in capsys.readouterr().err
+
+
+def test_two_versions_of_a_file_are_two_optimizers(tiny, tmp_path, file):
+    run(tiny, tmp_path, "first", f"--optimizer={file}", "--lr=1e-3")
+    file.write_text(STUBBORN.replace("/ 2", "/ 3"))
+    zoo.rule_in_file.cache_clear()
+    run(tiny, tmp_path, "second", f"--optimizer={file}", "--lr=1e-3")
+    names = [variant_of(read_run(tmp_path / name)) for name in ("first", "second")]
+    assert names[0] != names[1] and all(name.startswith("stubborn.py@") for name in names)
+    command = row_of(read_run(tmp_path / "second"))["command"]
+    assert f"--optimizer={file}" in command and "sha256" not in command
+
+
+@pytest.mark.parametrize("text, said", [
+    ("def mine(g):\n    return 1 / 0\n", "ZeroDivisionError"),
+    ("import nothing_of_this_name\n", "line 1, `import nothing_of_this_name`: ModuleNotFoundError"),
+    ("def mine(g:\n", "SyntaxError"),
+    ("x = 1\n", "there are 0 functions that may be the rule"),
+    ("def one(g):\n    return g\n\ndef two(g):\n    return -g\n", "2 functions that may be the rule"),
+    (None, "there is no such file")], ids=str)
+def test_what_is_wrong_with_a_file_is_one_line(tiny, tmp_path, text, said, capsys):
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    assert run(tiny, tmp_path, "x", f"--optimizer={tmp_path}/mine.py", "--lr=1e-3") == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith("train.py: error: --optimizer") and said in error[0]
+
+
+def test_sweeps_take_files_and_lists(tmp_path, file):
+    def sweep(*arguments, text=""):
+        return subprocess.run(["bash", str(ROOT / "sweep.sh"), *arguments], input=text, text=True,
+                              cwd=tmp_path, capture_output=True, env=os.environ | {"PYTHON": sys.executable})
+    lines = f"optimizer={file} lr=1e-3 seed=1,2\noptimizer=lion steps=7\n"
+    done = sweep("list", CONFIG, "--print", text=lines)
+    commands = [line for line in done.stdout.splitlines() if "--name=" in line]
+    names = [command.partition("--name=")[2].split()[0] for command in commands]
+    assert names == [f"study,optimizer=stubborn.py,lr=1e-3,seed={seed}" for seed in (1, 2)] + [
+        "study,optimizer=lion,steps=7"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/stubborn.py").write_text(STUBBORN)
+    done = sweep("grid", CONFIG, f"optimizer={file},{tmp_path}/other/stubborn.py", "--print")
+    assert done.returncode == 2 and "two runs would have this name" in done.stderr
+    done = sweep("list", CONFIG, "--print", text="optimizer=lion lr\n")
+    assert done.returncode == 2 and "give key=a,b,c" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The sides
+
+def test_sides():
+    plain, chosen = side_of("adamw", CONFIG), side_of("adamw beta1=0.95 modify=cautious", CONFIG)
+    assert plain == ("adamw", "adamw", frozenset(), -4)
+    assert chosen.changed == {("beta1", 0.95), ("modify", "cautious")}
+    assert side_of("adamw beta1=0.9", CONFIG).changed == frozenset()    # the default is no change
+    assert side_of("muon", CONFIG).usual == -2
+
+
+@pytest.mark.parametrize("words, said", [
+    ("adamw lr=1", "chooses this itself"), ("adamw width=32", "changes the task"),
+    ("adam", "did you mean adamw"), ("adamw beta3=1", "no such option")])
+def test_what_a_side_cannot_be(words, said):
+    with pytest.raises(UserError, match=said):
+        side_of(words, CONFIG)
+
+
+def test_runs_become_lines_of_a_list():
+    runs = [Run("lion", frozenset(), 500, -6, seed) for seed in (1, 2)]
+    runs += [Run("adamw", frozenset(), 250, -3, 0)]
+    words = {("lion", frozenset()): "lion beta1=0.9", ("adamw", frozenset()): "adamw"}
+    assert grid_lines(runs, words, 500) == ["optimizer=lion lr=1e-3 seed=1,2 beta1=0.9",
+                                            "optimizer=adamw lr=3.16e-2 seed=0 steps=250"]
+    assert read_tune("beta1:0.8,0.9 eps:1e-8") == (("beta1", ("0.8", "0.9")), ("eps", ("1e-8",)))
+    with pytest.raises(UserError, match="give NAME:VALUE"):
+        read_tune("beta1=0.8")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Properties
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.RULES)
+def test_the_projects_rules_are_admitted(name, monkeypatch):
+    monkeypatch.setattr(audition, "compiler_works", lambda: False)    # other tests compile each rule
+    assert faults_of(zoo.find(name), is_new=False) == []
+
+
+def test_a_rule_that_lacks_a_property_is_not_trained(tmp_path, monkeypatch, capsys):
+    (tmp_path / "drift.py").write_text("def drift(g, m, *, beta1=0.9):\n    m.lerp_(g, 1 - beta1)\n"
+                                       "    return m + 0.01\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(audition, "train", None)    # a call would fail
+    assert audition.audition(["drift.py"], audition.Options(config=CONFIG)) == 0
+    said = capsys.readouterr().out
+    assert "zero gradient: four gradients of 0 move" in said and "So it is not trained" in said
+    page = Path("auditions/drift/verdict.md").read_text()
+    assert "It lacks a property" in page and "zero gradient" in page and "return m + 0.01" in page
+    assert json.loads(Path("auditions/drift/verdict.json").read_text())["verdict"] == "lacks a property"
+
+
+def test_the_scale_of_gradients():
+    assert growth_with_gradients(zoo.find("signum")) == pytest.approx(1)
+    assert growth_with_gradients(zoo.find("adamw")) == pytest.approx(1, abs=1e-6)
+    assert growth_with_gradients(zoo.find("sgd")) == pytest.approx(1000)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A whole audition
+
+class Trained(MadeUp):
+    """Stands for sweep.sh: the runs of its grids get made-up losses."""
+    def __init__(self, here, sides, **world):
+        super().__init__(0, **world)
+        self.here, self.sides, self.rows, self.calls = here, sides, [], 0
+
+    def __call__(self, lines, config, jobs, *more):
+        self.calls += 1
+        for line in lines:
+            given = dict(word.split("=", 1) for word in line.split())
+            lr, steps = float(given["lr"]), int(given.get("steps", 500))
+            changed = {key: float(value) for key, value in given.items() if key in ("beta1", "beta2")}
+            for seed in map(int, given["seed"].split(",")):
+                name = "mine" if given["optimizer"].endswith("lion") else "adamw"
+                key = Run(name, frozenset(changed.items()), steps, round(2 * math.log10(lr)), seed)
+                loss = self.train(key)
+                self.rows.append(dict(
+                    setting="study" if steps == 500 else f"study steps={steps}", optimizer=given["optimizer"],
+                    changed=changed, lr=lr, steps=steps, seed=seed, loss=loss, status="done",
+                    tokens_per_second=1e4, command=f"python train.py {line} {seed}", **self.here))
+        return 0
+
+
+@pytest.fixture
+def whole(tmp_path, monkeypatch):
+    """A function that runs `audition lion` in a made-up world, and returns its page and its numbers."""
+    def run_it(options=(), **world):
+        here = audition.Here("cpu", "fp32", 1, "2.13")
+        trained = Trained(here._asdict(), None, best=-5, **world)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(audition, "train", trained)
+        monkeypatch.setattr(audition, "this_machine", lambda settings, jobs: here)
+        monkeypatch.setattr(audition, "known_rows", lambda options: list(trained.rows))
+        monkeypatch.setattr(audition, "faults_of", lambda rule, is_new: [])
+        monkeypatch.setattr("study.audition_page.measure_speed",
+                            lambda found, config, threads: Speed(2.0, 1.0, 99.0, "2", (4.0, 8.0)))
+        assert audition.audition(["lion"], audition.Options(config=CONFIG, **dict(options))) == 0
+        folder = tmp_path / "auditions/lion"
+        return (folder / "verdict.md").read_text(), json.loads((folder / "verdict.json").read_text()), trained
+    return run_it
+
+
+def test_a_page(whole):
+    page, numbers, trained = whole(better=0.3, noise=0.005)
+    assert numbers["verdict"] == "better" and "# Is `lion` better than `adamw`? Better" in page
+    ours, theirs = (sum(numbers[side]["loss_by_seed"].values()) / 3 for side in ("candidate", "reference"))
+    assert numbers["difference"]["mean"] == pytest.approx(ours - theirs) == pytest.approx(-0.3, abs=0.02)
+    assert numbers["speedup"]["value"] == pytest.approx(2, rel=0.1)    # twice the steps are worth 0.3 nats
+    speedup = numbers["speedup"]["value"]
+    assert numbers["time_to_reference_loss"] == pytest.approx(101 / 100 / speedup, abs=2e-3)
+    assert numbers["candidate"]["lr"] == pytest.approx(10**-2.5) and numbers["reference"]["lr"] == 1e-2
+    assert lr_text(-5) in page and "verdict.png" in page and "nats lower than that of `adamw`" in page
+    assert len(numbers["runs"]) == len(set(numbers["runs"])) and len(numbers["runs"]) <= len(trained.rows)
+    calls = trained.calls
+    again = audition.audition(["lion"], audition.Options(config=CONFIG))
+    assert again == 0 and trained.calls == calls    # everything is known
+
+
+def test_a_tuned_hyperparameter(whole):
+    """Each side tries two values of beta1. One of them is lion's own, so it trains one more run only once."""
+    page, numbers, trained = whole(dict(tune="beta1:0.8,0.95"), noise=0.001)
+    tried = {tuple(sorted(row["changed"].items())) for row in trained.rows}
+    assert {(("beta1", 0.8),), (("beta1", 0.95),), ()} <= tried
+    assert "Other hyperparameters" in page and page.count("`lion beta1=0.8`") >= 1
+    assert numbers["verdict"] == "same"
+
+
+def test_an_audition_stops_when_its_hours_are_over(whole):
+    page, numbers, trained = whole(dict(hours=0.0))
+    assert numbers["verdict"] == "not finished" and trained.calls <= 1 and "stopped early" in page
+
+
+def test_a_copy_of_the_reference_is_the_same(whole):
+    page, numbers, _ = whole(noise=0.0)
+    assert numbers["verdict"] == "same" and numbers["speedup"]["value"] == pytest.approx(1)
+
+
+def test_a_rule_that_diverges_at_every_learning_rate(whole):
+    page, numbers, _ = whole(better=-math.inf)
+    assert numbers["verdict"] == "not bracketed" and "did not find a learning rate of `lion`" in page
+    text = json.dumps(numbers)
+    assert "NaN" not in text and "Infinity" not in text
+    assert set(numbers["candidate"]["loss_by_lr"].values()) == {None}
