@@ -358,8 +358,7 @@ def list_of_rules() -> str:
                      loss_text(best) if best else "not run"))
     columns = ("rule", "idea", "bytes of state per weight", "usual lr", "loss in the study")
     text = fill("rules.md", tree=branch("sgd", 0), table=as_table(columns, rows).rstrip())
-    return re.sub(r"`(\w+)`(?=.*\|$)", lambda found: f"[{found[0]}]({found[1]}.md)" if found[1] in zoo.RULES else
-                  found[0], text, flags=re.M)
+    return re.sub(rf"`({'|'.join(zoo.RULES)})`(?=.*\|$)", r"[`\1`](\1.md)", text, flags=re.M)
 
 
 def picture_of(name: str, runs: dict[str, dict]) -> bytes:

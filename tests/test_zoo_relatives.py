@@ -285,8 +285,8 @@ def test_compiled_prodigy_finds_the_same_distance():
         w = weights(torch.float32)
         optimizer = built("prodigy", w, compile=compile, **PRODIGY)
         run(optimizer, w, gradients(8, dtype=torch.float32))
-        ends.append(torch.cat([(p - start).detach().flatten() for p, start in zip(w.values(),
-                                                                                  weights(torch.float32).values())]))
+        starts = weights(torch.float32).values()
+        ends.append(torch.cat([(p - start).detach().flatten() for p, start in zip(w.values(), starts)]))
         distances.append(optimizer.state[w["head"]]["d"].item())
     assert distances[0] > 2e-6 and distances[1] == pytest.approx(distances[0], rel=1e-2)
     assert (ends[1] - ends[0]).norm() < 1e-2 * ends[0].norm()
