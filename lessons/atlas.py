@@ -209,9 +209,9 @@ def line_of(name: str, rule: zoo.ZooRule) -> str:
 
 
 def called_by(rule: zoo.ZooRule) -> list[Callable]:
-    """Returns the functions of optim.py and zoo/ that a rule needs: its refresh, what makes its state, and
-    what these and the rule call."""
-    found = [rule.function, *filter(None, [rule.refresh])]
+    """Returns the functions of optim.py and zoo/ that a rule needs: its refresh, its sums, what makes its
+    state, and what these and the rule call."""
+    found = [rule.function, *filter(None, [rule.refresh, rule.sums])]
     for function in found:    # the list grows while it is read
         nodes = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function))))
         called = [function.__globals__.get(node.id) for node in nodes if isinstance(node, ast.Name)]
@@ -357,7 +357,8 @@ def list_of_rules() -> str:
         rows.append((link(name), facts["idea"], f"{facts['bytes']:.2f}", f"{facts['lr']:.3g}",
                      loss_text(best) if best else "not run"))
     columns = ("rule", "idea", "bytes of state per weight", "usual lr", "loss in the study")
-    return fill("rules.md", tree=branch("sgd", 0), table=as_table(columns, rows).rstrip())
+    text = fill("rules.md", tree=branch("sgd", 0), table=as_table(columns, rows).rstrip())
+    return re.sub(rf"`({'|'.join(zoo.RULES)})`(?=.*\|$)", r"[`\1`](\1.md)", text, flags=re.M)
 
 
 def picture_of(name: str, runs: dict[str, dict]) -> bytes:

@@ -605,9 +605,13 @@ leave(tiny_runs.run(config, folder, "a", *more))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more, words", [
-    (["--seed=1"], "--seed: is 1 on rank 1 and 0 on rank 0"),
+    (["--data={folder}/other"], "--data: rank 1 has {folder}/other with other tokens than rank 0 has in"),
     (["other weights"], "step 0: the ranks no longer hold the same weights and state; all machines must")])
-def test_different_ranks_do_not_start(tiny, tmp_path, more, words):
+def test_different_ranks_do_not_start(tiny, tmp_path, monkeypatch, more, words):
+    """Nothing but the comparison notices other data: both ranks would train on."""
+    monkeypatch.setattr(prepare_c4, "sotu", lambda: documents(seed=1))
+    assert prepare_c4.main(["--vocab=300", f"--out={tmp_path}/other"]) == 0
+    more, words = [word.format(folder=tmp_path) for word in more], words.format(folder=tmp_path)
     (tmp_path / "ranks.py").write_text(DIFFERENT_RANKS)
     arguments = [tmp_path / "ranks.py", ROOT, ROOT / "tests", tiny, tmp_path / "runs", *more]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]

@@ -91,10 +91,11 @@ def deviation(case, dtype=torch.float64, device="cpu"):
 
 # Where a reference is less exact than float64. AdEMAMix's adds 1e-8 to its betas before it takes their
 # logarithm, which changes 1 - beta3 by 1e-4 of it; AdaGC's sums the norm, and heavyball all, in float32.
-# Shampoo's first roots are of matrices that are nearly singular. The decay of stable_decay_small is 1e-5 a
-# step here, before it is divided: 1 - decay knows it to 1e-11.
+# Shampoo's first roots are of matrices that are nearly singular. Where a decay is 1e-5 a step here
+# (stable_decay_small, prodigy_decay), 1 - decay knows it to 1e-11.
 LOOSER = dict(ademamix=1e-5, ademamix_decay=1e-5, ademamix_small=1e-5, adagc=1e-7, adagc_decay=1e-7,
-              cautious_wd_decay=1e-5, shampoo=1e-10, shampoo_decay=1e-10, stable_decay_small=1e-11)
+              cautious_wd_decay=1e-5, shampoo=1e-10, shampoo_decay=1e-10, stable_decay_small=1e-11,
+              prodigy_decay=1e-10)
 
 
 @pytest.mark.gpu

@@ -29,6 +29,7 @@ from zoo import (
     classics,
     compressed,
     curvature,
+    distance,
     eight_bit,
     factored,
     files,
@@ -65,6 +66,7 @@ TABLES = (
     classics.RULES,
     relatives.RULES,
     schedule_free.RULES,
+    distance.RULES,
     eight_bit.RULES,
 )
 ROLE_SETS = {role: (role,) for role in ROLES} | {"matrix": ("attn_out", "mlp_up", "mlp_down")}
@@ -202,6 +204,7 @@ class Optimizer(optim.Optimizer):
     rule_of = staticmethod(rule_of)
     sampled: dict | None = None
     norm = None    # of the gradients of all groups in this step, if a rule asks for it
+    sums = {}    # {name of a rule: its sums over all tensors in this step}, for rules that ask for them
     layer_of = {}    # the number of each tensor's layer, if a rule asks for it
 
     def __init__(self, params, rule, *, average="", **more):
@@ -284,6 +287,9 @@ class Optimizer(optim.Optimizer):
         given = self.start(group, 0) | self.constants(group, 0)
         given |= dict(g=g.clone(), w=w.clone(), t=one, lr=one, decay=one, lr_peak=one, layer=one,
                       g2=g.square().mean(), norm=g.norm())
+        if rule.sums:
+            known = rule.hyper | given
+            given["sums"] = rule.sums(**{name: known[name] for name in parameter_names(rule.sums)})
         return w, g, given
 
     def measuring_steps(self, group) -> int:
@@ -318,6 +324,17 @@ class Optimizer(optim.Optimizer):
             gradients = [p.grad.to(torch.promote_types(p.dtype, torch.float32))
                          for _, _, p in self.each_parameter() if p.grad is not None]
             self.norm = torch.nn.utils.get_total_norm(gradients)
+        self.sums = {rule.name: self.sum_up(rule) for rule in self.rules.values() if rule.sums}
+
+    def sum_up(self, rule):
+        """The sum over all tensors of a rule of what its function `sums` returns."""
+        names, parts = parameter_names(rule.sums), []
+        for group, i, p in self.each_parameter():
+            if group["rule"] == rule.name and p.grad is not None and p.numel():
+                state = self.state[p] = self.state[p] or self.start(group, i)
+                given = group | state | dict(g=p.grad.to(torch.promote_types(p.dtype, torch.float32)), w=p)
+                parts.append(rule.sums(**{name: given[name] for name in names}))
+        return sum(parts)
 
     def update(self, group, t, members):
         if refresh := self.refresh_before(group, t):
@@ -328,6 +345,8 @@ class Optimizer(optim.Optimizer):
                        for kind, p, g, state in members]
         if "norm" in rule.inputs:
             members = [(*member, state | dict(norm=self.norm)) for *member, state in members]
+        if rule.sums:
+            members = [(*member, state | dict(sums=self.sums[rule.name])) for *member, state in members]
         if "lr_peak" in rule.inputs:
             lr_peak = torch.tensor(group["lr_peak"], dtype=torch.float64)
             members = [(*member, state | dict(lr_peak=lr_peak)) for *member, state in members]
@@ -497,8 +516,8 @@ def set_role(role, settings, own) -> None:
     if settings is None:
         raise ValueError(f"{next(iter(own))}_of: {role} is untrained, so it has no settings of its own")
     rule = settings["rule"]
-    if "g2" in rule.inputs:
-        raise ValueError(f"{next(iter(own))}_of: {rule.name} has one second moment for all its weights, "
+    if "g2" in rule.inputs or rule.sums:
+        raise ValueError(f"{next(iter(own))}_of: {rule.name} has one number for all its weights, "
                          "so no role can have settings of its own")
     for name, value in own.items():
         if name == "lr":

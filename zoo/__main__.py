@@ -99,7 +99,8 @@ def main(argv: list) -> int:
     if not given.rule:
         print(table())
         return 0
-    hyper = dict(freeze_steps=1) if given.rule == "adalayer_frozen" else {}
+    # Prodigy's own d0 would show nothing but zeros.
+    hyper = dict(adalayer_frozen=dict(freeze_steps=1), prodigy=dict(d0=0.1)).get(given.rule, {})
     of_run = dict(steps=given.steps, layers=0)    # no layers: these weights belong to none
     hyper |= {name: of_run.get(name, 1) for name in rules[given.rule].from_run}
     by_hand(rules[given.rule], given.lr, given.steps, given.grads, hyper)

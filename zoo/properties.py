@@ -352,4 +352,5 @@ EXEMPT = [
      "it needs a beta1 above 0: with 0 nothing would remember the mean"),
     ("momentum", "schedule_free_sgd",
      "it needs a beta1 above 0: with 0 nothing would remember the mean"),
+    ("weight decay", "prodigy", "it multiplies the decay by d, as it does the step"),
 ]

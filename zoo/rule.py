@@ -41,6 +41,7 @@ class ZooRule(Rule):
     lr_peak   the largest lr of the run, so that lr / lr_peak is what the schedule leaves of it
     layer     the number of the tensor's layer: 0 for the embedding, then 1, 2, ... for the layers of the
               model, and one more for all that follows them
+    sums      the sums over all tensors of the rule of what its function `sums` returns
 
     A function that makes state may have keyword-only parameters. Such a parameter gets the hyperparameter of
     the same name, or the role of the tensor, its index (its number in the optimizer, from 1), or lr_peak.
@@ -54,6 +55,9 @@ class ZooRule(Rule):
                what its parameters name: state, g, w, t, index (the number of the tensor in the optimizer),
                blocks, role, hyperparameters, and gs, the gradient of the loss on labels that are drawn from
                the model
+    sums       a function that returns what to sum over all tensors, as a tensor of numbers. It runs before
+               each step, outside the compiled code, and gets what its parameters name: g, w, state, lr and
+               hyperparameters
     stacks     whether matrices of one kind are computed together, one below the other, with the blocks of all
     from_run   hyperparameters that take the value of the trainer's option of the same name, such as steps
     rarely_changes   states that may stay as they are for many steps, such as what a switch sets
@@ -61,17 +65,17 @@ class ZooRule(Rule):
                its parameters name: w, t, state and hyperparameters. See Optimizer.averages()
     The rest is as Rule takes it. Raises a ValueError if the line names a hyperparameter that the rule does
     not have."""
-    given = (*Rule.given, "norm", "blocks", "role", "decay", "lr_peak", "layer")
+    given = (*Rule.given, "norm", "blocks", "role", "decay", "lr_peak", "layer", "sums")
     changes_decay = False
 
-    def __init__(self, function, *, roles="", rest="", measures=0, refresh=None, from_run=(), stacks=False,
-                 evaluated=None, rarely_changes=(), **line):
+    def __init__(self, function, *, roles="", rest="", measures=0, refresh=None, sums=None, from_run=(),
+                 stacks=False, evaluated=None, rarely_changes=(), **line):
         try:
             super().__init__(function, **line)
         except ValueError as error:
             raise WrongRule(str(error)) from None
         self.roles, self.rest, self.measures, self.evaluated = roles, rest, measures, evaluated
-        self.refresh, self.from_run, self.stacks = refresh, from_run, stacks
+        self.refresh, self.sums, self.from_run, self.stacks = refresh, sums, from_run, stacks
         self.rarely_changes = rarely_changes
         self.has_blocks = per_block in self.state.values() or "blocks" in self.inputs
         for p in inspect.signature(function).parameters.values():
