@@ -313,5 +313,5 @@ def test_prodigy_finds_the_distance():
 
 
 def test_prodigy_has_no_settings_by_role():
-    with pytest.raises(ValueError, match="lr_of: prodigy has one number for all its weights"):
+    with pytest.raises(ValueError, match="lr_of: prodigy has one distance for all its weights"):
         built("prodigy", weights(), of_role={"head": {"lr": 0.5}})

@@ -517,7 +517,8 @@ def set_role(role, settings, own) -> None:
         raise ValueError(f"{next(iter(own))}_of: {role} is untrained, so it has no settings of its own")
     rule = settings["rule"]
     if "g2" in rule.inputs or rule.sums:
-        raise ValueError(f"{next(iter(own))}_of: {rule.name} has one number for all its weights, "
+        shared = "distance" if rule.sums else "second moment"
+        raise ValueError(f"{next(iter(own))}_of: {rule.name} has one {shared} for all its weights, "
                          "so no role can have settings of its own")
     for name, value in own.items():
         if name == "lr":
