@@ -5,8 +5,9 @@ ranks.
     python tests/torture                                  all; TIME
     python tests/torture --only=B1,E1 --seed=7 --out=reliability.json
 
-Two checks run at a time, each in a process of its own. They print a table. The exit code is 1 if a critical check fails, else 0. A check that this machine
-cannot do, for want of root or tmpfs, is reported as skipped. The same seed gives the same random moments.
+Two checks run at a time, each in a process that patches and counts for itself. They print a table. The exit
+code is 1 if a critical check fails, else 0. A check that this machine cannot do, for want of root or tmpfs,
+is reported as skipped. The same seed gives the same random moments.
 Faults come from outside the program: signals, small file systems, and patches around its functions.
 """
 import argparse
@@ -160,8 +161,8 @@ def next_check(waiting, running):
 
 
 def perform_all(names, seed):
-    """Does the checks, each in a process that patches and counts for itself. Prints their lines in the order of
-    the names. Returns their rows in this order."""
+    """Does the checks in LANES processes. Prints their lines in the order of the names, and returns the rows
+    in this order."""
     waiting, running, rows, ended = list(names), {}, [], {}
     with ProcessPoolExecutor(LANES, get_context("fork")) as pool:
         while waiting or running:
