@@ -63,7 +63,7 @@ def tiny(tmp_path_factory):
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
     """Without names of files, all cores share the tests, each with a process of one thread. A few named tests
-    begin sooner in one process. Tests with -s or --pdb talk to the terminal, so they need one process, too."""
+    begin sooner in one process. With -s and --pdb tests talk to the terminal, so they do so, too."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
         return
