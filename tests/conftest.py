@@ -1,5 +1,6 @@
 """What tests share: the program's folder on the path, a small corpus, a compiler that forgets in between."""
 import functools
+import os
 import random
 import sys
 import time
@@ -13,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 import prepare_c4    # noqa: E402
 from trainer import machine    # noqa: E402
+from trainer.cores import usable_cores    # noqa: E402
 
 TINY = """
 [model]
@@ -56,6 +58,20 @@ def tiny(tmp_path_factory):
         assert prepare_c4.main(["--vocab=300", f"--out={folder / 'data'}"]) == 0
     (folder / "tiny.toml").write_text(TINY.format(data=folder / "data"))
     return folder / "tiny.toml"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Without names of files, all cores share the tests, each with a process of one thread. A few named tests
+    begin sooner in one process. With -s and --pdb tests talk to the terminal, so they do so, too."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+        return
+    options, cores = config.option, min(usable_cores(), 8)    # a process takes 0.7 GB of memory
+    all_files = config.args_source is config.ArgsSource.TESTPATHS
+    to_terminal = options.capture == "no" or options.usepdb
+    if all_files and not to_terminal and cores > 1 and getattr(options, "numprocesses", 0) is None:
+        options.numprocesses, options.dist = cores, "worksteal"
 
 
 def pytest_addoption(parser):

@@ -312,7 +312,8 @@ def test_no_memory_format_changes_a_step(case):
         same(strided[role], contiguous[role], 1e-12)
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiled)])
+@pytest.mark.parametrize("compile", [
+    False, pytest.param(True, marks=[pytest.mark.compiled, pytest.mark.slow])])
 @pytest.mark.parametrize("name", [name for name, rule in zoo.RULES.items() if rule.elementwise])
 def test_an_elementwise_rule_moves_each_weight_as_if_it_were_alone(name, compile):
     """A tensor moves like its pieces, bit for bit in eager code."""

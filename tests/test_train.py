@@ -208,6 +208,12 @@ def test_default_data_is_prepared_and_only_that(tiny, tmp_path, monkeypatch, cap
 QUICK = ("adamw", "signum", "frozen", "by_role", "sophia")    # all other variants are slow tests
 
 
+@pytest.fixture
+def no_picture(monkeypatch):
+    """Leaves out the picture loss.png, which takes most of the time of a tiny run."""
+    monkeypatch.setattr(train, "draw_run", lambda *arguments: None)
+
+
 def quick_or_slow(names, marks_of_quick=()):
     return [pytest.param(name, marks=marks_of_quick if name in QUICK else pytest.mark.slow)
             for name in names]
@@ -215,7 +221,7 @@ def quick_or_slow(names, marks_of_quick=()):
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", quick_or_slow(VARIANTS | ZOO, pytest.mark.gpu))
-def test_resume_is_exact(tiny, tmp_path, variant, precision, device):
+def test_resume_is_exact(tiny, tmp_path, no_picture, variant, precision, device):
     more = [*(VARIANTS | ZOO)[variant], f"--precision={precision}", "--keep=9", f"--device={device}"]
     assert run(tiny, tmp_path, "a", *more) == 0
     rewound(tmp_path / "a", tmp_path / "b", 5)
@@ -249,7 +255,7 @@ def test_a_run_is_resumed_with_a_config_that_has_moved(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_resume_at_every_step_and_after_the_end(tiny, tmp_path, capsys):
+def test_resume_at_every_step_and_after_the_end(tiny, tmp_path, no_picture, capsys):
     assert run(tiny, tmp_path, "a", "--save_every=1", "--keep=99") == 0
     for step in range(1, 13):
         rewound(tmp_path / "a", tmp_path / f"at{step}", step)
@@ -268,7 +274,7 @@ def test_resume_at_every_step_and_after_the_end(tiny, tmp_path, capsys):
     ("--layers=3", "--layers=3"), ("--batch=4", "--batch=4"), ("--optimizer=lion", "lion"),
     ("--beta2=0.5", "--beta2=0.5"), ("--clip=2", "--clip=2.0"), ("--z_loss=0", "--z_loss=0.0"),
     ("--data={other}", "holds other tokens")])
-def test_resume_refuses_what_changed(tiny, tmp_path, capsys, monkeypatch, change, words):
+def test_resume_refuses_what_changed(tiny, tmp_path, no_picture, capsys, monkeypatch, change, words):
     assert run(tiny, tmp_path, "a") == 0
     rewound(tmp_path / "a", tmp_path / "b", 10)
     monkeypatch.setattr(prepare_c4, "sotu", lambda: documents(seed=1))
@@ -492,7 +498,7 @@ def test_init_from_refuses_another_shape_and_notes_other_data(tiny, tmp_path, ca
 @pytest.mark.parametrize("variant", quick_or_slow(VARIANTS))
 @pytest.mark.parametrize("where", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_stops_before_the_update(tiny, tmp_path, capsys, monkeypatch,
-                                                           variant, where):
+                                                           no_picture, variant, where):
     """Sign rules would go on for ever: sign(nan) is 0."""
     assert run(tiny, tmp_path, "a", *VARIANTS[variant], "--save_every=6", "--keep=9") == 0
     forward, calls = Decoder.losses, []

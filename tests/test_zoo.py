@@ -31,9 +31,9 @@ from zoo.rule import ModifiedRule, ZooRule, copy_of_weight, update_to
 from zoo.table import bytes_per_weight, read_docstring
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = np.load(ROOT / "tests/golden/zoo/rules.npz")    # these numbers, and the weights and gradients of all
+GOLDEN = dict(np.load(ROOT / "tests/golden/zoo/rules.npz"))    # also the weights and gradients of all
 GOLDEN_OF = {case: numbers for path in sorted((ROOT / "tests/golden/zoo").glob("*.npz"))
-             for numbers in [np.load(path)] for case in json.loads(bytes(numbers["meta"]))}
+             for numbers in [dict(np.load(path))] for case in json.loads(bytes(numbers["meta"]))}
 CASES = {case: json.loads(bytes(numbers["meta"]))[case] for case, numbers in GOLDEN_OF.items()}
 RULES, MODIFIERS = ZOO_RULES, zoo.MODIFIERS
 ALL_RULES = zoo.RULES | {"adalayer_frozen": FROZEN} | {

@@ -5,8 +5,9 @@ ranks.
     python tests/torture                                  all; about a quarter of an hour on two cores
     python tests/torture --only=B1,E1 --seed=7 --out=reliability.json
 
-The checks print a table. The exit code is 1 if a critical check fails, else 0. A check that this machine
-cannot do, for want of root or tmpfs, is reported as skipped. The same seed gives the same random moments.
+Two checks run at a time, each in a process that patches and counts for itself. They print a table. The exit
+code is 1 if a critical check fails, else 0. A check that this machine cannot do, for want of root or tmpfs,
+is reported as skipped. The same seed gives the same random moments.
 Faults come from outside the program: signals, small file systems, and patches around its functions.
 """
 import argparse
@@ -20,7 +21,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import tools  # first, since it puts the program on the path
@@ -38,7 +41,10 @@ import processes
 import ranks
 import security
 import shards
+from trainer.cores import usable_cores
 from trainer.errors import one_line
+
+LANES = min(2, usable_cores())    # how many checks run at a time
 
 
 @dataclass
@@ -50,11 +56,13 @@ class Check:
             AssertionError if the promise is broken and tools.Skip if this machine cannot do the check. The
             first line of its docstring is shown in the table.
         critical: whether a failure makes the whole command fail.
-        keep: whether a later check needs what this one leaves in its folder.
+        after: the checks whose files this one reads.
+        alone: whether no other check may run meanwhile.
     """
     function: Callable[[Path], str]
     critical: bool = True
-    keep: bool = False
+    after: tuple[str, ...] = ()
+    alone: bool = False
 
 
 CHECKS = {
@@ -72,7 +80,7 @@ CHECKS = {
     "C1": Check(interruptions.signals_save_and_end),
     "C2": Check(interruptions.two_ranks_stop_together),
     "C3": Check(interruptions.killed_sweep_ends_the_same),
-    "C4": Check(interruptions.logs_stay_whole, critical=False),
+    "C4": Check(interruptions.logs_stay_whole, critical=False, after=("B1", "C1", "C3")),
     "D1": Check(shards.broken_shards_are_refused),
     "D2": Check(shards.wrong_ids_are_refused),
     "D3": Check(shards.preparation_survives_faults, critical=False),
@@ -80,8 +88,8 @@ CHECKS = {
     "E2": Check(divergence.both_ranks_stop_at_nan),
     "E3": Check(divergence.divergence_is_a_result, critical=False),
     "E4": Check(divergence.last_step_is_checked),
-    "F1": Check(ranks.ranks_change_no_bit, keep=True),
-    "F2": Check(ranks.ranks_hold_the_same_bits),
+    "F1": Check(ranks.ranks_change_no_bit),
+    "F2": Check(ranks.ranks_hold_the_same_bits, after=("F1",)),
     "F3": Check(ranks.number_of_ranks_may_change),
     "F4": Check(ranks.lost_ranks_end_the_run),
     "F5": Check(ranks.failed_saves_end_both_ranks),
@@ -89,7 +97,7 @@ CHECKS = {
     "G1": Check(command_lines.command_lines_are_read_or_refused),
     "G2": Check(security.nothing_is_executed),
     "G3": Check(security.names_stay_inside),
-    "G4": Check(security.nothing_leaks, critical=False),
+    "G4": Check(security.nothing_leaks, critical=False, alone=True),
 }
 
 
@@ -110,7 +118,7 @@ def parse(argv):
 
 
 def perform(name, seed):
-    """Runs one check and prints its line of the table. Returns a row for the JSON file."""
+    """Does one check. Returns a row for the JSON file, and the traceback of what failed."""
     check, folder = CHECKS[name], tools.WORK / name
     what = inspect.getdoc(check.function).splitlines()[0].removesuffix(".")
     tools.DRAW.seed(f"{seed} {name}")    # a check draws the same alone and among others
@@ -122,20 +130,60 @@ def perform(name, seed):
         passed, measured = None, str(skip)
     except Exception as error:
         passed, measured, trace = False, f"{type(error).__name__}: {error}", traceback.format_exc()
-    seconds = round(time.monotonic() - begun, 1)
+    finally:
+        clean_up()
+    if passed:
+        shutil.rmtree(folder, ignore_errors=True)
+    return dict(id=name, what=what, critical=check.critical, passed=passed, measured=measured,
+                seconds=round(time.monotonic() - begun, 1)), trace
 
-    word = {True: "passed", False: "FAILED", None: "skipped"}[passed]
-    print(f"{name:4} {what:104} {word:8} {seconds:7.1f}  {one_line(measured, 300)}", flush=True)
-    if trace:
-        print(trace, file=sys.stderr, flush=True)
+
+def clean_up():
+    """Ends the processes and the small file systems that a check has left, also if it was interrupted."""
     for process in processes.STARTED:
         if process.process.poll() is None or not process.group_is_gone():
             process.kill()
     processes.STARTED.clear()
-    if passed and not check.keep:
-        shutil.rmtree(folder, ignore_errors=True)
-    return dict(id=name, what=what, critical=check.critical, passed=passed, measured=measured,
-                seconds=seconds)
+    for folder in tools.MOUNTED:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+    tools.MOUNTED.clear()
+
+
+def next_check(waiting, running):
+    """Returns the name of the first waiting check that may start beside the running ones, or None."""
+    if len(running) == LANES or any(CHECKS[name].alone for name in running):
+        return None
+    for name in waiting:
+        missing = {*waiting, *running}.intersection(CHECKS[name].after)
+        if not missing and not (CHECKS[name].alone and running):
+            return name
+    return None
+
+
+def perform_all(names, seed):
+    """Does the checks in LANES processes. Prints their lines in the order of the names, and returns the rows
+    in this order."""
+    waiting, running, rows, ended = list(names), {}, [], {}
+    with ProcessPoolExecutor(LANES, get_context("fork")) as pool:
+        while waiting or running:
+            while name := next_check(waiting, running):
+                waiting.remove(name)
+                running[name] = pool.submit(perform, name, seed)
+            wait(running.values(), return_when=FIRST_COMPLETED)
+            ended |= {name: running.pop(name) for name in [*running] if running[name].done()}
+            while len(rows) < len(names) and names[len(rows)] in ended:
+                rows.append(print_line(*ended[names[len(rows)]].result()))
+    return rows
+
+
+def print_line(row, trace):
+    """Prints the line of a check in the table, and what failed. Returns the row."""
+    word = {True: "passed", False: "FAILED", None: "skipped"}[row["passed"]]
+    print(f"{row['id']:4} {row['what']:104} {word:8} {row['seconds']:7.1f}  {one_line(row['measured'], 300)}",
+          flush=True)
+    if trace:
+        print(trace, file=sys.stderr, flush=True)
+    return row
 
 
 def main(argv):
@@ -144,23 +192,17 @@ def main(argv):
     exactness.COMPILED = not given.no_compile
     torch.set_num_threads(1)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)    # behind nohup, C1's runs would rightly ignore it
-    rows = []
+    begun = time.monotonic()
     try:
         tools.prepare_work()
         print(f"seed {given.seed}\n{'id':4} {'what':104} result   seconds  measured", flush=True)
-        for name in CHECKS:
-            if name in given.only:
-                rows.append(perform(name, given.seed))
+        rows = perform_all([name for name in CHECKS if name in given.only], given.seed)
     finally:
-        for process in processes.STARTED:
-            process.kill()
-        for folder in tools.MOUNTED:
-            subprocess.run(["umount", "-l", str(folder)], check=False)
         shutil.rmtree(tools.WORK, ignore_errors=True)
 
     count = {outcome: sum(row["passed"] is outcome for row in rows) for outcome in (True, False, None)}
     print(f"{count[True]} passed, {count[False]} failed, {count[None]} skipped, of {len(rows)}, "
-          f"in {sum(row['seconds'] for row in rows) / 60:.1f} minutes")
+          f"in {(time.monotonic() - begun) / 60:.1f} minutes")
     if given.out:
         Path(given.out).write_text(json.dumps(dict(seed=given.seed, checks=rows), indent=1) + "\n")
     return int(any(row["passed"] is False and row["critical"] for row in rows))

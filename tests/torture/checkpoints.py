@@ -16,7 +16,7 @@ from unittest import mock
 from folders import checkpoints, differences, snapshot, step_of
 from processes import start_train, two_at_a_time, wait
 from tiny_runs import rewound
-from tools import DRAW, METRICS, options, refused, run
+from tools import DRAW, keep_metrics, options, refused, run
 from trainer import runs
 
 # ---------------------------------------------------------------------------------------------------------
@@ -60,11 +60,11 @@ def kill_25_times(folder, place, draw):
         assert in_a_write[-1] <= 1, "the resume before left a temporary file"
     size = max(path.stat().st_size for path in checkpoints(place))
     assert size >= 20e6, size
-    METRICS.append((place / "metrics.jsonl").read_text())
+    keep_metrics(place / "metrics.jsonl")
     process = start_train(*options(folder, place.name, *BIG, "--save_every=0", "--resume"))
     process.end_well(120)
     assert not list(place.glob(".*.tmp")) and not differences(folder / "whole", place)
-    METRICS.append((place / "metrics.jsonl").read_text())
+    keep_metrics(place / "metrics.jsonl")
     return in_a_write
 
 

@@ -14,7 +14,7 @@ import torch
 
 from folders import differences, read_json, snapshot
 from processes import start_with_fault, two_at_a_time
-from seams import compiler_works, core_names, counts_steps, schedule_late_by
+from seams import compiler_works, core_names, counts_steps, no_picture, schedule_late_by
 from tiny_runs import VARIANTS, final, rewound
 from tools import DATA, options, refused, run
 from trainer import data, runs
@@ -22,6 +22,7 @@ from trainer import data, runs
 COMPILED = True    # whether A2 also resumes compiled runs; --no_compile sets this to False
 
 
+@no_picture()
 def looking_changes_nothing(folder):
     """Looking changes nothing: other intervals of logging, validating and saving give the same bits.
 
@@ -35,6 +36,7 @@ def looking_changes_nothing(folder):
     return "6 of 6 runs equal"
 
 
+@no_picture()
 def resumes_are_exact(folder):
     """A resume in a new process gives the same bits, for every rule and option, in fp32 and in bf16.
 
@@ -118,6 +120,7 @@ STATE_LOSSES = dict(no_state=clear_state, rounded=round_state, step_0=clear_step
 PROGRAM_LOSSES = dict(shifted=shift_order, schedule=functools.partial(schedule_late_by, 13))
 
 
+@no_picture()
 def losses_are_noticed(folder):
     """The comparison of A2 notices everything that a resume could lose.
 
@@ -155,6 +158,7 @@ def edit_states(path, change):
 # ---------------------------------------------------------------------------------------------------------
 # Where a resume starts, and with which settings
 
+@no_picture()
 def every_step_can_be_resumed(folder):
     """A resume after each of 12 steps gives the same bits, and a finished run is left alone.
 

@@ -17,7 +17,7 @@ import processes
 from folders import checkpoints, differences, read_json, snapshot, step_of
 from processes import TWO_RANKS, all_gone, process_ids, start_train, start_with_fault, two_at_a_time, wait
 from tiny_runs import rewound
-from tools import CONFIG, DRAW, METRICS, ROOT, call, error_line, options, run
+from tools import CONFIG, DRAW, METRICS, ROOT, call, error_line, keep_metrics, options, run
 from trainer import runs, script
 
 SIGNALS = script.ENDING
@@ -68,7 +68,7 @@ def signal_again_and_again(folder, name, times, draw):
         newest = max(map(step_of, checkpoints(place)))
         assert status["status"] == "interrupted" and status["step"] == newest, (status, newest)
         error_line(process.text(), f"interrupted at step {newest}")
-        METRICS.append((place / "metrics.jsonl").read_text())
+        keep_metrics(place / "metrics.jsonl")
     return took
 
 
@@ -172,7 +172,8 @@ def killed_sweep_ends_the_same(folder):
     assert sweep_table(folder) == expected, (sweep_table(folder), expected)
     assert last.text().count("already") == len(ended)
     assert all(snapshot(path) == files for path, files in ended.items())
-    METRICS.extend(path.read_text() for path in (folder / "runs").glob("*/metrics.jsonl"))
+    for path in (folder / "runs").glob("*/metrics.jsonl"):
+        keep_metrics(path)
 
     fails = processes.Process([*grid, "init_from=nowhere.pt", *after_dashes], folder, environment)
     assert fails.end(60) == 1 and "failed: tiny,init_from=nowhere.pt" in fails.text(), fails.text()
@@ -203,7 +204,7 @@ def logs_stay_whole(folder):
         file.write('{"kind": "train", "step": 13, "lo')
     run(folder, "b", "--resume", "--keep=9")
     assert not differences(folder / "a", folder / "b")
-    texts, row_count = [*METRICS, (folder / "b/metrics.jsonl").read_text()], 0
+    texts, row_count = [path.read_text() for path in (*METRICS.iterdir(), folder / "b/metrics.jsonl")], 0
     for text in texts:
         whole_lines = text[:text.rfind("\n") + 1].splitlines()
         rows = [json.loads(line) for line in whole_lines]

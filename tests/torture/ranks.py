@@ -15,13 +15,13 @@ from faults import recorded
 from folders import checkpoints, read_json, step_of
 from processes import TWO_RANKS, all_gone, process_ids, start_with_fault, two_at_a_time, wait
 from tiny_runs import VARIANTS, final
-from tools import DATA, OUR_TRACEBACK, call, error_line, options, run
+from tools import DATA, OUR_TRACEBACK, WORK, call, error_line, options, run
 import prepare_c4
 from conftest import documents
 from trainer import data, runs
 
 CASES = [(name, precision) for name in VARIANTS for precision in ("fp32", "bf16")]
-TWO_RANK_RECORDS = []    # the folder in which F1 has left what two ranks recorded, for F2
+TWO_RANK_RECORDS = WORK / "two-rank-records"    # a folder in which F1 leaves what two ranks recorded, for F2
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def ranks_change_no_bit(folder):
             for place in (one, two))
     difference = ((a - b).norm() / a.norm()).item()
     assert difference <= 1e-6
-    TWO_RANK_RECORDS[:] = [two]
+    two.rename(TWO_RANK_RECORDS)
     return f"{len(CASES)} of {len(CASES)} equal; 1 x 4 and 2 x 2 differ by {difference:.1e}"
 
 
@@ -67,12 +67,11 @@ def ranks_hold_the_same_bits(folder):
     This compares the two ranks of F1. Then one weight of rank 1 drifts in step 9: the run must end at the
     next checkpoint, in step 10, and must not save it.
     """
-    if not TWO_RANK_RECORDS:
+    if not TWO_RANK_RECORDS.exists():
         ranks_change_no_bit(folder)
-    place = TWO_RANK_RECORDS[0]
-    count = len(list(place.glob("*-1.pt")))
+    count = len(list(TWO_RANK_RECORDS.glob("*-1.pt")))
     for i in range(count):
-        assert recorded(place, i, 0)["sha256"] == recorded(place, i, 1)["sha256"], i
+        assert recorded(TWO_RANK_RECORDS, i, 0)["sha256"] == recorded(TWO_RANK_RECORDS, i, 1)["sha256"], i
     drift = folder / "drift"
     process = start_with_fault("drift@1", drift, [options(drift, "a", *TWO_RANKS)], ranks=2)
     process.end(60)

@@ -33,7 +33,7 @@ DATA = WORK / "data"              # token shards with a vocabulary of 300
 CONFIG = WORK / "tiny.toml"       # a tiny model that trains on them
 DRAW = random.Random()            # the source of all random moments; seeded anew before every check
 MOUNTED = []                      # folders on which a small file system is mounted
-METRICS = []                      # contents of metrics.jsonl after kills and signals, which C4 reads
+METRICS = WORK / "metrics"        # copies of metrics.jsonl after kills and signals, which C4 reads
 
 
 class Skip(Exception):
@@ -43,6 +43,7 @@ class Skip(Exception):
 def prepare_work():
     """Makes the folder WORK with the data and the configuration of the tiny model."""
     WORK.mkdir(mode=0o700)
+    METRICS.mkdir()
     with mock.patch.object(prepare_c4, "sotu", documents), contextlib.redirect_stdout(io.StringIO()):
         assert prepare_c4.main(["--vocab=300", f"--out={DATA}"]) == 0
     CONFIG.write_text(TINY.format(data=DATA))
@@ -104,6 +105,11 @@ def error_line(text, words=""):
     assert len(lines) == 1 and not OUR_TRACEBACK.search(text), text
     assert len(lines[0]) <= 310 and lines[0].isprintable() and words in lines[0], (words, lines[0])
     return lines[0]
+
+
+def keep_metrics(path):
+    """Copies a metrics.jsonl to METRICS. Checks run in different processes, so a file tells C4 of it."""
+    (METRICS / f"{secrets.token_hex(6)}.jsonl").write_bytes(path.read_bytes())
 
 
 # ---------------------------------------------------------------------------------------------------------
