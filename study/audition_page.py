@@ -277,7 +277,9 @@ class Report:
         lines = "".join(f"\n* {fault}" for fault in self.faults)
         far = "just as far" if abs(self.growth - 1) < 0.01 else f"{self.growth:.3g} times as far"
         text = f"## Properties of the rule\n\n{lines.strip() or held}"
-        return text if math.isnan(self.growth) else f"{text}\n\nSix steps go {far} if all gradients are 1,000 times as large."
+        if math.isnan(self.growth):
+            return text
+        return f"{text}\n\nSix steps go {far} if all gradients are 1,000 times as large."
 
     def runs(self, commands: list[str]) -> str:
         """Returns the section on runs and machine."""
