@@ -2,7 +2,7 @@
 Reliability checks: 30 promises of the program, put to the test with kills, full disks, broken files and lost
 ranks.
 
-    python tests/torture                                  all; about a quarter of an hour on two cores
+    python tests/torture                                  all; about six minutes on two cores
     python tests/torture --only=B1,E1 --seed=7 --out=reliability.json
 
 Two checks run at a time, each in a process that patches and counts for itself. They print a table. The exit

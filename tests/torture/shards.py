@@ -130,7 +130,8 @@ def preparation(place):
 
 
 def kill_ten_times(folder):
-    """Prepares folder/whole, then kills ten preparations of folder/killed.
+    """Prepares folder/whole, then kills ten preparations of folder/killed: five at random moments, and five
+    just after one more shard has come, because on a fast machine random kills never come between two shards.
 
     Returns the number of shards that the kills left, all of which were compared with those of folder/whole.
     """
@@ -140,7 +141,12 @@ def kill_ten_times(folder):
     for k in range(10):
         process = start_with_fault("documents", folder / f"k{k}", [preparation(folder / "killed")])
         wait((folder / f"k{k}/pid-0").exists, 60, "it did not start")
-        time.sleep(DRAW.uniform(0, max(0.5, seconds - 2)))
+        if k % 2:
+            before = shards_in(folder / "killed")
+            wait(lambda: shards_in(folder / "killed") > before or process.process.poll() is not None, 60,
+                 "no shard came")
+        else:
+            time.sleep(DRAW.uniform(0, max(0.5, seconds - 2)))
         process.kill()
         complete = (folder / "killed/meta.json").exists()
         assert not complete or hashes(folder / "killed") == hashes(folder / "whole")
@@ -150,6 +156,11 @@ def kill_ten_times(folder):
         if complete:
             shutil.rmtree(folder / "killed")
     return shards
+
+
+def shards_in(place):
+    """Returns the number of shards in a folder."""
+    return len(list(place.glob("*.bin")))
 
 
 def second_one_waits(folder):
