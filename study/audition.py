@@ -253,7 +253,11 @@ def audition(words: list[str], options: Options) -> int:
     """Runs an audition from its properties to its page. Returns the exit code."""
     settings, _, _ = read([options.config])
     sides = [side_of(side, options.config) for side in (" ".join(words), options.against)]
-    plan = Audition(*sides, settings.steps, options.seeds, options.margin, read_tune(options.tune),
+    hyper = {name for side in sides for name in rule_of_side(side, options.config)[0].hyper}
+    tune = read_tune(options.tune)
+    if unknown := [name for name, _ in tune if name not in hyper]:
+        raise UserError(f"--tune={unknown[0]}: neither side has this hyperparameter")
+    plan = Audition(*sides, settings.steps, options.seeds, options.margin, tune,
                     functools.partial(with_option, options.config))
     provide_cache(compiles=True)
     jobs = options.jobs or min(8, torch.cuda.device_count() or usable_cores())

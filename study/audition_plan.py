@@ -221,6 +221,7 @@ class Audition:
             tunings.append(tuning)
         found.candidate, found.reference = sides
         if found.wanted:
+            found.wanted = list(dict.fromkeys(found.wanted))    # both sides may want the same run
             return found
         found.tunings = tuple(tunings)
         if not found.is_bracketed:
@@ -277,15 +278,15 @@ class Audition:
     def compare(self, found: Findings, here: Losses) -> None:
         """Looks at more and more pairs until the difference is decided."""
         for look in looks(self.first):
-            found.seeds = list(range(TUNING_SEED + 1, TUNING_SEED + 1 + look.seeds))
-            runs = [{lr: [Run(side.optimizer, side.changed, self.steps, lr, seed) for seed in found.seeds]
+            seeds = list(range(TUNING_SEED + 1, TUNING_SEED + 1 + look.seeds))
+            runs = [{lr: [Run(side.optimizer, side.changed, self.steps, lr, seed) for seed in seeds]
                      for lr in tuning.contenders()}
                     for side, tuning in zip((found.candidate, found.reference), found.tunings)]
             needed = [run for of_side in runs for of_lr in of_side.values() for run in of_lr]
             if missing := [run for run in dict.fromkeys(needed) if run not in here]:
                 found.wanted = missing
                 return
-            found.look = look
+            found.look, found.seeds = look, seeds
             found.votes = tuple({lr: [here[run] for run in of_lr] for lr, of_lr in of_side.items()}
                                 for of_side in runs)
             found.verdict = judge(*found.votes, look.level, self.margin)
@@ -300,8 +301,9 @@ class Audition:
                 lr = tuning.best + direction
                 while tuning.losses.get(lr, math.inf) <= worst:
                     lr += direction
-                if lr not in tuning.losses and abs(lr - tuning.best) <= REACH:
-                    found.wanted.append(Run(side.optimizer, side.changed, self.steps, lr, TUNING_SEED))
+                run = Run(side.optimizer, side.changed, self.steps, lr, TUNING_SEED)
+                if lr not in tuning.losses and abs(lr - tuning.best) <= REACH and run not in found.wanted:
+                    found.wanted.append(run)
 
     def measure_lengths(self, found: Findings, losses: Losses) -> None:
         """Finds the reference's losses at those other lengths that the speedup needs: twice and four times as

@@ -238,6 +238,11 @@ def test_a_tuned_hyperparameter(whole):
     assert numbers["verdict"] == "same"
 
 
+def test_what_cannot_be_tuned():
+    with pytest.raises(UserError, match="--tune=beta3: neither side has this hyperparameter"):
+        audition.audition(["lion"], audition.Options(config=CONFIG, tune="beta3:0.5"))
+
+
 def test_an_audition_stops_when_its_hours_are_over(whole):
     page, numbers, trained = whole(dict(hours=0.0))
     assert numbers["verdict"] == "not finished" and trained.calls <= 1 and "stopped early" in page

@@ -194,6 +194,22 @@ def test_the_tuning_seed_does_not_vote():
     assert plan().assess(world.losses, world.losses).verdict == found.verdict
 
 
+def test_an_audition_that_stops_between_two_looks_keeps_the_first():
+    world = MadeUp(0)
+    whole = world.audition(plan())
+    known = {run: loss for run, loss in world.losses.items() if run.seed < 5}    # 4 pairs of 5
+    found = plan().assess(known, known)
+    assert whole.seeds == list(range(1, 13)) and found.seeds == [1, 2, 3] and found.look.seeds == 3
+    assert found.verdict.word == "cannot tell" and {run.seed for run in found.wanted} == {5}
+
+
+def test_a_rule_against_itself_trains_each_run_once():
+    same = Audition(REFERENCE, REFERENCE, steps=500)
+    found = same.assess({}, {})
+    assert len(found.wanted) == len(set(found.wanted)) == 3
+    assert MadeUp(0).audition(same).verdict.word == "same"
+
+
 def test_runs_of_other_machines_tune_but_make_no_pairs():
     world = MadeUp(0)
     whole = world.audition(plan())
