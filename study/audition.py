@@ -56,7 +56,7 @@ class Options:
                                  "'beta1:0.8,0.9,0.95 eps:1e-8,1e-6'")
     jobs: int = option(0, None, "runs at a time; 0: one for each core, 8 at most", low=0, high=1024)
     runs: str = option("runs", None, "folders of earlier runs, joined by commas; new runs are in runs/")
-    results: str = option("study/results", None, "folder with the rows of earlier runs")
+    results: str = option("study/results,study/auditions", None, "folders with rows of earlier runs")
     out: str = option("", None, "folder for the page; default: auditions/RULE")
     anyway: bool = option(False, None, "train a rule that lacks a property, too")
     print: bool = option(False, None, "only print what is to be run next, and where to run it elsewhere")
@@ -186,8 +186,10 @@ def this_machine(settings: Settings, jobs: int) -> Here:
 def known_rows(options: Options) -> list[dict[str, Any]]:
     """Returns the rows of all ended runs of the task, those of the results folder first."""
     stem = Path(options.config).stem
-    results = Path(options.results) if Path(options.results).is_dir() else ROOT / options.results
-    texts = read_csv(results / "results.csv")
+    texts = []
+    for folder in options.results.split(","):
+        here = Path(folder) if Path(folder).is_dir() else ROOT / folder    # what ships, from any folder
+        texts += read_csv(here / "results.csv")
     folders = [name for name in dict.fromkeys((*options.runs.split(","), RUNS)) if Path(name).is_dir()]
     runs = read_runs(",".join(folders), f"{stem},*") if folders else []
     texts += [row_of(run) for run in runs if run.status["status"] in ("done", "diverged")]
