@@ -267,11 +267,10 @@ def bench_step(options: Options, device: torch.device) -> list[dict]:
     calls, state, clock = {}, {}, Clock(device)
     for label, text in (("optimizer", options.options), ("against", options.against)):
         parts = build(replace(options, options=text))
-        gradients = {w: 1e-3 * torch.randn_like(w) for w in parts.model.parameters()}
-        for w, g in gradients.items():
-            w.grad = g
+        _, weights = with_gradients(device, parts.model)
+        gradients = {w: w.grad for w in weights}
         calls[label] = functools.partial(step_with_sampled, parts.optimizer, gradients)
-        state[label] = state_per_weight(parts.optimizer, sum(w.numel() for w in gradients))
+        state[label] = state_per_weight(parts.optimizer, sum(w.numel() for w in weights))
     taken = in_turns(calls, options.rounds, clock)
     taken["forward and backward"] = time_the_rest(parts, options.rounds)
     rows = [{"what": label, "ms": 1000 * float(np.median(seconds)),

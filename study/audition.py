@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ from study.audition_plan import Audition, Findings, Run, Side, half_decades, los
 from study.tables import changed_options, number, optimizer_of, parsed, read_csv, read_runs, row_of, text
 from study.thresholds import PARITY
 from trainer.cores import usable_cores
-from trainer.errors import UserError
+from trainer.errors import UserError, one_line
 from trainer.machine import Machine, compiler_works, provide_cache
 from trainer.options import option
 from trainer.settings import Settings, kept, read
@@ -137,19 +138,21 @@ def faults_of(rule: zoo.ZooRule, is_new: bool) -> list[str]:
     lacking = {name for name, case, _ in properties.EXEMPT if case in cases and not is_new}
     skipped = lacking if is_new else lacking | {"hyperparameters"}
     build = functools.partial(optimizer_of_rule, rule)
-    faults = []
-    for name, has in properties.PROPERTIES.items():
-        if name in skipped:
-            continue
-        try:
-            fault = has(build, rule)
-        except Exception as error:    # a user's rule may fail in any way
-            fault = f"{type(error).__name__}: {error}"
-        faults += [f"{name}: {fault}"] if fault else []
-    if compiler_works() and not faults:
-        fault = properties.compiled_is_eager(build)
-        faults += [f"compiled: {fault}"] if fault else []
+    checks = {name: check for name, check in properties.PROPERTIES.items() if name not in skipped}
+    named = {name: fault_of(check, build, rule) for name, check in checks.items()}
+    faults = [f"{name}: {fault}" for name, fault in named.items() if fault]
+    if not faults and compiler_works():
+        fault = fault_of(lambda build, rule: properties.compiled_is_eager(build), build, rule)
+        faults = [f"compiled: {fault}"] if fault else []
     return faults
+
+
+def fault_of(check: Callable[..., str], build: Callable[..., zoo.Optimizer], rule: zoo.ZooRule) -> str:
+    """Returns "" if a rule has a property, or else a line. A user's rule may fail in any way."""
+    try:
+        return check(build, rule)
+    except Exception as error:
+        return one_line(f"{type(error).__name__}: {error}", 300)
 
 
 def growth_with_gradients(rule: zoo.ZooRule) -> float:

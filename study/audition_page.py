@@ -19,7 +19,7 @@ from study.audition_plan import CONTENDS, TUNING_SEED, Findings, Tuning, lr_text
 from study.panels import COLORS, DPI, LOSS
 from study.tables import as_table
 from study.thresholds import USABLE
-from study.verdict import ERROR, POWER, Verdict, looks, visible
+from study.verdict import ERROR, POWER, Verdict, looks, time_to_loss, visible
 from trainer.machine import versions
 from trainer.measure import blank_figure
 from trainer.runs import to_json, whole_file
@@ -28,9 +28,9 @@ ROOT = Path(__file__).parent.parent
 METHOD = Path(__file__).parent / "audition_method.md"
 
 
-def decimals(value: float, places: int = 3) -> str:
-    """Returns a number with so many decimals; "diverged" if it is infinite."""
-    return f"{value:.{places}f}" if math.isfinite(value) else "diverged"
+def decimals(value: float) -> str:
+    """Returns a number with three decimals; "diverged" if it is infinite."""
+    return f"{value:.3f}" if math.isfinite(value) else "diverged"
 
 
 def spread(losses: Sequence[float]) -> str:
@@ -52,18 +52,12 @@ class Speed:
     Attributes:
         candidate, reference: mean milliseconds of a step of the optimizer.
         rest: milliseconds of the forward and backward passes of a training step.
-        ratio: the candidate's time to the reference's: median and quartiles.
         bytes: (the candidate's, the reference's) bytes of state per weight of the model.
     """
     candidate: float
     reference: float
     rest: float
-    ratio: str
     bytes: tuple[float, float]
-
-    def of_step(self) -> float:
-        """Returns how long a training step is with the candidate, relative to one with the reference."""
-        return (self.rest + self.candidate) / (self.rest + self.reference)
 
 
 def measure_speed(found: Findings, config: str, threads: int) -> Speed | None:
@@ -83,7 +77,7 @@ def measure_speed(found: Findings, config: str, threads: int) -> Speed | None:
             return None
         rows = {row["what"]: row for row in json.loads(out.read_text())["step"]}
     ours, theirs, rest = rows["optimizer"], rows["against"], rows["forward and backward"]
-    return Speed(ours["mean, ms"], theirs["mean, ms"], rest["ms"], ours["to the other"],
+    return Speed(ours["mean, ms"], theirs["mean, ms"], rest["ms"],
                  (ours["state, bytes per weight"], theirs["state, bytes per weight"]))
 
 
@@ -151,18 +145,17 @@ class Report:
     faults: list[str]
     growth: float
 
-    def write(self, found: Findings, commands: list[str], stopped: str = "", measures: bool = True) -> None:
+    def write(self, found: Findings, commands: list[str], stopped: str = "") -> None:
         """Writes verdict.md, verdict.png and verdict.json.
 
         Args:
             found: what the runs say.
             commands: the commands of all runs that were used.
             stopped: why the audition ended before all was known, or "".
-            measures: whether to measure the speed of both optimizers.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         speed = None
-        if found.verdict and measures:
+        if found.verdict:
             speed = measure_speed(found, self.config, self.machine["threads"])
         if found.tunings and found.is_bracketed:
             draw(found, self.steps, self.margin, self.folder / "verdict.png")
@@ -187,28 +180,30 @@ class Report:
                 step_ms=(speed.candidate, speed.reference)[i] if speed else None,
                 bytes_per_weight=speed.bytes[i] if speed else None))
         return dict(
-            verdict=word_of(found) if not self.faults or found.tunings else "lacks a property",
+            verdict=self.word(found),
             candidate=sides[0], reference=sides[1],
             difference=dict(interval._asdict()) if interval else None,
             more_seeds=found.verdict.more if found.verdict else None, margin=self.margin,
             speedup={name: finite(value) for name, value in speedup._asdict().items()} if speedup else None,
-            time_to_reference_loss=self.time(speedup, speed),
+            time_to_reference_loss=self.time(found, speed),
             reference_lengths={str(seed): {str(steps): finite(loss) for steps, loss in of_seed.items()}
                                for seed, of_seed in found.lengths.items()},
             steps=self.steps, config=self.config, faults=self.faults, stopped=stopped, command=self.command,
             machine=self.machine | versions(), runs=commands)
 
-    def time(self, speedup, speed: Speed | None) -> float | None:
-        """Returns the candidate's time to the reference's loss, relative to the reference's own time. It is
-        estimated from the speedup: to be as good needs 1 / speedup of the steps, and a step has its own
-        length."""
-        known = speedup and speed and 0 < speedup.value < math.inf
-        return round(speed.of_step() / speedup.value, 3) if known else None
+    def word(self, found: Findings) -> str:
+        """Returns the verdict, or that the rule was not trained for want of a property."""
+        return word_of(found) if not self.faults or found.tunings else "lacks a property"
+
+    def time(self, found: Findings, speed: Speed | None) -> float | None:
+        """Returns the candidate's time to the reference's loss, as time_to_loss() does, if it is known."""
+        time = speed and time_to_loss(found.speedup(self.steps), speed.candidate, speed.reference, speed.rest)
+        return time and round(time, 3)
 
     def page(self, found: Findings, speed: Speed | None, commands: list[str], stopped: str) -> str:
         """Returns the page as Markdown."""
         ours, theirs = (f"`{side.words}`" for side in (found.candidate, found.reference))
-        word = word_of(found) if not self.faults or found.tunings else "it lacks a property"
+        word = self.word(found).replace("lacks", "it lacks")
         parts = [f"# Is {ours} better than {theirs}? {word[0].upper()}{word[1:]}",
                  self.sentences(found, stopped)]
         if found.verdict:
@@ -249,7 +244,7 @@ class Report:
             rows += [("milliseconds of the optimizer's step", *(f"{step:.2f}" for step in steps)),
                      ("milliseconds of the rest of a training step", *[f"{speed.rest:.0f}"] * 2),
                      ("bytes of state per weight", *(f"{count:.2f}" for count in speed.bytes))]
-        if (time := self.time(speedup, speed)) is not None:
+        if (time := self.time(found, speed)) is not None:
             rows.append((f"time to the loss of {theirs}, relative to its own", f"{time:.2f}", "1"))
         return as_table(("", ours, theirs), rows).strip()
 

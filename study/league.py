@@ -20,7 +20,7 @@ from study.audition_plan import (
 )
 from study.evidence import Study
 from study.tables import as_table, sd
-from study.verdict import Verdict, differences, judge, level_of_many, p_value
+from study.verdict import Verdict, differences, judge, level_of_many, p_value, time_to_loss
 from zoo.table import bytes_per_weight
 
 REFERENCE = "adamw"
@@ -159,4 +159,4 @@ def speed_of(place: Place, times: Times) -> tuple[str, str]:
     ours, theirs = (times.of_step.get(name) for name in (place.name, REFERENCE))
     if times.rest is None or ours is None or theirs is None:
         return text, ""
-    return text, f"{(times.rest + ours) / (times.rest + theirs) / speedup.value:.2f}"
+    return text, f"{time_to_loss(speedup, ours, theirs, times.rest):.2f}"

@@ -103,7 +103,7 @@ def interval(values: list[float], level: float) -> Interval:
     """Returns the mean of two values or more with its Student's t interval."""
     n = len(values)
     mean, sd = mean_and_sd(values)
-    half = t_quantile(level, n - 1) * sd / math.sqrt(n)
+    half = half_width(sd, n, level)
     return Interval(mean, mean - half, mean + half, sd, n, level)
 
 
@@ -279,3 +279,17 @@ def speedup(candidate: dict[int, float], reference: dict[int, dict[int, float]],
         return Speedup(middle, min(ratios), max(ratios), len(ratios))
     mean, low, high, *_ = interval([math.log(ratio) for ratio in ratios], ERROR)
     return Speedup(math.exp(mean), math.exp(low), math.exp(high), len(ratios))
+
+
+def time_to_loss(speedup: Speedup | None, candidate: float, reference: float, rest: float) -> float | None:
+    """Returns the candidate's time to the reference's loss, relative to the reference's own time. To be as
+    good needs 1 / speedup of the steps, and a step has its own length. None if the speedup is not known.
+
+    Args:
+        speedup: what speedup() returned, or None.
+        candidate, reference: milliseconds of a step of each optimizer.
+        rest: milliseconds of the forward and backward passes of a training step.
+    """
+    if speedup is None or not 0 < speedup.value < math.inf:
+        return None
+    return (rest + candidate) / (rest + reference) / speedup.value

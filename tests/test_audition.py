@@ -162,6 +162,15 @@ def test_a_rule_that_lacks_a_property_is_not_trained(tmp_path, monkeypatch, caps
     assert json.loads(Path("auditions/drift/verdict.json").read_text())["verdict"] == "lacks a property"
 
 
+@pytest.mark.compiled
+def test_a_rule_that_does_not_compile_is_told_so_in_one_line():
+    def undecided(g, m, *, beta1=0.9):
+        m.lerp_(g, 1 - beta1)
+        return m if m.sum().item() > 0 else 1.0 * m
+    fault, = faults_of(zoo.ZooRule(undecided), is_new=True)
+    assert fault.startswith("compiled: ") and "\n" not in fault
+
+
 def test_the_scale_of_gradients():
     assert growth_with_gradients(zoo.find("signum")) == pytest.approx(1)
     assert growth_with_gradients(zoo.find("adamw")) == pytest.approx(1, abs=1e-6)
@@ -206,7 +215,7 @@ def whole(tmp_path, monkeypatch):
         monkeypatch.setattr(audition, "known_rows", lambda options: list(trained.rows))
         monkeypatch.setattr(audition, "faults_of", lambda rule, is_new: [])
         monkeypatch.setattr("study.audition_page.measure_speed",
-                            lambda found, config, threads: Speed(2.0, 1.0, 99.0, "2", (4.0, 8.0)))
+                            lambda found, config, threads: Speed(2.0, 1.0, 99.0, (4.0, 8.0)))
         assert audition.audition(["lion"], audition.Options(config=CONFIG, **dict(options))) == 0
         folder = tmp_path / "auditions/lion"
         return (folder / "verdict.md").read_text(), json.loads((folder / "verdict.json").read_text()), trained
