@@ -35,6 +35,7 @@ from dataclasses import dataclass
 
 from study import audition
 from study.claims import report
+from study.evidence import Study
 from study.figures import all_figures, draw_study
 from study.league import Times, league
 from study.look import draw_look
@@ -45,10 +46,12 @@ from study.tables import (
     differences,
     mean_loss,
     merge,
+    parsed,
     read_curves,
     read_run,
     read_runs,
     read_study,
+    rows_below,
     sd,
     table,
     variant_of,
@@ -68,6 +71,7 @@ class Options:
     match: str = option("", None, "pattern of the names of the runs to take; default: all, of which only "
                                   "those of the study's sweeps enter the results")
     results: str = option("study/results", None, "folder of what is kept of them")
+    auditions: str = option("study/auditions", None, "folder with rows of auditions, for the league alone")
     setting: str = option("study", None, "name of the config that claims and figures are about")
     out: str = option("", None, "only this picture, of these runs; of runs that are named: overlay.png "
                                 "or look.png")
@@ -85,7 +89,9 @@ def everything(runs: list[RecordedRun], options: Options) -> None:
     merge(runs, folder, base="" if options.match else options.setting)
     study = read_study(folder, options.setting)
     (folder / "table.md").write_text(table(study))
-    (folder / "league.md").write_text(league(study, RULES, read_times(folder / "rules.json")))
+    auditions = list(map(parsed, rows_below(Path(options.auditions))))
+    all_rows = Study(study.rows + auditions, [], options.setting)
+    (folder / "league.md").write_text(league(all_rows, RULES, read_times(folder / "rules.json")))
     missing = all_figures(study, read_curves(folder), RULES, folder)
     verdicts = report(study)
     (folder / "claims.md").write_text(verdicts)

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,8 +31,8 @@ import torch
 import optim
 import zoo
 from study.audition_page import Report, sentence_of, word_of
-from study.audition_plan import Audition, Findings, Run, Side, half_decades, losses_of, lr_text, run_of
-from study.tables import changed_options, number, optimizer_of, parsed, read_csv, read_runs, row_of, text
+from study.audition_plan import Audition, Findings, Run, Side, half_decades, lr_text, run_of
+from study.tables import changed_options, number, optimizer_of, parsed, read_runs, row_of, rows_below, text
 from study.thresholds import PARITY
 from trainer.cores import usable_cores
 from trainer.errors import UserError, one_line
@@ -43,6 +43,7 @@ from zoo import properties
 
 ROOT = Path(__file__).parent.parent
 RUNS = "runs"    # sweep.sh writes new runs into this folder
+RESULTS = "study/results,study/auditions,auditions"    # what ships, and what auditions wrote here
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Options:
                                  "'beta1:0.8,0.9,0.95 eps:1e-8,1e-6'")
     jobs: int = option(0, None, "runs at a time; 0: one for each core, 8 at most", low=0, high=1024)
     runs: str = option("runs", None, "folders of earlier runs, joined by commas; new runs are in runs/")
-    results: str = option("study/results,study/auditions", None, "folders with rows of earlier runs")
+    results: str = option(RESULTS, None, "folders with rows of earlier runs, joined by commas")
     out: str = option("", None, "folder for the page; default: auditions/RULE")
     anyway: bool = option(False, None, "train a rule that lacks a property, too")
     print: bool = option(False, None, "only print what is to be run next, and where to run it elsewhere")
@@ -186,22 +187,31 @@ def this_machine(settings: Settings, jobs: int) -> Here:
     return Here(machine.name(), complete.precision, machine.threads, str(torch.__version__))
 
 
-def known_rows(options: Options) -> list[dict[str, Any]]:
-    """Returns the rows of all ended runs of the task, those of the results folder first."""
+def known_rows(options: Options, here: Here) -> dict[Run, dict[str, str]]:
+    """Returns a row of results.csv for each ended run of the task. Of several rows of a run, those of this
+    machine count more than others, and later ones more than earlier ones."""
     stem = Path(options.config).stem
-    texts = []
+    rows = []
     for folder in options.results.split(","):
-        here = Path(folder) if Path(folder).is_dir() else ROOT / folder    # what ships, from any folder
-        texts += read_csv(here / "results.csv")
+        place = Path(folder) if Path(folder).is_dir() else ROOT / folder    # what ships, from any folder
+        if not place.is_dir() and folder not in RESULTS.split(","):
+            raise UserError(f"--results={folder}: there is no such folder")
+        rows += rows_below(place)
     folders = [name for name in dict.fromkeys((*options.runs.split(","), RUNS)) if Path(name).is_dir()]
     runs = read_runs(",".join(folders), f"{stem},*") if folders else []
-    texts += [row_of(run) for run in runs if run.status["status"] in ("done", "diverged")]
-    return [row for row in map(parsed, texts) if run_of(row, stem)]
+    rows += [row_of(run) for run in runs if run.status["status"] in ("done", "diverged")]
+    rows.sort(key=lambda row: is_of(row, here))    # the order of all others stays
+    return {run: row for row in rows if (run := run_of(parsed(row), stem))}
 
 
-def hours_of(runs: list[Run], settings: Settings, rows_here: list[dict[str, Any]], jobs: int) -> float | None:
+def is_of(row: dict[str, str], here: Here) -> bool:
+    """Returns whether a row of results.csv is of a machine like this one."""
+    return all(row[name] == text(value) for name, value in here._asdict().items())
+
+
+def hours_of(runs: list[Run], settings: Settings, rows_here: list[dict[str, str]], jobs: int) -> float | None:
     """Returns about how many hours some runs will take, or None if nothing says how fast this machine is."""
-    speeds = [row["tokens_per_second"] for row in rows_here if row["tokens_per_second"]]
+    speeds = [float(row["tokens_per_second"]) for row in rows_here if row["tokens_per_second"]]
     together = float(np.median(speeds)) * jobs if speeds else settings.throughput
     tokens = sum(run.steps for run in runs) * settings.batch * settings.context
     return tokens / together / 3600 if together else None
@@ -298,15 +308,15 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
     deadline = time.monotonic() + 3600 * options.hours
     stopped = ""
     while True:
-        rows = known_rows(options)
-        rows_here = [row for row in rows if all(row[name] == value for name, value in here._asdict().items())]
-        losses_here = losses_of(rows_here, Path(options.config).stem)
-        found = plan.assess(losses_of(rows, Path(options.config).stem) | losses_here, losses_here)
+        rows = known_rows(options, here)
+        losses = {run: parsed(row)["loss"] for run, row in rows.items()}
+        runs_here = [run for run, row in rows.items() if is_of(row, here)]
+        found = plan.assess(losses, {run: losses[run] for run in runs_here})
         if not found.wanted:
             break
         words = {(side.optimizer, side.changed): side.words for side in found.sides}
         lines = grid_lines(found.wanted, words, settings.steps)
-        hours = hours_of(found.wanted, settings, rows_here, jobs)
+        hours = hours_of(found.wanted, settings, [rows[run] for run in runs_here], jobs)
         about = "an unknown time" if hours is None else f"about {hours:.2g} hours"
         print(f"{found.stage}: {len(found.wanted)} runs, {about}, {jobs} at a time")
         if options.print:
@@ -316,9 +326,7 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
             break
         if code := train(lines, options.config, jobs):
             return code
-    used = plan.used(found)
-    commands = [row["command"] for row in rows if run_of(row, Path(options.config).stem) in used]
-    report.write(found, commands, stopped)
+    report.write(found, [rows[run] for run in plan.used(found) if run in rows], stopped)
     print(f"{word_of(found)}. {sentence_of(found)}" + (f" It stopped early: {stopped}." if stopped else ""))
     print(f"The page is {report.folder}/verdict.md")
     return 0

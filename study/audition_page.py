@@ -17,7 +17,7 @@ import numpy as np
 
 from study.audition_plan import CONTENDS, TUNING_SEED, Findings, Tuning, lr_text
 from study.panels import COLORS, DPI, LOSS
-from study.tables import as_table
+from study.tables import COLUMNS, as_table, write_csv
 from study.thresholds import USABLE
 from study.verdict import ERROR, POWER, Verdict, looks, time_to_loss, visible
 from trainer.machine import versions
@@ -145,15 +145,19 @@ class Report:
     faults: list[str]
     growth: float
 
-    def write(self, found: Findings, commands: list[str], stopped: str = "") -> None:
-        """Writes verdict.md, verdict.png and verdict.json.
+    def write(self, found: Findings, rows: list[dict[str, str]], stopped: str = "") -> None:
+        """Writes verdict.md, verdict.png, verdict.json and results.csv.
 
         Args:
             found: what the runs say.
-            commands: the commands of all runs that were used.
+            rows: the rows of all runs that were used.
             stopped: why the audition ended before all was known, or "".
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        rows = sorted(rows, key=lambda row: row["run"])
+        commands = [row["command"] for row in rows]
+        if rows:
+            write_csv(self.folder / "results.csv", COLUMNS, rows)
         speed = None
         if found.verdict:
             speed = measure_speed(found, self.config, self.machine["threads"])
@@ -210,7 +214,9 @@ class Report:
             parts += [self.answers(found, speed),
                       "![Left: losses over learning rates. Middle: differences of pairs.\n"
                       "Right: losses of the reference at other lengths](verdict.png)"]
-        parts += [self.method(found), self.properties()]
+        if found.tunings:
+            parts += [self.method(found)]
+        parts += [self.properties()]
         if found.tunings:
             parts += [tables_of(found)]
         if self.code:
@@ -279,9 +285,11 @@ class Report:
     def runs(self, commands: list[str]) -> str:
         """Returns the section on runs and machine."""
         machine = ", ".join(f"{name} {value}" for name, value in self.machine.items())
-        return (f"## Runs\n\n{len(commands)} runs were used. The pairs are from one machine: {machine}.\n"
+        used = (f"{len(commands)} runs were used. The pairs are from one machine: {machine}.\n"
                 "The other runs may be from other machines, whose losses differ a little.\n"
-                "[verdict.json](verdict.json) has all numbers and the command of each run.\n"
+                "[results.csv](results.csv) has a row and the command of each run, so that others can pool\n"
+                "them. [verdict.json](verdict.json) has all numbers.\n")
+        return (f"## Runs\n\n{used if commands else ''}"
                 f"This command made the page:\n\n```bash\n{self.command}\n```")
 
 

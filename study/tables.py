@@ -294,6 +294,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
 
 
+def rows_below(folder: Path) -> list[dict[str, str]]:
+    """Returns the rows of all files results.csv in a folder and in the folders within it."""
+    return [row for path in sorted(folder.glob("**/results.csv")) for row in read_csv(path)]
+
+
 def write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
     """Writes rows to a CSV file with a header, as a whole or not at all."""
     content = io.StringIO()

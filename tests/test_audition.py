@@ -17,7 +17,7 @@ from study import audition
 from study.audition import faults_of, grid_lines, growth_with_gradients, read_tune, side_of
 from study.audition_page import Speed
 from study.audition_plan import Run, lr_text
-from study.tables import read_run, row_of, variant_of
+from study.tables import COLUMNS, read_csv, read_run, row_of, variant_of, write_csv
 from tiny_runs import assert_same_run, rewound, run
 from trainer.errors import UserError
 
@@ -159,6 +159,7 @@ def test_a_rule_that_lacks_a_property_is_not_trained(tmp_path, monkeypatch, caps
     assert "zero gradient: four gradients of 0 move" in said and "So it is not trained" in said
     page = Path("auditions/drift/verdict.md").read_text()
     assert "It lacks a property" in page and "zero gradient" in page and "return m + 0.01" in page
+    assert "Both optimizers trained" not in page and "runs were used" not in page
     assert json.loads(Path("auditions/drift/verdict.json").read_text())["verdict"] == "lacks a property"
 
 
@@ -180,11 +181,16 @@ def test_the_scale_of_gradients():
 # ---------------------------------------------------------------------------------------------------------
 # A whole audition
 
+def as_texts(row):
+    """A row of results.csv, of which only some columns matter."""
+    return dict.fromkeys(COLUMNS, "") | {name: str(value) for name, value in row.items()}
+
+
 class Trained(MadeUp):
-    """Stands for sweep.sh: the runs of its grids get made-up losses."""
-    def __init__(self, here, sides, **world):
+    """Stands for sweep.sh: the runs of its grids get rows with made-up losses in rows/results.csv."""
+    def __init__(self, here, **world):
         super().__init__(0, **world)
-        self.here, self.sides, self.rows, self.calls = here, sides, [], 0
+        self.here, self.rows, self.calls = here, [], 0
 
     def __call__(self, lines, config, jobs, *more):
         self.calls += 1
@@ -196,10 +202,13 @@ class Trained(MadeUp):
                 name = "mine" if given["optimizer"].endswith("lion") else "adamw"
                 key = Run(name, frozenset(changed.items()), steps, round(2 * math.log10(lr)), seed)
                 loss = self.train(key)
-                self.rows.append(dict(
-                    setting="study" if steps == 500 else f"study steps={steps}", optimizer=given["optimizer"],
-                    changed=changed, lr=lr, steps=steps, seed=seed, loss=loss, status="done",
-                    tokens_per_second=1e4, command=f"python train.py {line} {seed}", **self.here))
+                row = dict(run=f"{line} {seed}", optimizer=given["optimizer"], lr=lr, steps=steps, seed=seed,
+                           setting="study" if steps == 500 else f"study steps={steps}",
+                           changed=" ".join(f"{option}={value}" for option, value in changed.items()),
+                           loss=loss, status="done" if math.isfinite(loss) else "diverged",
+                           tokens_per_second=1e4, command=f"python train.py {line} {seed}", **self.here)
+                self.rows.append(as_texts(row))
+        write_csv(Path("rows/results.csv"), COLUMNS, self.rows)
         return 0
 
 
@@ -208,15 +217,16 @@ def whole(tmp_path, monkeypatch):
     """A function that runs `audition lion` in a made-up world, and returns its page and its numbers."""
     def run_it(options=(), **world):
         here = audition.Here("cpu", "fp32", 1, "2.13")
-        trained = Trained(here._asdict(), None, best=-5, **world)
+        trained = Trained(here._asdict(), best=-5, **world)
         monkeypatch.chdir(tmp_path)
+        Path("rows").mkdir()
         monkeypatch.setattr(audition, "train", trained)
         monkeypatch.setattr(audition, "this_machine", lambda settings, jobs: here)
-        monkeypatch.setattr(audition, "known_rows", lambda options: list(trained.rows))
         monkeypatch.setattr(audition, "faults_of", lambda rule, is_new: [])
         monkeypatch.setattr("study.audition_page.measure_speed",
                             lambda found, config, threads: Speed(2.0, 1.0, 99.0, (4.0, 8.0)))
-        assert audition.audition(["lion"], audition.Options(config=CONFIG, **dict(options))) == 0
+        options = audition.Options(config=CONFIG, results="rows", **dict(options))
+        assert audition.audition(["lion"], options) == 0
         folder = tmp_path / "auditions/lion"
         return (folder / "verdict.md").read_text(), json.loads((folder / "verdict.json").read_text()), trained
     return run_it
@@ -234,15 +244,35 @@ def test_a_page(whole):
     assert lr_text(-5) in page and "verdict.png" in page and "nats lower than that of `adamw`" in page
     assert len(numbers["runs"]) == len(set(numbers["runs"])) and len(numbers["runs"]) <= len(trained.rows)
     calls = trained.calls
-    again = audition.audition(["lion"], audition.Options(config=CONFIG))
-    assert again == 0 and trained.calls == calls    # everything is known
+    kept = read_csv(Path("auditions/lion/results.csv"))
+    assert sorted(row["command"] for row in kept) == sorted(numbers["runs"])
+    for known in ("rows", "auditions"):    # the page has the rows of all runs that an audition needs
+        again = audition.audition(["lion"], audition.Options(config=CONFIG, results=known))
+        assert again == 0 and trained.calls == calls and read_csv(Path("auditions/lion/results.csv")) == kept
+
+
+def test_rows_of_this_machine_count_more(tmp_path):
+    """A row of another machine does not replace one of this machine, wherever it is kept."""
+    here = audition.Here("cpu", "fp32", 1, "2.13")
+    row = as_texts(dict(setting="study", optimizer="lion", lr=0.01, steps=500, seed=1, status="done",
+                        **here._asdict()))
+    write_csv(tmp_path / "results.csv", COLUMNS, [row | dict(loss="1")])
+    (tmp_path / "lion").mkdir()
+    write_csv(tmp_path / "lion/results.csv", COLUMNS, [row | dict(loss="2", device="cuda")])
+    options = audition.Options(config=CONFIG, results=str(tmp_path))
+    (run, known), = audition.known_rows(options, here).items()
+    assert run == Run("lion", frozenset(), 500, -4, 1) and known["loss"] == "1"
+
+
+def test_a_folder_of_rows_that_does_not_exist():
+    with pytest.raises(UserError, match="--results=nowhere: there is no such folder"):
+        audition.known_rows(audition.Options(config=CONFIG, results="nowhere"), audition.Here("", "", 1, ""))
 
 
 def test_a_tuned_hyperparameter(whole):
     """Each side tries two values of beta1. One of them is lion's own, so it trains one more run only once."""
     page, numbers, trained = whole(dict(tune="beta1:0.8,0.95"), noise=0.001)
-    tried = {tuple(sorted(row["changed"].items())) for row in trained.rows}
-    assert {(("beta1", 0.8),), (("beta1", 0.95),), ()} <= tried
+    assert {"beta1=0.8", "beta1=0.95", ""} <= {row["changed"] for row in trained.rows}
     assert "Other hyperparameters" in page and page.count("`lion beta1=0.8`") >= 1
     assert numbers["verdict"] == "same"
 

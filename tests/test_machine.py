@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -125,8 +126,10 @@ def test_the_status_is_set_before_anything_is_said(tiny, tmp_path, monkeypatch):
 @pytest.fixture
 def as_a_script():
     """Undoes what script.begin() does to this process."""
+    before = warnings.formatwarning
     with script.surroundings_restored():
         yield
+    warnings.formatwarning = before
     script.gc.enable()
 
 
@@ -138,6 +141,11 @@ def test_what_a_terminal_cannot_show_is_replaced(monkeypatch, as_a_script):
     print("Größe ≥ 5", end="", flush=True)
     print("nowhere", file=sys.stderr)
     assert out.buffer.getvalue() == "Größe ? 5".encode("latin-1")
+
+
+def test_a_warning_is_one_line(as_a_script):
+    script.begin("x.py")
+    assert warnings.formatwarning("too big", UserWarning, "a.py", 3, line=None) == "x.py: warning: too big\n"
 
 
 def test_ctrl_c_is_one_line(monkeypatch, capsys, as_a_script):

@@ -311,7 +311,12 @@ def test_everything_is_redrawn_from_the_results_alone(truth, tmp_path, capsys):
     truth.write(tmp_path / "r")
     (tmp_path / "r/rules.json").write_text('{"rules": [{"step of": "adamw", "mean, ms": 2.34}]}')
     before = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
-    assert command.main([f"--runs={tmp_path / 'none'}", f"--results={tmp_path / 'r'}"]) == 0
+    wanted = dict(setting="study", optimizer="adamw", changed="", lr="0.01")
+    row = next(row for row in tables.read_csv(tmp_path / "r/results.csv") if wanted.items() <= row.items())
+    (tmp_path / "auditions/x").mkdir(parents=True)
+    tables.write_csv(tmp_path / "auditions/x/results.csv", tables.COLUMNS, [row | dict(seed="7", loss="4.4")])
+    assert command.main([f"--runs={tmp_path / 'none'}", f"--results={tmp_path / 'r'}",
+                         f"--auditions={tmp_path / 'auditions'}"]) == 0
     out = capsys.readouterr().out
     assert {p.stem for p in (tmp_path / "r").glob("*.png")} == set(FIGURES)
     for name in FIGURES:
@@ -326,7 +331,7 @@ def test_everything_is_redrawn_from_the_results_alone(truth, tmp_path, capsys):
     assert "| study | adamw |  | 0.01 | 4.400 | 0.005 | 3 | 1.500 |" in table
     assert "| study | adamw |  | 1 | 3 diverged |  | 3 |  |" in table
     rows = (tmp_path / "r/league.md").read_text().splitlines()[2:]
-    assert rows[0] == "| adamw | 1e-2 | 4.400 | 0.005 | 3 |  | the reference |  |  | 2.3 | 8.00 |"
+    assert rows[0] == "| adamw | 1e-2 | 4.400 | 0.004 | 4 |  | the reference |  |  | 2.3 | 8.00 |"
     assert rows[-1].startswith("| sgd | 3.16 | 6.000 |") and len(rows) == 10
 
 
