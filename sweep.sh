@@ -17,7 +17,8 @@
 # key; if the sweep does not have the key, all runs get it. Options after -- are for all runs, too, but they
 # are not part of the names. What changes a result therefore belongs before --.
 #
-# Each combination of values is a run of its own in runs/, named after its values. The same command can be
+# Each combination of values is a run of its own in runs/, named after its values. A rule in a file also has
+# the beginning of the file's hash in the name, so a changed file makes new runs. The same command can be
 # started again at any time: it skips finished and diverged runs, resumes interrupted ones, and tries failed
 # ones again. Before the first run it prepares the data that the config names, if they are missing. Data and
 # runs are in the folder where the command is given.
@@ -71,7 +72,7 @@ newline='
 '
 runs=""
 grid() {    # key=a,b,c ...: adds all combinations to $runs; the command line narrows, replaces and adds keys
-  local words="" word key value values theirs lines line more
+  local words="" word key value values theirs lines line more name
   for word in "$@" $asked; do
     key=${word%%=*} values=${word#*=}
     case " $words" in *" $key="*) continue ;; esac
@@ -96,13 +97,20 @@ grid() {    # key=a,b,c ...: adds all combinations to $runs; the command line na
     key=${word%%=*} values=${word#*=} more=""
     for line in $lines; do
       for value in ${values//,/$newline}; do
-        if [ "$value" = default ]; then more="$more$line$newline"
-        else more="$more${line%% *},$key=${value##*/}${line#"${line%% *}"} --$key=$value$newline"; fi
+        if [ "$value" = default ]; then more="$more$line$newline"; continue; fi
+        name=${value##*/}
+        case $value in *.py) name=$name@$(hash_of "$value") || exit 2 ;; esac
+        more="$more${line%% *},$key=$name${line#"${line%% *}"} --$key=$value$newline"
       done
     done
     lines=${more%"$newline"}
   done
   runs="$runs$lines$newline"
+}
+hash_of() {    # prints the beginning of the hash of a rule's file, because another version is another rule
+  [ -f "$1" ] || refuse "$1: there is no such file"
+  modules -c "import hashlib, sys
+print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest()[:8])" "$1"
 }
 ask() {    # runs Python statements, which may use the path config and these imports; for use in a subshell
   modules -c "

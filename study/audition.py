@@ -227,9 +227,9 @@ def train(lines: list[str], config: str, jobs: int, *more: str) -> int:
         jobs: runs at a time.
         more: options of sweep.sh.
     """
-    command = ["bash", str(ROOT / "sweep.sh"), "list", config, f"--jobs={jobs}", *more]
-    sweep = subprocess.Popen(command, stdin=subprocess.PIPE, text=True,
-                             env=os.environ | {"PYTHON": sys.executable})
+    command = ["bash", os.path.relpath(ROOT / "sweep.sh"), "list", config, f"--jobs={jobs}", *more]
+    python = {} if "--print" in more else {"PYTHON": sys.executable}    # what is printed may run elsewhere
+    sweep = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=os.environ | python)
     before = {number: signal.signal(number, lambda *_: sweep.terminate())
               for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
@@ -318,7 +318,8 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
         lines = grid_lines(found.wanted, words, settings.steps)
         hours = hours_of(found.wanted, settings, [rows[run] for run in runs_here], jobs)
         about = "an unknown time" if hours is None else f"about {hours:.2g} hours"
-        print(f"{found.stage}: {len(found.wanted)} runs, {about}, {jobs} at a time")
+        print(f"{found.stage}: {len(found.wanted)} runs, {about}, {jobs} at a time",
+              file=sys.stderr if options.print else sys.stdout)
         if options.print:
             return train(lines, options.config, jobs, "--print")
         if time.monotonic() + 3600 * (hours or 0) > deadline:

@@ -99,12 +99,15 @@ def test_sweeps_take_files_and_lists(tmp_path, file):
     done = sweep("list", CONFIG, "--print", text=lines)
     commands = [line for line in done.stdout.splitlines() if "--name=" in line]
     names = [command.partition("--name=")[2].split()[0] for command in commands]
-    assert names == [f"study,optimizer=stubborn.py,lr=1e-3,seed={seed}" for seed in (1, 2)] + [
+    version = zoo.files.sha256(str(file))[:8]    # so that a changed file makes new runs
+    assert names == [f"study,optimizer=stubborn.py@{version},lr=1e-3,seed={seed}" for seed in (1, 2)] + [
         "study,optimizer=lion,steps=7"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other/stubborn.py").write_text(STUBBORN)
     done = sweep("grid", CONFIG, f"optimizer={file},{tmp_path}/other/stubborn.py", "--print")
     assert done.returncode == 2 and "two runs would have this name" in done.stderr
+    done = sweep("list", CONFIG, "--print", text="optimizer=none.py lr=1\n")
+    assert (done.returncode, done.stderr) == (2, "sweep.sh: error: none.py: there is no such file\n")
     done = sweep("list", CONFIG, "--print", text="optimizer=lion lr\n")
     assert done.returncode == 2 and "give key=a,b,c" in done.stderr
 

@@ -358,6 +358,15 @@ def test_the_state_of_an_earlier_version_with_modifiers_is_loaded():
     assert other.param_groups[0]["rule"] == "adamw+cautious+adagc"
 
 
+def test_a_line_of_the_table_may_change(monkeypatch):
+    """As in a notebook whose cell runs again."""
+    for rule in (lambda g: 2 * g, lambda g: 3 * g):
+        monkeypatch.setitem(zoo.RULES, "mine", ZooRule(rule))
+        assert zoo.modified("mine") is zoo.rule_of("mine") is zoo.RULES["mine"]
+        assert zoo.modified("mine", "cautious").name == zoo.modified(zoo.RULES["mine"], "cautious").name
+        assert zoo.modified("mine", "cautious") is zoo.modified(zoo.RULES["mine"], "cautious")
+
+
 def test_a_rule_of_the_users_own_keeps_its_line_of_the_table():
     def stubborn(g, v, *, beta2=0.95, pace=1.0, eps=0.0):
         v += g.square()

@@ -269,7 +269,7 @@ def load_checkpoint(path: str | Path) -> dict:
 # ---------------------------------------------------------------------------------------------------------
 # The folder
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:=+-]{0,199}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:=+@-]{0,199}")
 LOCK_FILES = ("lock", "lock.holder")
 
 
@@ -290,7 +290,7 @@ class Run:
     def __init__(self, runs: str | Path, name: str, resume: bool = False, overwrite: bool = False):
         runs = Path(runs)
         if name and not NAME.fullmatch(name):
-            raise UserError(f"--name={name!r}: use up to 200 letters, digits and _ . , : = + -, "
+            raise UserError(f"--name={name!r}: use up to 200 letters, digits and _ . , : = + @ -, "
                             "and begin with a letter, a digit or _")
         self.saved_step = None    # step of the newest checkpoint of this process
         runs.mkdir(parents=True, exist_ok=True)

@@ -92,11 +92,12 @@ def as_zoo_rule(rule: optim.Rule) -> ZooRule:
 RULES = joined([{name: as_zoo_rule(rule) for name, rule in optim.RULES.items()}, *TABLES])
 MODIFIERS = joined([modifiers.MODIFIERS, more_modifiers.MODIFIERS])
 
-@functools.cache
 def rule_of(rule) -> ZooRule:
     """The ZooRule of a name, a function or a rule of optim.py: that of the table, or a new one."""
-    if isinstance(rule, str):
-        return find(rule)
+    return find(rule) if isinstance(rule, str) else zoo_rule_of(rule)
+
+@functools.cache    # so that each function has one rule; names are not cached, because RULES may change
+def zoo_rule_of(rule) -> ZooRule:
     if isinstance(rule, optim.Rule):
         return rule if isinstance(rule, ZooRule) else as_zoo_rule(rule)
     known = [one for one in (*RULES.values(), FROZEN) if one.function is rule]
@@ -128,11 +129,14 @@ def find_modifiers(text: str) -> list:
         raise ValueError(f"modify={text!r}: must be one or more of {', '.join(MODIFIERS)}, joined by +")
     return [MODIFIERS[name] for name in names]
 
-@functools.cache
 def modified(rule: str | ZooRule, modify: str = "") -> ZooRule:
     """A rule, or the rule of that name, changed by modifiers such as "cautious+cautious_decay"."""
     rule = find(rule) if isinstance(rule, str) else rule
-    return ModifiedRule(rule, find_modifiers(modify)) if modify else rule
+    return modified_rule(rule, modify) if modify else rule
+
+@functools.cache
+def modified_rule(rule: ZooRule, modify: str) -> ZooRule:
+    return ModifiedRule(rule, find_modifiers(modify))
 
 # ---- Many small matrices at once ------------------------------------------------------------------------
 # A rule of matrices works on as many as it has blocks. So matrices of one kind can stand below each other in
