@@ -93,7 +93,7 @@ def everything(runs: list[RecordedRun], options: Options) -> None:
     all_rows = Study(study.rows + auditions, [], options.setting)
     (folder / "league.md").write_text(league(all_rows, RULES, read_times(folder / "rules.json")))
     missing = all_figures(study, read_curves(folder), RULES, folder)
-    verdicts = report(study)
+    verdicts = report([study, *study.other_bases()])
     (folder / "claims.md").write_text(verdicts)
     print(verdicts)
     for name, sweeps in missing.items():

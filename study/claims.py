@@ -17,6 +17,7 @@ from study.evidence import (
     Study,
     compare,
     margin,
+    parts_of,
     show,
     show_all,
     show_widths,
@@ -480,18 +481,39 @@ def statement(claim: Callable[[Study], Comparisons]) -> str:
     return " ".join((claim.__doc__ or claim.__name__).split())    # python -OO leaves out docstrings
 
 
-def report(study: Study) -> str:
-    """Returns all claims as markdown: a table of verdicts, the thresholds, then the numbers behind each
-    verdict."""
-    verdicts = [(number, claim, *judge(claim, study)) for number, claim in enumerate(CLAIMS, 1)]
-    lines = [f"# The paper's claims at {study.base}", "", "| | claim | verdict |", "| --- | --- | --- |"]
-    lines += [f"| {number} | {statement(claim)} | {verdict} |" for number, claim, verdict, _ in verdicts]
+def name_of(study: Study) -> str:
+    """Returns the setting that the claims are about and its steps in words, such as "study, 500 steps"."""
+    steps = [row["steps"] for row in study.rows if row["setting"] == study.base and not row["changed"]]
+    return f"{parts_of(study.base)[0]}, {f'{steps[0]:,.0f} steps' if steps else 'not run'}"
+
+
+def report(studies: list[Study]) -> str:
+    """Returns all claims as markdown: a table of verdicts with a column for each study, the thresholds, then
+    the numbers behind each verdict.
+
+    Args:
+        studies: the settings at which the claims are judged, each by its own runs.
+    """
+    names = [name_of(study) for study in studies]
+    judged = [(claim, [judge(claim, study) for study in studies]) for claim in CLAIMS]
+    lines = ["# The paper's claims", ""]
+    lines += [as_row(["", "claim", *names]), as_row(["---"] * (2 + len(names)))]
+    lines += [as_row([number, statement(claim), *(verdict for verdict, _ in judgements)])
+              for number, (claim, judgements) in enumerate(judged, 1)]
     lines += ["", "Losses are nats per token: the mean, the standard deviation over seeds (sd) and the "
               "number of seeds (n). Widths, and losses along a hyperparameter, use only the seeds that all "
-              "their points have.", "", "| threshold | | unit and reason |", "| --- | --- | --- |"]
+              "their points have. Each column is judged by its own runs alone. Where runs are missing, the "
+              "command that makes them stands below.", "",
+              "| threshold | | unit and reason |", "| --- | --- | --- |"]
     lines += [f"| {name} | {value:g} | {reason} |" for name, value, reason in THRESHOLDS]
     lines.append("")
-    for number, claim, verdict, comparisons in verdicts:
-        lines += [f"## {number}. {claim.__name__.replace('_', ' ')}: {verdict}", "", statement(claim), "",
-                  *(f"- {comparison}" for comparison in comparisons), ""]
+    for number, (claim, judgements) in enumerate(judged, 1):
+        lines += [f"## {number}. {claim.__name__.replace('_', ' ')}", "", statement(claim), ""]
+        for name, (verdict, comparisons) in zip(names, judgements):
+            lines += [f"**{name}: {verdict}**", "", *(f"- {comparison}" for comparison in comparisons), ""]
     return "\n".join(lines)
+
+
+def as_row(cells: list[object]) -> str:
+    """Returns a line of a markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"

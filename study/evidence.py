@@ -42,6 +42,12 @@ class Width(NamedTuple):
     seeds: int
 
 
+def parts_of(setting: str) -> tuple[str, dict[str, str]]:
+    """Returns the config of a setting, and {option: value} of what the setting changes."""
+    config, *assignments = setting.split()
+    return config, dict(assignment.split("=", 1) for assignment in assignments)
+
+
 class Study:
     """The rows of a results folder, and the setting that the claims are about.
 
@@ -52,7 +58,7 @@ class Study:
         rows: the rows of results.csv with numbers as floats; `changed` is {option: value}, and the loss of a
             diverged run is infinite.
         effective: the rows of effective_lr.csv, with the quantiles as floats.
-        base: the setting that the claims are about, which is the name of a config.
+        base: the setting that the claims are about.
     """
     def __init__(self, rows: list[Row], effective: list[Row], base: str):
         self.rows, self.effective, self.base = rows, effective, base
@@ -64,10 +70,12 @@ class Study:
         """Returns the settings of these configs, then those that differ from the base in some of these
         options and in no others."""
         found = [setting for setting in self.settings if setting in configs]
+        base_config, base_options = parts_of(self.base)
         for setting in self.settings:
-            config, *assignments = setting.split()
-            changed = {assignment.partition("=")[0] for assignment in assignments}
-            if config == self.base and changed and changed <= options:
+            config, chosen = parts_of(setting)
+            differ = {option for option in base_options | chosen
+                      if base_options.get(option) != chosen.get(option)}
+            if config == base_config and differ and differ <= options:
                 found.append(setting)
         return found
 
@@ -93,6 +101,15 @@ class Study:
         """Returns the settings that have neither QK-norm nor z-loss."""
         return [setting for setting in self.variants({"qk_norm", "z_loss"})
                 if "qk_norm" in setting and "z_loss" in setting]
+
+    def other_bases(self) -> list["Study"]:
+        """Returns the same rows with claims about other settings: longer trainings of the same config, the
+        shortest first, and the paper's smallest model, for which there may be no rows."""
+        config, _ = parts_of(self.base)
+        longer = [setting for setting in self.longer() if parts_of(setting)[0] == config]
+        longer.sort(key=lambda setting: self.largest(setting, "steps", "batch"))
+        bases = dict.fromkeys([*longer, SIZES[0]])
+        return [Study(self.rows, self.effective, base) for base in bases if base != self.base]
 
     def settings_of_claims(self) -> list[str]:
         """Returns the base and the settings beside it that claims and figures are about."""
@@ -254,11 +271,13 @@ class Study:
         "longer" or "unstabilized"."""
         if kind == "larger" and self.base in SIZES[:-1]:
             return self.command("lr", SIZES[SIZES.index(self.base) + 1], more)
+        config, options = parts_of(self.base)
         steps = [row["steps"] for row in self.rows if row["setting"] == self.base and not row["changed"]]
-        options = {"larger": "width=128 heads=4",
-                   "longer": f"steps={4 * steps[0] if steps else 4000:g}",
-                   "unstabilized": "qk_norm=false z_loss=0"}
-        return self.command("lr", more=f"{more} {options[kind]}")
+        options |= {"larger": {"width": "128", "heads": "4"},
+                    "longer": {"steps": f"{4 * steps[0] if steps else 4000:g}"},
+                    "unstabilized": {"qk_norm": "false", "z_loss": "0"}}[kind]
+        words = [f"{option}={value}" for option, value in options.items()]
+        return self.command("lr", " ".join([config, *words]), more)
 
 
 def usable_end(means: dict[float, float], values: list[float], limit: float) -> tuple[float, bool]:

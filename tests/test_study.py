@@ -322,7 +322,13 @@ def test_everything_is_redrawn_from_the_results_alone(truth, tmp_path, capsys):
     for name in FIGURES:
         height, width, ink = picture(tmp_path / f"r/{name}.png")
         assert min(height, width) > 400 and ink > 0.015, (name, height, width, ink)
-    assert out.count("| holds |") == len(claims.CLAIMS) and "missing" not in out
+    table = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("| ")]
+    header, verdicts = table[0], [cells[2:] for cells in table if cells[0].isdigit()]
+    assert header[1:] == ["study, 1,000 steps", "study, 4,000 steps", "150m, not run"]
+    at_base, longer, at_150m = (list(column) for column in zip(*verdicts))
+    assert at_base == ["holds"] * len(claims.CLAIMS) and at_150m == ["not enough runs"] * len(claims.CLAIMS)
+    assert longer[:2] == ["holds"] * 2    # these two need learning rates alone, which the longer runs have
+    assert longer.count("not enough runs") == 16 and "**study, 1,000 steps: holds**\n\n- yes: study: " in out
     asked = [line.split() for line in out.splitlines() if line.startswith("  ./sweep.sh")]
     asked.remove(["./sweep.sh", "league", "configs/study.toml", "seed=0,1,2"])
     assert len(asked) == 4 and all(words[1] in ("momentum", "tied") and "=" in words[3] for words in asked)
@@ -343,6 +349,23 @@ def test_what_is_missing_is_said(truth, tmp_path, capsys):
     assert "frozen.png: drawn with\n  ./sweep.sh frozen configs/study.toml seed=0,1,2\n" in out
     assert "lr.png: more with\n  ./sweep.sh lr configs/study.toml width=" in out
     assert not (tmp_path / "r/frozen.png").exists() and (tmp_path / "r/lr.png").exists()
+
+
+def test_a_longer_base_has_variants_of_its_own():
+    sizes = {"study": (500, 200), "study width=128": (500, 800), "study steps=2000": (2000, 200),
+             "study steps=8000": (8000, 200), "study steps=2000 width=128": (2000, 800),
+             "study qk_norm=false steps=2000 z_loss=0": (2000, 200)}
+    rows = [dict(setting=setting, steps=steps, hidden=hidden, batch=32, changed={}, optimizer="adamw")
+            for setting, (steps, hidden) in sizes.items()]
+    short = evidence.Study(rows, [], "study")
+    assert [one.base for one in short.other_bases()] == ["study steps=2000", "study steps=8000", "150m"]
+    assert short.larger() == ["study width=128"] and short.unstabilized() == []
+    assert short.variant_command("longer") == "./sweep.sh lr configs/study.toml steps=2000 seed=0,1,2"
+    longer = evidence.Study(rows, [], "study steps=2000")
+    assert longer.longer() == ["study steps=8000"] and longer.larger() == ["study steps=2000 width=128"]
+    assert longer.unstabilized() == ["study qk_norm=false steps=2000 z_loss=0"]
+    assert longer.variant_command("longer", "optimizer=sgd") == (
+        "./sweep.sh lr configs/study.toml steps=8000 optimizer=sgd seed=0,1,2")
 
 
 def test_no_runs_and_no_results(tmp_path, capsys):
