@@ -7,7 +7,8 @@
 #   ./sweep.sh grid configs/nano.toml optimizer=adamw,signum lr=1e-3,1e-2 seed=0,1      a grid of your own
 #   ./sweep.sh grid configs/nano.toml lr_of=head:0.5,head:0.5+embed:2      + joins roles within one value
 #   ./sweep.sh grid configs/nano.toml optimizer=~/mine.py lr=1e-3,1e-2      a rule in a file of your own
-#   ./sweep.sh list configs/nano.toml <grids.txt      a grid for each line of a file, such as lr=1e-3 seed=0,1
+#   ./sweep.sh list configs/nano.toml <grids.txt      a grid for each line of a file, such as lr=1e-3 seed=0,1;
+#                                                     empty lines and lines that begin with # are left out
 #   ./sweep.sh momentum configs/150m.toml --print      only prints one command a line, and the hours
 #
 # These are the sweeps: lr, momentum, tied, weight_decay, warmup, batch_size, beta2, eps, adalayer,
@@ -147,6 +148,7 @@ case $sweep in
     grid ;;
   list)
     while read -r line || [ -n "$line" ]; do
+      case $line in "" | "#"*) continue ;; esac
       for word in $line; do check_word "$word"; done
       # shellcheck disable=SC2086    # words without blanks or globs, as checked above
       grid $line

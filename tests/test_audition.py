@@ -95,7 +95,7 @@ def test_sweeps_take_files_and_lists(tmp_path, file):
     def sweep(*arguments, text=""):
         return subprocess.run(["bash", str(ROOT / "sweep.sh"), *arguments], input=text, text=True,
                               cwd=tmp_path, capture_output=True, env=os.environ | {"PYTHON": sys.executable})
-    lines = f"optimizer={file} lr=1e-3 seed=1,2\noptimizer=lion steps=7\n"
+    lines = f"# a comment\noptimizer={file} lr=1e-3 seed=1,2\n\noptimizer=lion steps=7\n"
     done = sweep("list", CONFIG, "--print", text=lines)
     commands = [line for line in done.stdout.splitlines() if "--name=" in line]
     names = [command.partition("--name=")[2].split()[0] for command in commands]
