@@ -76,6 +76,16 @@ def test_two_versions_of_a_file_are_two_optimizers(tiny, tmp_path, file):
     assert f"--optimizer={file}" in command and "sha256" not in command
 
 
+@pytest.mark.compiled
+def test_a_rule_in_a_file_may_use_what_else_is_in_the_file(tmp_path):
+    """Constants, other functions and imports, also when it is compiled."""
+    (tmp_path / "mine.py").write_text(
+        "import math\n\nMATRICES = ('qkv', 'mlp_up')\n\ndef half(x):\n    return x / math.sqrt(4)\n\n"
+        "def mine(g, m, role, *, beta1=0.9):\n    m.lerp_(half(g), 1 - beta1)\n"
+        "    return 2 * m if role in MATRICES else m.clone()\n\nRULES = {'mine': mine}\n")
+    assert faults_of(zoo.find(str(tmp_path / "mine.py")), is_new=True) == []
+
+
 @pytest.mark.parametrize("text, said", [
     ("def mine(g):\n    return 1 / 0\n", "ZeroDivisionError"),
     ("import nothing_of_this_name\n", "line 1, `import nothing_of_this_name`: ModuleNotFoundError"),

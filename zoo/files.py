@@ -4,19 +4,30 @@ trains with the rule of such a file.
 """
 import hashlib
 import inspect
-import runpy
+import sys
 import traceback
+import types
 from pathlib import Path
 
 
 def rules_in(path: str) -> list:
     """Returns what may be the rule of a Python file: the rules of its table RULES, or else its functions that
     have a parameter g, or else all of its functions."""
-    module = runpy.run_path(path)
-    if rules := module.get("RULES"):
+    module = module_of(path)
+    if rules := vars(module).get("RULES"):
         return list(rules.values())
-    own = [f for f in module.values() if inspect.isfunction(f) and f.__module__ == "<run_path>"]
+    own = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]
     return [f for f in own if "g" in inspect.signature(f).parameters] or own
+
+
+def module_of(path: str) -> types.ModuleType:
+    """Runs a Python file as a module of its own. The module has a name by which it can be imported, because
+    torch.compile imports the module of a function that uses a constant of its file."""
+    module = types.ModuleType(f"rule_in_file_{sha256(path)[:16]}", f"The file {path}.")
+    module.__file__ = path
+    sys.modules[module.__name__] = module
+    exec(compile(Path(path).read_bytes(), path, "exec"), vars(module))
+    return module
 
 
 def the_rule_in(path: str):
