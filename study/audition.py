@@ -31,7 +31,7 @@ import torch
 import optim
 import zoo
 from study.audition_page import Report, sentence_of, word_of
-from study.audition_plan import Audition, Findings, Run, Side, half_decades, lr_text, run_of
+from study.audition_plan import COARSE, Audition, Findings, Run, Side, lr_text, place_of, run_of
 from study.tables import changed_options, number, optimizer_of, parsed, read_runs, row_of, rows_below, text
 from study.thresholds import PARITY
 from trainer.cores import usable_cores
@@ -86,7 +86,7 @@ def side_of(words: str, config: str) -> Side:
     if setting:
         raise UserError(f"{next(iter(setting))}: changes the task; for another task give another --config")
     pairs = frozenset((name, number(value)) for name, value in changed.items())
-    return Side(words, optimizer_of(in_force), pairs, half_decades(settings.lr))
+    return Side(words, optimizer_of(in_force), pairs, place_of(settings.lr, COARSE))
 
 
 def grid_lines(runs: list[Run], words: dict[tuple, str], usual_steps: int) -> list[str]:

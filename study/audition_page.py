@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from study.audition_plan import CONTENDS, TUNING_SEED, Findings, Tuning, lr_text
+from study.audition_plan import CONTENDS, TUNING_SEED, Findings, Tuning, lr_at, lr_text
 from study.panels import COLORS, DPI, LOSS
 from study.tables import COLUMNS, as_table, write_csv
 from study.thresholds import USABLE
@@ -177,10 +177,11 @@ class Report:
             tuning = found.tunings[i] if found.tunings else Tuning({})
             sides.append(dict(
                 words=side.words, rule=side.optimizer,
-                lr=None if tuning.best is None else 10**(tuning.best / 2), bracketed=tuning.bracketed,
+                lr=None if tuning.best is None else lr_at(tuning.best), bracketed=tuning.bracketed,
                 loss_by_lr={lr_text(lr): finite(loss) for lr, loss in sorted(tuning.losses.items())},
                 loss_by_seed=dict(zip(map(str, found.seeds), map(finite, found.pairs[i]))),
                 decades_usable=round(tuning.width()[0], 3) if tuning.best is not None else None,
+                gain_between=round(found.gains[i], 5) if found.verdict else None,
                 step_ms=(speed.candidate, speed.reference)[i] if speed else None,
                 bytes_per_weight=speed.bytes[i] if speed else None))
         return dict(
@@ -240,6 +241,8 @@ class Report:
         if found.verdict.interval:
             mean, low, high, *_ = found.verdict.interval
             rows.insert(1, (f"difference to {theirs}", f"{mean:+.3f} ({low:+.3f} to {high:+.3f})", ""))
+            rows.insert(3, ("nats that may be gained between two learning rates",
+                            *(f"{gain:.3f}" for gain in found.gains)))
         speedup = found.speedup(self.steps)
         if speedup:
             rows.append((f"steps that {theirs} needs for this loss, relative to {self.steps}",
@@ -343,7 +346,7 @@ def draw(found: Findings, steps: int, margin: float, path: Path) -> None:
     names = [side.words for side in (found.candidate, found.reference)]
     for name, tuning, color, mark in zip(names, found.tunings, (COLORS[4], COLORS[1]), "os"):
         known = {lr: loss for lr, loss in sorted(tuning.losses.items()) if math.isfinite(loss)}
-        rates.plot([10**(lr / 2) for lr in known], list(known.values()), color=color, marker=mark, label=name)
+        rates.plot(list(map(lr_at, known)), list(known.values()), color=color, marker=mark, label=name)
     lowest = min(tuning.losses[tuning.best] for tuning in found.tunings)
     rates.set(xscale="log", xlabel=f"peak learning rate (seed {TUNING_SEED})", ylabel=LOSS,
               ylim=(lowest - 0.1, lowest + 1.5))

@@ -4,6 +4,9 @@ play whole auditions with made-up losses.
 
 An audition tunes the learning rates of a candidate and of a reference in the same way, compares pairs of runs
 that share their seed, and then trains the reference for other lengths, which gives the speedup.
+
+A learning rate is a whole number here, its place on the grid: it is 10**(place / 4). A step of the grid is a
+quarter of a decade, which is a factor of 1.78.
 """
 import math
 from collections.abc import Callable
@@ -18,7 +21,9 @@ from study.verdict import Look, LossesByLr, Speedup, Verdict, judge, looks, spee
 
 TUNING_SEED = 0    # the seed that chooses learning rates. It does not vote, because the choice favours it
 CONTENDS = 0.1    # nats: a neighbour that is this close to the best at the tuning seed may be the best
-REACH = 6    # half decades that the search for the best learning rate goes away from the usual one
+PER_DECADE = 4    # learning rates of the grid
+COARSE = 2    # steps of the grid in the first search, before it is refined: half a decade
+REACH = 12    # steps of the grid that the search for the best learning rate goes away from the usual one
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -32,7 +37,7 @@ class Side(NamedTuple):
         words: the rule and the options that the user chose, as "muon modify=cautious".
         optimizer: the rule as results.csv names it.
         changed: the options that differ from the usual ones, as pairs.
-        usual: the usual peak learning rate, in half decades: 10**(usual / 2).
+        usual: the usual peak learning rate, rounded to half a decade.
     """
     words: str
     optimizer: str
@@ -41,7 +46,7 @@ class Side(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run of one side. lr is in half decades."""
+    """A run of one side."""
     optimizer: str
     changed: frozenset[tuple[str, Any]]
     steps: int
@@ -52,15 +57,20 @@ class Run(NamedTuple):
 Losses = dict[Run, float]    # final validation losses in nats per token; infinite if the run diverged
 
 
-def half_decades(lr: float) -> int:
-    """Returns 2 log10(lr), rounded."""
-    return round(2 * math.log10(lr))
+def place_of(lr: float, step: int = 1) -> int:
+    """Returns the place on the grid that is nearest to a learning rate, a multiple of `step`."""
+    return step * round(PER_DECADE / step * math.log10(lr))
 
 
-def lr_text(lr: int) -> str:
-    """Returns a learning rate in half decades as the sweeps write it, such as "3.16e-3" or "0.316"."""
-    text = f"{'3.16' if lr % 2 else '1'}e{lr // 2}"
-    return text if lr < -2 else f"{float(text):g}"
+def lr_at(place: int) -> float:
+    """Returns the learning rate at a place on the grid."""
+    return 10**(place / PER_DECADE)
+
+
+def lr_text(place: int) -> str:
+    """Returns the learning rate at a place as the sweeps write it, such as "3.16e-3" or "0.316"."""
+    text = f"{('1', '1.78', '3.16', '5.62')[place % PER_DECADE]}e{place // PER_DECADE}"
+    return text if place < -PER_DECADE else f"{float(text):g}"
 
 
 def run_of(row: dict[str, Any], config_name: str) -> Run | None:
@@ -69,8 +79,8 @@ def run_of(row: dict[str, Any], config_name: str) -> Run | None:
     is_of_task = name == config_name and all(word.startswith("steps=") for word in assigned)
     if not is_of_task or not row["lr"]:
         return None
-    lr = half_decades(row["lr"])
-    if abs(row["lr"] / 10**(lr / 2) - 1) > 0.01:
+    lr = place_of(row["lr"])
+    if abs(row["lr"] / lr_at(lr) - 1) > 0.01:
         return None
     return Run(row["optimizer"], frozenset(row["changed"].items()), int(row["steps"]), lr, int(row["seed"]))
 
@@ -89,9 +99,9 @@ class Tuning:
     """The search for a side's best learning rate at one length.
 
     Attributes:
-        losses: {learning rate in half decades: final loss} at the tuning seed.
+        losses: {learning rate: final loss} at the tuning seed.
         best: the learning rate with the lowest loss, or None.
-        bracketed: whether both neighbours of the best were tried.
+        bracketed: whether a lower and a higher learning rate than the best were tried.
         wanted: the learning rates to try next.
     """
     losses: dict[int, float]
@@ -99,37 +109,65 @@ class Tuning:
     bracketed: bool = False
     wanted: list[int] = field(default_factory=list)
 
+    def neighbours(self) -> tuple[int, int]:
+        """Returns the next lower and the next higher learning rate that were tried."""
+        return (max(lr for lr in self.losses if lr < self.best),
+                min(lr for lr in self.losses if lr > self.best))
+
     def contenders(self) -> list[int]:
         """Returns the learning rates that may be the best: the chosen one, then those of its neighbours that
         are within CONTENDS. If others are as good, the basin is flat, and it matters little which one is
         taken."""
-        neighbours = [lr for lr in (self.best - 1, self.best + 1)
-                      if self.losses[lr] <= self.losses[self.best] + CONTENDS]
-        return [self.best, *neighbours]
+        limit = self.losses[self.best] + CONTENDS
+        return [self.best, *(lr for lr in self.neighbours() if self.losses[lr] <= limit)]
+
+    def gain_between(self, votes: LossesByLr) -> float:
+        """Returns by how many nats the loss may be lower between the learning rates that may be the best than
+        at any of them: that of a parabola through the chosen one and its neighbours.
+
+        Args:
+            votes: {learning rate: the final losses of the pairs}. A neighbour that is not among them is taken
+                to be as far above the chosen one as at the tuning seed.
+        """
+        places = [self.neighbours()[0], self.best, self.neighbours()[1]]
+        chosen = np.mean(votes[self.best])
+        losses = [np.mean(votes[lr]) if lr in votes else chosen + self.losses[lr] - self.losses[self.best]
+                  for lr in places]
+        if not np.isfinite(losses).all():
+            return 0.0
+        a, b, c = np.polyfit(np.array(places) - self.best, losses, 2)
+        is_between = a > 0 and places[0] < self.best - b / (2 * a) < places[2]
+        return max(0.0, min(losses) - float(c - b * b / (4 * a))) if is_between else 0.0
 
     def width(self) -> tuple[float, bool]:
         """Returns how many decades of learning rates are within USABLE of the best, and whether the losses
         at both ends are higher, so that the width is complete."""
-        means = {10**(lr / 2): loss for lr, loss in self.losses.items()}
-        best = 10**(self.best / 2)
+        means = {lr_at(lr): loss for lr, loss in self.losses.items()}
+        best = lr_at(self.best)
         limit = means[best] + USABLE
         low, low_found = usable_end(means, sorted((lr for lr in means if lr <= best), reverse=True), limit)
         high, high_found = usable_end(means, sorted(lr for lr in means if lr >= best), limit)
         return math.log10(high / low), low_found and high_found
 
 
-def tune(side: Side, steps: int, losses: Losses, start: int) -> Tuning:
-    """Looks for the best learning rate: `start` and its two neighbours first, and then on from the best one
-    until both of its neighbours were tried."""
+def tune(side: Side, steps: int, losses: Losses, start: int, finest: int = 1) -> Tuning:
+    """Looks for the best learning rate. It tries `start`, rounded to half a decade, and its two neighbours,
+    half a decade away. It goes on from the best one until both of its neighbours were tried. Then it tries
+    those that are a quarter of a decade away from the best one, unless `finest` is COARSE."""
     tried = {run.lr: loss for run, loss in losses.items()
              if run == Run(side.optimizer, side.changed, steps, run.lr, TUNING_SEED)}
-    if missing := [lr for lr in (start - 1, start, start + 1) if lr not in tried]:
+    start = COARSE * round(start / COARSE)
+    if missing := [lr for lr in (start - COARSE, start, start + COARSE) if lr not in tried]:
         return Tuning(tried, wanted=missing)
-    best = min(tried, key=tried.get)
-    if math.isinf(tried[best]):    # all diverged, so only a lower one can be better
-        lower = min(tried) - 1
+    coarse = {lr: loss for lr, loss in tried.items() if lr % COARSE == 0}
+    best = min(coarse, key=coarse.get)
+    if math.isinf(coarse[best]):    # all diverged, so only a lower one can be better
+        lower = min(coarse) - COARSE
         return Tuning(tried, wanted=[lower] if abs(lower - start) <= REACH else [])
-    missing = [lr for lr in (best - 1, best + 1) if lr not in tried]
+    missing = [lr for lr in (best - COARSE, best + COARSE) if lr not in tried]
+    if not missing:
+        best = min(tried, key=tried.get)
+        missing = [lr for lr in (best - 1, best + 1) if lr not in tried and finest == 1]
     near = [lr for lr in missing if abs(lr - start) <= REACH]
     return Tuning(tried, best, not missing, near)
 
@@ -172,6 +210,11 @@ class Findings:
         return tuple(next(iter((stable(losses) or losses).values()), []) for losses in self.votes)
 
     @property
+    def gains(self) -> tuple[float, float]:
+        """By how many nats the loss of (the candidate, the reference) may be lower between learning rates."""
+        return tuple(tuning.gain_between(votes) for tuning, votes in zip(self.tunings, self.votes))
+
+    @property
     def is_bracketed(self) -> bool:
         """Whether both best learning rates are known and have worse neighbours on both sides."""
         return bool(self.tunings) and all(tuning.bracketed for tuning in self.tunings)
@@ -197,6 +240,7 @@ class Audition:
         tune: (hyperparameter, values) to tune besides the learning rate.
         with_option: a function (side, "beta1=0.8") that returns the side with this option. A side that does
             not have the hyperparameter is returned as it is.
+        finest: the step of the grid at which the search for a learning rate ends: 1 or COARSE.
     """
     candidate: Side
     reference: Side
@@ -205,6 +249,7 @@ class Audition:
     margin: float = PARITY
     tune: tuple[tuple[str, tuple[str, ...]], ...] = ()
     with_option: Callable[[Side, str], Side] | None = None
+    finest: int = 1
 
     def assess(self, losses: Losses, here: Losses) -> Findings:
         """Returns what is known, and which runs come next.
@@ -271,7 +316,7 @@ class Audition:
 
     def tuned_lr(self, side: Side, steps: int, losses: Losses, start: int, found: Findings) -> Tuning:
         """Tunes a learning rate, and adds the runs that it needs to found.wanted."""
-        tuning = tune(side, steps, losses, start)
+        tuning = tune(side, steps, losses, start, self.finest)
         found.wanted += [Run(side.optimizer, side.changed, steps, lr, TUNING_SEED) for lr in tuning.wanted]
         return tuning
 
@@ -289,7 +334,7 @@ class Audition:
             found.look, found.seeds = look, seeds
             found.votes = tuple({lr: [here[run] for run in of_lr] for lr, of_lr in of_side.items()}
                                 for of_side in runs)
-            found.verdict = judge(*found.votes, look.level, self.margin)
+            found.verdict = judge(*found.votes, look.level, self.margin, found.gains)
             if found.verdict.word != "cannot tell":
                 return
 
@@ -299,8 +344,9 @@ class Audition:
             worst = tuning.losses[tuning.best] + USABLE
             for direction in (-1, 1):
                 lr = tuning.best + direction
+                lr += direction * (lr % COARSE)    # from here on, half decades
                 while tuning.losses.get(lr, math.inf) <= worst:
-                    lr += direction
+                    lr += COARSE * direction
                 run = Run(side.optimizer, side.changed, self.steps, lr, TUNING_SEED)
                 if lr not in tuning.losses and abs(lr - tuning.best) <= REACH and run not in found.wanted:
                     found.wanted.append(run)

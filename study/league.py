@@ -8,6 +8,7 @@ import numpy as np
 
 from optim import Rule
 from study.audition_plan import (
+    COARSE,
     TUNING_SEED,
     Audition,
     Findings,
@@ -68,7 +69,7 @@ def known_tuning(name: str, steps: int, losses: Losses) -> Tuning | None:
     all diverged, or if the best one is at the edge of the grid."""
     tried = {one.lr: loss for one, loss in losses.items() if one == run(name, steps, one.lr, TUNING_SEED)}
     best = min(tried, key=tried.get, default=None)
-    if len(tried) < 4 or math.isinf(tried[best]) or not {best - 1, best + 1} <= tried.keys():
+    if len(tried) < 4 or math.isinf(tried[best]) or best in (min(tried), max(tried)):
         return None
     return Tuning(tried, best, True)
 
@@ -90,7 +91,7 @@ def findings(name: str, steps: int, losses: Losses) -> Findings | None:
                       if all(vote in losses for vote in of_lr)})
     found.seeds, found.votes = seeds, tuple(votes)
     if len(seeds) > 1:
-        plan = Audition(found.candidate, found.reference, steps, first=len(seeds))
+        plan = Audition(found.candidate, found.reference, steps, first=len(seeds), finest=COARSE)
         plan.measure_lengths(found, losses)
     return found
 
@@ -109,7 +110,7 @@ def places(study: Study, rules: dict[str, Rule]) -> list[Place]:
         has_verdict = name != REFERENCE and len(found.seeds) > 1
         all_losses = [loss for one, loss in losses.items()
                       if one == run(name, steps, found.tunings[0].best, one.seed)]
-        verdict = judge(*found.votes, level) if has_verdict else None
+        verdict = judge(*found.votes, level, gains=found.gains) if has_verdict else None
         ranked.append(Place(name, steps, all_losses, found, verdict))
     return sorted(ranked, key=lambda place: np.mean(place.losses))
 

@@ -126,7 +126,8 @@ class Verdict(NamedTuple):
 LossesByLr = dict[int, list[float]]    # final losses, one for each seed, by learning rate
 
 
-def bounds(candidate: LossesByLr, reference: LossesByLr, level: float) -> Interval:
+def bounds(candidate: LossesByLr, reference: LossesByLr, level: float,
+           gains: tuple[float, float] = (0.0, 0.0)) -> Interval:
     """Returns the interval for the difference between the candidate at its truly best learning rate and the
     reference at its own.
 
@@ -134,16 +135,19 @@ def bounds(candidate: LossesByLr, reference: LossesByLr, level: float) -> Interv
     rates that may be the best. The candidate's true loss is at most its loss at the chosen one, and the
     reference's true loss is its loss at one of its own. So the difference is at most the largest of the
     differences between the candidate's chosen one and any of the reference's, and likewise for the lower end.
+    The truly best learning rate may also lie between two that were tried.
 
     Args:
         candidate, reference: the learning rates that may be the best, the chosen one first.
         level: how often the interval may miss the truth.
+        gains: by how many nats the loss of (the candidate, the reference) may be lower between two learning
+            rates.
     """
     ours, theirs = next(iter(candidate.values())), next(iter(reference.values()))
     chosen = interval(differences(ours, theirs), level)
     high = max(interval(differences(ours, losses), level).high for losses in reference.values())
     low = min(interval(differences(losses, theirs), level).low for losses in candidate.values())
-    return chosen._replace(low=low, high=high)
+    return chosen._replace(low=low - gains[0], high=high + gains[1])
 
 
 def differences(ours: list[float], theirs: list[float]) -> list[float]:
@@ -156,7 +160,8 @@ def stable(losses: LossesByLr) -> LossesByLr:
     return {lr: of_lr for lr, of_lr in losses.items() if not any(map(math.isinf, of_lr))}
 
 
-def judge(candidate: LossesByLr, reference: LossesByLr, level: float, margin: float = PARITY) -> Verdict:
+def judge(candidate: LossesByLr, reference: LossesByLr, level: float, margin: float = PARITY,
+          gains: tuple[float, float] = (0.0, 0.0)) -> Verdict:
     """Compares two optimizers.
 
     Args:
@@ -164,13 +169,14 @@ def judge(candidate: LossesByLr, reference: LossesByLr, level: float, margin: fl
             losses of the same two seeds or more.
         level: how often the verdict may be wrong.
         margin: two optimizers whose losses differ by at most this are the same, in nats.
+        gains: those of bounds().
     """
     ours, theirs = stable(candidate), stable(reference)
     if not ours or not theirs:
         word = "cannot tell" if not ours and not theirs else "worse" if not ours else "better"
         who = {"cannot tell": "both sides", "worse": "the candidate", "better": "the reference"}[word]
         return Verdict(word, f"runs of {who} diverged at all learning rates that may be the best", None)
-    found = bounds(ours, theirs, level)
+    found = bounds(ours, theirs, level, gains)
     if -margin <= found.low and found.high <= margin:
         return Verdict("same", f"the whole interval lies within {margin:g} nats of 0", found)
     if found.high < 0:

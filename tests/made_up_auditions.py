@@ -11,32 +11,34 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from study.audition_plan import Audition, Findings, Run, Side
+from study.audition_plan import COARSE, Audition, Findings, Run, Side
 
-CANDIDATE = Side("mine", "mine", frozenset(), -4)
-REFERENCE = Side("adamw", "adamw", frozenset(), -4)
+CANDIDATE = Side("mine", "mine", frozenset(), -8)
+REFERENCE = Side("adamw", "adamw", frozenset(), -8)
 
 
 class MadeUp:
-    """A world in which the truth is known. The final loss of a run is a parabola over the half decades of the
+    """A world in which the truth is known. The final loss of a run is a parabola over the logarithm of the
     learning rate, plus a shift that all runs of its seed share, plus noise.
 
     Args:
         seed: of this world's random numbers.
         better: how much lower the candidate's losses are, in nats.
         noise: the standard deviation of the noise of a run, in nats.
-        best: the candidate's best learning rate, in half decades. The reference's is -4.
+        best: the place of the candidate's best learning rate on the grid. The reference's is -8.
         width: the loss at a half decade from the best, in nats. With 0 all learning rates are equal.
         flat: whether the candidate's losses do not depend on the learning rate at all.
         tails: "normal", "heavy" (Student's t with 3 degrees of freedom) or "skewed" (exponential) noise.
         noise_of_candidate: how many times as noisy the candidate is.
+        off_grid: how far the reference's best is from its place, in steps of the grid.
     """
-    def __init__(self, seed: int, better: float = 0.0, noise: float = 0.02, best: float = -4,
+    def __init__(self, seed: int, better: float = 0.0, noise: float = 0.02, best: float = -8,
                  width: float = 0.05, flat: bool = False, tails: str = "normal",
-                 noise_of_candidate: float = 1.0):
+                 noise_of_candidate: float = 1.0, off_grid: float = 0.0):
         self.draw = np.random.default_rng(seed)
         self.better, self.noise, self.best, self.width = better, noise, best, width
         self.flat, self.tails, self.noise_of_candidate = flat, tails, noise_of_candidate
+        self.off_grid = off_grid
         self.shifts: dict[int, float] = {}
         self.losses: dict[Run, float] = {}
 
@@ -50,7 +52,7 @@ class MadeUp:
         """Returns the final loss of a run."""
         shift = self.shifts.setdefault(run.seed, self.draw.normal(0, 0.03))
         is_candidate = run.optimizer == "mine"
-        distance = run.lr - (self.best if is_candidate else -4)
+        distance = (run.lr - (self.best if is_candidate else -8 + self.off_grid)) / COARSE    # half decades
         basin = 0 if self.flat and is_candidate else self.width * distance**2
         noise = self.noise * self.draw_noise() * (self.noise_of_candidate if is_candidate else 1)
         gain = self.better if is_candidate else 0.0
@@ -74,7 +76,9 @@ WORLDS = {
     "equal, heavy tails": dict(tails="heavy"),
     "equal, skewed noise": dict(tails="skewed"),
     "equal, the candidate is four times as noisy": dict(noise_of_candidate=4.0),
-    "equal, the candidate's best lies between two grid points": dict(best=-3.5),
+    "equal, the candidate's best lies between two learning rates": dict(best=-7.5),
+    "equal and steep": dict(width=0.35),
+    "equal and steep, the reference's best lies between two learning rates": dict(width=0.35, off_grid=0.5),
     "worse by just more than the margin": dict(better=-0.031),
     "better by 0.05": dict(better=0.05),
     "better by 0.1": dict(better=0.1),

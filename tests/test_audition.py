@@ -16,7 +16,7 @@ from made_up_auditions import MadeUp
 from study import audition
 from study.audition import faults_of, grid_lines, growth_with_gradients, read_tune, side_of
 from study.audition_page import Speed
-from study.audition_plan import Run, lr_text
+from study.audition_plan import Run, lr_text, place_of
 from study.tables import COLUMNS, read_csv, read_run, row_of, variant_of, write_csv
 from tiny_runs import assert_same_run, rewound, run
 from trainer.errors import UserError
@@ -127,10 +127,10 @@ def test_sweeps_take_files_and_lists(tmp_path, file):
 
 def test_sides():
     plain, chosen = side_of("adamw", CONFIG), side_of("adamw beta1=0.95 modify=cautious", CONFIG)
-    assert plain == ("adamw", "adamw", frozenset(), -4)
+    assert plain == ("adamw", "adamw", frozenset(), -8)
     assert chosen.changed == {("beta1", 0.95), ("modify", "cautious")}
     assert side_of("adamw beta1=0.9", CONFIG).changed == frozenset()    # the default is no change
-    assert side_of("muon", CONFIG).usual == -2
+    assert side_of("muon", CONFIG).usual == -4
 
 
 @pytest.mark.parametrize("words, said", [
@@ -142,8 +142,8 @@ def test_what_a_side_cannot_be(words, said):
 
 
 def test_runs_become_lines_of_a_list():
-    runs = [Run("lion", frozenset(), 500, -6, seed) for seed in (1, 2)]
-    runs += [Run("adamw", frozenset(), 250, -3, 0)]
+    runs = [Run("lion", frozenset(), 500, -12, seed) for seed in (1, 2)]
+    runs += [Run("adamw", frozenset(), 250, -6, 0)]
     words = {("lion", frozenset()): "lion beta1=0.9", ("adamw", frozenset()): "adamw"}
     assert grid_lines(runs, words, 500) == ["optimizer=lion lr=1e-3 seed=1,2 beta1=0.9",
                                             "optimizer=adamw lr=3.16e-2 seed=0 steps=250"]
@@ -213,7 +213,7 @@ class Trained(MadeUp):
             changed = {key: float(value) for key, value in given.items() if key in ("beta1", "beta2")}
             for seed in map(int, given["seed"].split(",")):
                 name = "mine" if given["optimizer"].endswith("lion") else "adamw"
-                key = Run(name, frozenset(changed.items()), steps, round(2 * math.log10(lr)), seed)
+                key = Run(name, frozenset(changed.items()), steps, place_of(lr), seed)
                 loss = self.train(key)
                 row = dict(run=f"{line} {seed}", optimizer=given["optimizer"], lr=lr, steps=steps, seed=seed,
                            setting="study" if steps == 500 else f"study steps={steps}",
@@ -230,7 +230,7 @@ def whole(tmp_path, monkeypatch):
     """A function that runs `audition lion` in a made-up world, and returns its page and its numbers."""
     def run_it(options=(), **world):
         here = audition.Here("cpu", "fp32", 1, "2.13")
-        trained = Trained(here._asdict(), best=-5, **world)
+        trained = Trained(here._asdict(), best=-9, **world)
         monkeypatch.chdir(tmp_path)
         Path("rows").mkdir()
         monkeypatch.setattr(audition, "train", trained)
@@ -253,8 +253,8 @@ def test_a_page(whole):
     assert numbers["speedup"]["value"] == pytest.approx(2, rel=0.1)    # twice the steps are worth 0.3 nats
     speedup = numbers["speedup"]["value"]
     assert numbers["time_to_reference_loss"] == pytest.approx(101 / 100 / speedup, abs=2e-3)
-    assert numbers["candidate"]["lr"] == pytest.approx(10**-2.5) and numbers["reference"]["lr"] == 1e-2
-    assert lr_text(-5) in page and "verdict.png" in page and "nats lower than that of `adamw`" in page
+    assert numbers["candidate"]["lr"] == pytest.approx(10**-2.25) and numbers["reference"]["lr"] == 1e-2
+    assert lr_text(-9) in page and "verdict.png" in page and "nats lower than that of `adamw`" in page
     assert len(numbers["runs"]) == len(set(numbers["runs"])) and len(numbers["runs"]) <= len(trained.rows)
     calls = trained.calls
     kept = read_csv(Path("auditions/lion/results.csv"))
@@ -274,7 +274,7 @@ def test_rows_of_this_machine_count_more(tmp_path):
     write_csv(tmp_path / "lion/results.csv", COLUMNS, [row | dict(loss="2", device="cuda")])
     options = audition.Options(config=CONFIG, results=str(tmp_path))
     (run, known), = audition.known_rows(options, here).items()
-    assert run == Run("lion", frozenset(), 500, -4, 1) and known["loss"] == "1"
+    assert run == Run("lion", frozenset(), 500, -8, 1) and known["loss"] == "1"
 
 
 def test_a_folder_of_rows_that_does_not_exist():
