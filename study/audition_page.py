@@ -19,7 +19,7 @@ from study.audition_plan import CONTENDS, TUNING_SEED, Findings, Tuning, lr_at, 
 from study.panels import COLORS, DPI, LOSS
 from study.tables import COLUMNS, as_table, write_csv
 from study.thresholds import USABLE
-from study.verdict import ERROR, POWER, Verdict, looks, time_to_loss, visible
+from study.verdict import ERROR, MOST, POWER, Verdict, looks, time_to_loss, visible
 from trainer.machine import versions
 from trainer.measure import blank_figure
 from trainer.runs import to_json, whole_file
@@ -109,7 +109,9 @@ def sentence_of(found: Findings) -> str:
     difference = f"{abs(mean):.3f} nats {'lower' if mean < 0 else 'higher'} than that of {theirs}"
     text = (f"The final loss of {ours} is {difference}, the mean over {n} pairs of runs. The interval from "
             f"{low:+.3f} to {high:+.3f} misses the true difference at most {100 * level:.3g} times in 100.")
-    if verdict.more:
+    if verdict.more and n + verdict.more == MOST:
+        text += f" Even {MOST} pairs would not tell, if mean and spread stayed what they are."
+    elif verdict.more:
         text += f" About {verdict.more} more pairs would tell, if mean and spread stayed what they are."
     return text
 

@@ -21,7 +21,7 @@ from study.audition_plan import (
 )
 from study.evidence import Study
 from study.tables import as_table, sd
-from study.verdict import Verdict, differences, judge, level_of_many, p_value, time_to_loss
+from study.verdict import MOST, Verdict, differences, judge, level_of_many, p_value, time_to_loss
 from zoo.table import bytes_per_weight
 
 REFERENCE = "adamw"
@@ -144,6 +144,8 @@ def words_of(place: Place) -> tuple[str, str]:
                              for votes, tuning in zip(place.found.votes, place.found.tunings))
     doubt = "" if trained_neighbours or word == "cannot tell" else ", if one seed found the best lr"
     need = f": about {more} more" if more else ""
+    if more and interval.n + more == MOST:
+        need = f": more than {MOST} pairs"
     text = f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}), {interval.n}"
     return text, f"{word}{need}{doubt}"
 

@@ -14,6 +14,7 @@ from study.thresholds import PARITY
 
 ERROR = 0.05    # how often, at most, two equal optimizers may be called different
 POWER = 0.8     # "can see a difference" means: finds it in this fraction of all auditions
+MOST = 100      # pairs that anyone may want to run
 LOOKS = ((0, 1 / 2), (2, 1 / 4), (5, 1 / 8), (9, 1 / 8))    # (more seeds than at first, share of ERROR)
 
 
@@ -192,12 +193,18 @@ def half_width(sd: float, n: int, level: float) -> float:
     return t_quantile(level, n - 1) * sd / math.sqrt(n)
 
 
-def seeds_to_decide(found: Interval, margin: float, most: int = 100) -> int:
+def seeds_to_decide(found: Interval, margin: float) -> int:
     """Returns about how many seeds would decide, if mean and sd stayed what they are: those with which the
-    interval leaves out 0, or lies within the margin. If these are more than `most`, it returns `most`."""
-    distance = max(abs(found.mean), margin - abs(found.mean))
-    seeds = range(found.n + 1, most)
-    return next((n for n in seeds if half_width(found.sd, n, found.level) < distance), most)
+    interval leaves out 0, or lies within the margin. What the interval has besides the spread of its values
+    stays, too. If MOST seeds would not decide, it returns MOST."""
+    half = half_width(found.sd, found.n, found.level)
+    below, above = found.mean - half - found.low, found.high - found.mean - half
+    for n in range(found.n + 1, MOST):
+        half = half_width(found.sd, n, found.level)
+        low, high = found.mean - half - below, found.mean + half + above
+        if low > 0 or high < 0 or (-margin <= low and high <= margin):
+            return n
+    return MOST
 
 
 def visible(sd: float, n: int, level: float) -> float:

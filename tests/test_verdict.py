@@ -8,7 +8,7 @@ from made_up_auditions import CANDIDATE, REFERENCE, MadeUp
 from study import league
 from study.audition_plan import Audition, Run, Tuning, lr_at, lr_text, place_of, tune
 from study.evidence import Study
-from study.verdict import (ERROR, Interval, differences, interval, judge, level_of_many, looks, p_value,
+from study.verdict import (ERROR, MOST, Interval, differences, interval, judge, level_of_many, looks, p_value,
                            seeds_to_decide, speedup, steps_for_loss, t_quantile, t_within, visible)
 from zoo import RULES
 
@@ -73,10 +73,14 @@ def test_a_reference_that_may_be_better_elsewhere_by_hand():
 
 
 def test_how_many_seeds_would_decide():
-    found = Interval(mean=0.0, low=-0.06, high=0.06, sd=0.024, n=3, level=0.05)
+    half = t_quantile(0.05, 2) * 0.024 / math.sqrt(3)
+    found = Interval(mean=0.0, low=-half, high=half, sd=0.024, n=3, level=0.05)
     needed = seeds_to_decide(found, 0.03)
     assert t_quantile(0.05, needed - 1) * 0.024 / math.sqrt(needed) < 0.03
     assert t_quantile(0.05, needed - 2) * 0.024 / math.sqrt(needed - 1) >= 0.03
+    one_sided = found._replace(high=found.high + 0.02)    # other learning rates and what lies between them
+    assert needed < seeds_to_decide(one_sided, 0.03) < MOST
+    assert seeds_to_decide(found._replace(high=found.high + 0.04), 0.03) == MOST
 
 
 def test_what_pairs_can_see_by_simulation():
