@@ -42,6 +42,11 @@ from trainer.settings import Settings, kept, read
 from zoo import properties
 
 ROOT = Path(__file__).parent.parent
+# What belongs to the optimizer, besides the hyperparameters of its rule. All else is the task, which is the
+# same for both sides: a larger batch, for one, would be more data.
+OF_THE_OPTIMIZER = {"modify", "average", "lr_of", "schedule", "cooldown", "cooldown_beta2", "warmup",
+                    "warmup_from", "floor", "clip", "weight_decay", "weight_decay_of", "weight_decay_kind",
+                    "rows", "adaptive", "rest", "rest_lr", "untrained", "freeze_steps", "updating"}
 RUNS = "runs"    # sweep.sh writes new runs into this folder
 RESULTS = "study/results,study/auditions,auditions"    # what ships, and what auditions wrote here
 
@@ -81,10 +86,11 @@ def side_of(words: str, config: str) -> Side:
         if word.partition("=")[0] in ("lr", "seed", "steps", "config", "optimizer"):
             raise UserError(f"{word}: the audition chooses this itself; leave it out")
     settings, hyper, _ = read([config, f"--optimizer={optimizer}", *(f"--{word}" for word in options)])
+    for word in options:
+        if word.partition("=")[0] not in OF_THE_OPTIMIZER | hyper.keys():
+            raise UserError(f"{word}: is no option of the optimizer; for another task give another --config")
     in_force = kept(settings, hyper)
-    setting, changed = changed_options(in_force)
-    if setting:
-        raise UserError(f"{next(iter(setting))}: changes the task; for another task give another --config")
+    changed = changed_options(in_force)[1]
     pairs = frozenset((name, number(value)) for name, value in changed.items())
     return Side(words, optimizer_of(in_force), pairs, place_of(settings.lr, COARSE))
 
@@ -126,6 +132,16 @@ def optimizer_of_rule(rule: zoo.ZooRule, w: dict[str, torch.Tensor], lr: float =
     roles = zoo.role_set("roles", rule.roles) if rule.roles else w.keys()
     triples = [(role, w[role], role) for role in w if role in roles]
     return optim.make(rule, triples, lr=lr, optimizer=zoo.Optimizer, **more)
+
+
+def check_that_it_steps(rule: zoo.ZooRule, words: str) -> None:
+    """Raises UserError, with the line of the user's file if there is one, if a rule cannot take two steps."""
+    try:
+        w = properties.weights()
+        properties.run(optimizer_of_rule(rule, w), w, properties.gradients()[:2])
+    except Exception as error:
+        where, source = zoo.files.where_it_failed(error, words)
+        raise UserError(one_line(f"{words}: {where}{type(source).__name__}: {source}", 300)) from error
 
 
 def faults_of(rule: zoo.ZooRule, is_new: bool) -> list[str]:
@@ -278,6 +294,7 @@ def audition(words: list[str], options: Options) -> int:
     jobs = options.jobs or min(8, torch.cuda.device_count() or usable_cores())
     here = this_machine(settings, jobs)
     rule, is_new = rule_of_side(sides[0], options.config)
+    check_that_it_steps(rule, words[0])
     faults = faults_of(rule, is_new)
     for fault in faults:
         print(f"it lacks a property: {fault}")
@@ -287,6 +304,8 @@ def audition(words: list[str], options: Options) -> int:
         config=options.config, steps=settings.steps, margin=options.margin, first=options.seeds,
         machine=here._asdict(), code=Path(words[0]).read_text() if is_new else "", faults=faults,
         growth=math.nan if faults else growth_with_gradients(rule))
+    if faults and options.print:
+        return 0
     if faults and not options.anyway:
         report.write(Findings(*sides), [])
         print(f"So it is not trained; --anyway trains it nonetheless. The page is {report.folder}/verdict.md")
@@ -312,22 +331,30 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
         losses = {run: parsed(row)["loss"] for run, row in rows.items()}
         runs_here = [run for run, row in rows.items() if is_of(row, here)]
         found = plan.assess(losses, {run: losses[run] for run in runs_here})
+        used = [rows[run] for run in plan.used(found) if run in rows]
         if not found.wanted:
             break
         words = {(side.optimizer, side.changed): side.words for side in found.sides}
         lines = grid_lines(found.wanted, words, settings.steps)
         hours = hours_of(found.wanted, settings, [rows[run] for run in runs_here], jobs)
-        about = "an unknown time" if hours is None else f"about {hours:.2g} hours"
-        print(f"{found.stage}: {len(found.wanted)} runs, {about}, {jobs} at a time",
+        about = "an unknown time" if hours is None else f"about {60 * hours:.0f} minutes"
+        runs = f"{len(found.wanted)} run{'s' if len(found.wanted) > 1 else ''}"
+        print(f"{found.stage}: {runs}, {about}, {jobs} at a time",
               file=sys.stderr if options.print else sys.stdout)
         if options.print:
             return train(lines, options.config, jobs, "--print")
         if time.monotonic() + 3600 * (hours or 0) > deadline:
-            stopped = f"the next {len(found.wanted)} runs take {about}, and --hours={options.hours:g} is over"
+            stopped = f"the next {runs} would take {about}, and --hours={options.hours:g} is over"
             break
+        if found.verdict:
+            print(f"so far: {word_of(found)}. {sentence_of(found)}")
+        report.write(found, used, "it is still running", measure=False)
         if code := train(lines, options.config, jobs):
             return code
-    report.write(found, [rows[run] for run in plan.used(found) if run in rows], stopped)
+    if options.print:
+        print("nothing is missing; without --print the audition writes its page", file=sys.stderr)
+        return 0
+    report.write(found, used, stopped)
     print(f"{word_of(found)}. {sentence_of(found)}" + (f" It stopped early: {stopped}." if stopped else ""))
     print(f"The page is {report.folder}/verdict.md")
     return 0

@@ -19,7 +19,7 @@ from study.audition_plan import CONTENDS, TUNING_SEED, Findings, Tuning, lr_at, 
 from study.panels import COLORS, DPI, LOSS
 from study.tables import COLUMNS, as_table, write_csv
 from study.thresholds import USABLE
-from study.verdict import ERROR, MOST, POWER, Verdict, looks, time_to_loss, visible
+from study.verdict import ERROR, MOST, POWER, Verdict, best_lr, looks, time_to_loss, visible
 from trainer.machine import versions
 from trainer.measure import blank_figure
 from trainer.runs import to_json, whole_file
@@ -147,13 +147,15 @@ class Report:
     faults: list[str]
     growth: float
 
-    def write(self, found: Findings, rows: list[dict[str, str]], stopped: str = "") -> None:
+    def write(self, found: Findings, rows: list[dict[str, str]], stopped: str = "",
+              measure: bool = True) -> None:
         """Writes verdict.md, verdict.png, verdict.json and results.csv.
 
         Args:
             found: what the runs say.
             rows: the rows of all runs that were used.
             stopped: why the audition ended before all was known, or "".
+            measure: measure what a step takes, which needs half a minute.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = sorted(rows, key=lambda row: row["run"])
@@ -161,7 +163,7 @@ class Report:
         if rows:
             write_csv(self.folder / "results.csv", COLUMNS, rows)
         speed = None
-        if found.verdict:
+        if found.verdict and measure:
             speed = measure_speed(found, self.config, self.machine["threads"])
         if found.tunings and found.is_bracketed:
             draw(found, self.steps, self.margin, self.folder / "verdict.png")
@@ -237,7 +239,7 @@ class Report:
         """Returns the table of answers."""
         ours, theirs = (f"`{side.words}`" for side in (found.candidate, found.reference))
         rows = [("final validation loss, nats per token, mean ± sd", *map(spread, found.pairs)),
-                ("best peak learning rate", *(lr_text(tuning.best) for tuning in found.tunings)),
+                ("best peak learning rate in the pairs", *(lr_text(best_lr(votes)) for votes in found.votes)),
                 (f"decades of learning rates within {USABLE:g} nats of the best",
                  *map(width_of, found.tunings))]
         if found.verdict.interval:
@@ -247,7 +249,7 @@ class Report:
                             *(f"{gain:.3f}" for gain in found.gains)))
         speedup = found.speedup(self.steps)
         if speedup:
-            rows.append((f"steps that {theirs} needs for this loss, relative to {self.steps}",
+            rows.append((f"times as many steps that {theirs} needs for this loss",
                          f"{times(speedup.value)} ({times(speedup.low)} to {times(speedup.high)}; "
                          f"n = {speedup.n})", "1"))
         if speed:
@@ -267,7 +269,8 @@ class Report:
             sd, (n, level) = found.verdict.interval.sd, found.look
             power = (f"The differences of the pairs have a standard deviation of {sd:.3f} nats. With this\n"
                      f"spread, {n} pairs find a difference of {visible(sd, n, level):.3f} nats in "
-                     f"{100 * POWER:g} of 100 auditions.\n\n")
+                     f"{100 * POWER:g} of 100 auditions,\nif there is no doubt about the best learning "
+                     "rates.\n\n")
         return METHOD.read_text().rstrip().format(
             config=self.config, steps=self.steps, tuning_seed=TUNING_SEED, contends=CONTENDS,
             number_of_looks=len(counts), looks=", ".join(counts), error=100 * ERROR, margin=self.margin,
@@ -322,10 +325,13 @@ def tables_of(found: Findings) -> str:
         text += "\nOther hyperparameters, at the best learning rate and the same seed:\n\n" + as_table(
             ("tried", "final loss"), [(f"`{words}`", decimals(loss)) for words, loss in found.choices])
     if found.verdict:
-        text += "\nFinal validation losses of the pairs:\n\n" + as_table(
-            ("seed", *names, "difference"),
-            [(seed, decimals(ours), decimals(theirs), decimals(ours - theirs))
-             for seed, ours, theirs in zip(found.seeds, *found.pairs)])
+        columns = {f"{name}, lr {lr_text(lr)}": of_lr for name, votes in zip(names, found.votes)
+                   for lr, of_lr in votes.items()}
+        text += ("\nFinal validation losses of the pairs, at each learning rate that may be the best. The "
+                 "difference is\nthat between the best ones:\n\n") + as_table(
+            ("seed", *columns, "difference"),
+            [(seed, *(decimals(of_lr[i]) for of_lr in columns.values()), decimals(ours - theirs))
+             for i, (seed, ours, theirs) in enumerate(zip(found.seeds, *found.pairs))])
     if found.length_tunings and not found.wanted:
         steps = sorted(next(iter(found.lengths.values())))
         lrs = {count: lr_text(tuning.best) for count, tuning in found.length_tunings.items()}

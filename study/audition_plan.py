@@ -17,7 +17,7 @@ import numpy as np
 
 from study.evidence import usable_end
 from study.thresholds import PARITY, USABLE
-from study.verdict import Look, LossesByLr, Speedup, Verdict, judge, looks, speedup, stable
+from study.verdict import Look, LossesByLr, Speedup, Verdict, best_lr, judge, looks, speedup
 
 TUNING_SEED = 0    # the seed that chooses learning rates. It does not vote, because the choice favours it
 CONTENDS = 0.1    # nats: a neighbour that is this close to the best at the tuning seed may be the best
@@ -115,9 +115,9 @@ class Tuning:
                 min(lr for lr in self.losses if lr > self.best))
 
     def contenders(self) -> list[int]:
-        """Returns the learning rates that may be the best: the chosen one, then those of its neighbours that
-        are within CONTENDS. If others are as good, the basin is flat, and it matters little which one is
-        taken."""
+        """Returns the learning rates that may be the best: that of the tuning seed, then those of its
+        neighbours that are within CONTENDS. If others are as good, the basin is flat, and it matters little
+        which one is taken."""
         limit = self.losses[self.best] + CONTENDS
         return [self.best, *(lr for lr in self.neighbours() if self.losses[lr] <= limit)]
 
@@ -206,8 +206,8 @@ class Findings:
 
     @property
     def pairs(self) -> tuple[list[float], list[float]]:
-        """The final losses of both sides at their chosen learning rates, one for each seed."""
-        return tuple(next(iter((stable(losses) or losses).values()), []) for losses in self.votes)
+        """The final losses of both sides at their best learning rates, one for each seed."""
+        return tuple(losses[best_lr(losses)] if losses else [] for losses in self.votes)
 
     @property
     def gains(self) -> tuple[float, float]:

@@ -114,7 +114,7 @@ class Verdict(NamedTuple):
     Attributes:
         word: "better", "same", "worse" or "cannot tell".
         reason: a clause that says why.
-        interval: the mean difference at the chosen learning rates, with the interval of bounds(), or None if
+        interval: the mean difference at the best learning rates, with the interval of bounds(), or None if
             a side diverged at all of its learning rates.
         more: if the word is "cannot tell", about how many more seeds would tell; otherwise 0.
     """
@@ -132,23 +132,28 @@ def bounds(candidate: LossesByLr, reference: LossesByLr, level: float,
     """Returns the interval for the difference between the candidate at its truly best learning rate and the
     reference at its own.
 
-    The tuning seed may have chosen a neighbour of the best learning rate. So each side has several learning
-    rates that may be the best. The candidate's true loss is at most its loss at the chosen one, and the
-    reference's true loss is its loss at one of its own. So the difference is at most the largest of the
-    differences between the candidate's chosen one and any of the reference's, and likewise for the lower end.
-    The truly best learning rate may also lie between two that were tried.
+    Each side has several learning rates that may be the best, and one that is the best in these pairs. The
+    candidate's true loss is at most its loss at that one, and the reference's true loss is its loss at one of
+    its own. So the difference is at most the largest of the differences between the candidate's best one and
+    any of the reference's, and likewise for the lower end. The truly best learning rate may also lie between
+    two that were tried.
 
     Args:
-        candidate, reference: the learning rates that may be the best, the chosen one first.
+        candidate, reference: the losses at the learning rates that may be the best.
         level: how often the interval may miss the truth.
         gains: by how many nats the loss of (the candidate, the reference) may be lower between two learning
             rates.
     """
-    ours, theirs = next(iter(candidate.values())), next(iter(reference.values()))
-    chosen = interval(differences(ours, theirs), level)
+    ours, theirs = candidate[best_lr(candidate)], reference[best_lr(reference)]
+    found = interval(differences(ours, theirs), level)
     high = max(interval(differences(ours, losses), level).high for losses in reference.values())
     low = min(interval(differences(losses, theirs), level).low for losses in candidate.values())
-    return chosen._replace(low=low - gains[0], high=high + gains[1])
+    return found._replace(low=low - gains[0], high=high + gains[1])
+
+
+def best_lr(losses: LossesByLr) -> int:
+    """Returns the learning rate with the lowest mean loss, if possible one at which no run diverged."""
+    return min(stable(losses) or losses, key=lambda lr: sum(losses[lr]))
 
 
 def differences(ours: list[float], theirs: list[float]) -> list[float]:
@@ -166,8 +171,8 @@ def judge(candidate: LossesByLr, reference: LossesByLr, level: float, margin: fl
     """Compares two optimizers.
 
     Args:
-        candidate, reference: the learning rates that may be the best, the chosen one first, each with the
-            losses of the same two seeds or more.
+        candidate, reference: the learning rates that may be the best, each with the losses of the same two
+            seeds or more.
         level: how often the verdict may be wrong.
         margin: two optimizers whose losses differ by at most this are the same, in nats.
         gains: those of bounds().

@@ -134,7 +134,8 @@ def test_sides():
 
 
 @pytest.mark.parametrize("words, said", [
-    ("adamw lr=1", "chooses this itself"), ("adamw width=32", "changes the task"),
+    ("adamw lr=1", "chooses this itself"), ("adamw width=32", "is no option of the optimizer"),
+    ("adamw batch=64", "is no option of the optimizer"), ("adamw final_windows=2", "is no option of the opt"),
     ("adam", "did you mean adamw"), ("adamw beta3=1", "no such option")])
 def test_what_a_side_cannot_be(words, said):
     with pytest.raises(UserError, match=said):
@@ -293,6 +294,26 @@ def test_a_tuned_hyperparameter(whole):
 def test_what_cannot_be_tuned():
     with pytest.raises(UserError, match="--tune=beta3: neither side has this hyperparameter"):
         audition.audition(["lion"], audition.Options(config=CONFIG, tune="beta3:0.5"))
+
+
+def test_a_rule_that_cannot_step_is_one_line(tmp_path):
+    file = tmp_path / "typo.py"
+    file.write_text("def typo(g, m, t, *, beta1=0.9):\n    m.lerp_(g, 1 - beta1)\n"
+                    "    return m.sgin() if t > 1 else m\n")
+    with pytest.raises(UserError) as error:
+        audition.audition([str(file)], audition.Options(config=CONFIG))
+    assert str(error.value).startswith(f"{file}: line 3, `return m.sgin() if t > 1 else m`: AttributeError: ")
+
+
+def test_print_writes_nothing(whole, tmp_path, capsys):
+    (tmp_path / "drift.py").write_text("def drift(g):\n    return g + 0.01\n")
+    page, _, trained = whole(noise=0.0)
+    calls = trained.calls
+    for rule in ("lion", str(tmp_path / "drift.py")):
+        options = audition.Options(config=CONFIG, results="rows", print=True, out=str(tmp_path / "x"))
+        assert audition.audition([rule], options) == 0
+    assert not (tmp_path / "x").exists() and trained.calls == calls + 1    # drift has no faults in this test
+    assert "nothing is missing" in capsys.readouterr().err
 
 
 def test_an_audition_stops_when_its_hours_are_over(whole):
