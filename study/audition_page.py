@@ -94,7 +94,7 @@ def word_of(found: Findings) -> str:
 
 def sentence_of(found: Findings) -> str:
     """Returns the verdict as a sentence or two."""
-    ours, theirs = (f"`{side.words}`" for side in (found.candidate, found.reference))
+    ours, theirs = (f"`{side.name}`" for side in (found.candidate, found.reference))
     word = word_of(found)
     if word == "not bracketed":
         sides = [name for name, tuning in zip((ours, theirs), found.tunings) if not tuning.bracketed]
@@ -211,7 +211,7 @@ class Report:
 
     def page(self, found: Findings, speed: Speed | None, commands: list[str], stopped: str) -> str:
         """Returns the page as Markdown."""
-        ours, theirs = (f"`{side.words}`" for side in (found.candidate, found.reference))
+        ours, theirs = (f"`{side.name}`" for side in (found.candidate, found.reference))
         word = self.word(found).replace("lacks", "it lacks")
         parts = [f"# Is {ours} better than {theirs}? {word[0].upper()}{word[1:]}",
                  self.sentences(found, stopped)]
@@ -237,7 +237,7 @@ class Report:
 
     def answers(self, found: Findings, speed: Speed | None) -> str:
         """Returns the table of answers."""
-        ours, theirs = (f"`{side.words}`" for side in (found.candidate, found.reference))
+        ours, theirs = (f"`{side.name}`" for side in (found.candidate, found.reference))
         rows = [("final validation loss, nats per token, mean ± sd", *map(spread, found.pairs)),
                 ("best peak learning rate in the pairs", *(lr_text(best_lr(votes)) for votes in found.votes)),
                 (f"decades of learning rates within {USABLE:g} nats of the best",
@@ -314,7 +314,7 @@ def width_of(tuning: Tuning) -> str:
 
 def tables_of(found: Findings) -> str:
     """Returns the tables of all losses."""
-    names = [f"`{side.words}`" for side in (found.candidate, found.reference)]
+    names = [f"`{side.name}`" for side in (found.candidate, found.reference)]
     lrs = sorted(set().union(*(tuning.losses for tuning in found.tunings)))
     def cells(lr: int) -> list[str]:
         return [decimals(tuning.losses[lr]) if lr in tuning.losses else "" for tuning in found.tunings]
@@ -351,7 +351,7 @@ def draw(found: Findings, steps: int, margin: float, path: Path) -> None:
     loss beside the reference's losses at other lengths."""
     figure = blank_figure(9, 3.4)
     rates, pairs, lengths = figure.subplots(1, 3)
-    names = [side.words for side in (found.candidate, found.reference)]
+    names = [side.name for side in (found.candidate, found.reference)]
     for name, tuning, color, mark in zip(names, found.tunings, (COLORS[4], COLORS[1]), "os"):
         known = {lr: loss for lr, loss in sorted(tuning.losses.items()) if math.isfinite(loss)}
         rates.plot(list(map(lr_at, known)), list(known.values()), color=color, marker=mark, label=name)
@@ -370,7 +370,7 @@ def draw(found: Findings, steps: int, margin: float, path: Path) -> None:
         lengths.plot(counts, [of_seed[count] for count in counts], color=COLORS[1], marker="s", lw=1,
                      alpha=0.7, label=names[1] if i == 0 else None)
         lengths.plot(steps, found.pairs[0][i], "o", color=COLORS[4], label=names[0] if i == 0 else None)
-    lengths.set(xscale="log", xlabel="steps of a run, tuned at each length", ylabel=LOSS)
+    lengths.set(xscale="log", xlabel="steps of a run", ylabel=LOSS)
     if found.lengths:
         lengths.legend(fontsize=8)
         counts = sorted(set().union(*found.lengths.values()))

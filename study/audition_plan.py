@@ -44,6 +44,12 @@ class Side(NamedTuple):
     changed: frozenset[tuple[str, Any]]
     usual: int
 
+    @property
+    def name(self) -> str:
+        """The words, without the folder of a user's file."""
+        rule, *options = self.words.split()
+        return " ".join([rule.rpartition("/")[2], *options])
+
 
 class Run(NamedTuple):
     """A run of one side."""
@@ -179,7 +185,7 @@ class Findings:
     Attributes:
         candidate, reference: the sides, with the hyperparameters that were tuned.
         tunings: (the candidate's Tuning, the reference's).
-        choices: what --tune tried: (the words of a side, its final loss) in the order of trial.
+        choices: what --tune tried: (the name of a side, its final loss) in the order of trial.
         sides: all sides of which runs may be wanted.
         seeds: the seeds of the pairs.
         votes: ({learning rate: the candidate's final losses, one for each seed}, the same of the reference).
@@ -308,7 +314,7 @@ class Audition:
             if missing := [run for run in runs if run not in losses]:
                 found.wanted += missing
                 break
-            found.choices += [(one.words, losses[run]) for one, run in zip(sides, runs)]
+            found.choices += [(one.name, losses[run]) for one, run in zip(sides, runs)]
             chosen = sides[int(np.argmin([losses[run] for run in runs]))]
             if chosen != side:
                 side, tuning = chosen, self.tuned_lr(chosen, self.steps, losses, tuning.best, found)

@@ -6,7 +6,7 @@ import pytest
 
 from made_up_auditions import CANDIDATE, REFERENCE, MadeUp
 from study import league
-from study.audition_plan import Audition, Run, Tuning, lr_at, lr_text, place_of, tune
+from study.audition_plan import Audition, Run, Side, Tuning, lr_at, lr_text, place_of, tune
 from study.evidence import Study
 from study.verdict import (ERROR, MOST, Interval, differences, interval, judge, level_of_many, looks, p_value,
                            seeds_to_decide, speedup, steps_for_loss, t_quantile, t_within, visible)
@@ -247,6 +247,11 @@ def test_hyperparameters_are_tuned_one_after_another():
     assert found.candidate.words == "mine beta1=0.8" and found.tunings[0].best == -6
     assert found.reference.changed == frozenset() or found.verdict.word == "better"
     assert found.verdict.word == "better" and len(found.choices) == 6
+
+
+def test_the_name_of_a_side():
+    assert Side("../my/mine.py beta1=0.8", "", frozenset(), 0).name == "mine.py beta1=0.8"
+    assert REFERENCE.name == "adamw"
 
 
 def test_learning_rates_as_texts():
