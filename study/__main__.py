@@ -228,7 +228,8 @@ def run_audition(argv: list[str]) -> int:
 
 def audition_options(argv: list[str]) -> audition.Options:
     """Returns the options of an audition. Raises UserError if one is wrong."""
-    return load(audition.Options, argv, audition.__doc__, program="python -m study audition",
+    return load(audition.Options, argv, audition.__doc__,
+                program="python -m study audition RULE [key=value ...]",
                 extra_tables=("model", "data", "train", *TABLES))[0]
 
 
