@@ -21,7 +21,7 @@ from study.audition_plan import (
 )
 from study.evidence import Study
 from study.tables import as_table, sd
-from study.verdict import MOST, Verdict, differences, judge, level_of_many, p_value, time_to_loss
+from study.verdict import MOST, Verdict, best_lr, differences, judge, level_of_many, p_value, time_to_loss
 from zoo.table import bytes_per_weight
 
 REFERENCE = "adamw"
@@ -43,12 +43,14 @@ class Place(NamedTuple):
     Attributes:
         name: the rule.
         steps: the steps of its runs.
-        losses: the final losses at its best learning rate, one for each seed.
+        lr: its best learning rate: in the pairs, if it has any, or else at the tuning seed.
+        losses: the final losses at this learning rate, one for each seed.
         found: what an audition would know from the runs at hand.
         verdict: what it would say, or None if there are fewer than two pairs.
     """
     name: str
     steps: int
+    lr: int
     losses: list[float]
     found: Findings
     verdict: Verdict | None
@@ -108,10 +110,10 @@ def places(study: Study, rules: dict[str, Rule]) -> list[Place]:
     ranked = []
     for name, found in known.items():
         has_verdict = name != REFERENCE and len(found.seeds) > 1
-        all_losses = [loss for one, loss in losses.items()
-                      if one == run(name, steps, found.tunings[0].best, one.seed)]
+        lr = best_lr(found.votes[0]) if found.seeds else found.tunings[0].best
+        all_losses = [loss for one, loss in losses.items() if one == run(name, steps, lr, one.seed)]
         verdict = judge(*found.votes, level, gains=found.gains) if has_verdict else None
-        ranked.append(Place(name, steps, all_losses, found, verdict))
+        ranked.append(Place(name, steps, lr, all_losses, found, verdict))
     return sorted(ranked, key=lambda place: np.mean(place.losses))
 
 
@@ -125,9 +127,8 @@ def league(study: Study, rules: dict[str, Rule], times: Times) -> str:
     """
     rows = []
     for place in places(study, rules):
-        found = place.found
         step = times.of_step.get(place.name)
-        rows.append((place.name, lr_text(found.tunings[0].best), f"{np.mean(place.losses):.3f}",
+        rows.append((place.name, lr_text(place.lr), f"{np.mean(place.losses):.3f}",
                      sd(place.losses), len(place.losses), *words_of(place), *speed_of(place, times),
                      "" if step is None else f"{step:.1f}", f"{bytes_per_weight(rules[place.name]):.2f}"))
     return as_table(COLUMNS, rows)

@@ -4,6 +4,7 @@ trains with the rule of such a file.
 """
 import hashlib
 import inspect
+import runpy
 import sys
 import traceback
 import types
@@ -23,10 +24,9 @@ def rules_in(path: str) -> list:
 def module_of(path: str) -> types.ModuleType:
     """Runs a Python file as a module of its own. The module has a name by which it can be imported, because
     torch.compile imports the module of a function that uses a constant of its file."""
-    module = types.ModuleType(f"rule_in_file_{sha256(path)[:16]}", f"The file {path}.")
-    module.__file__ = path
+    module = types.ModuleType(f"rule_in_file_{sha256(path)[:16]}")
+    vars(module).update(runpy.run_path(path, run_name=module.__name__))
     sys.modules[module.__name__] = module
-    exec(compile(Path(path).read_bytes(), path, "exec"), vars(module))
     return module
 
 
