@@ -216,9 +216,9 @@ class Report:
         parts = [f"# Is {ours} better than {theirs}? {word[0].upper()}{word[1:]}",
                  self.sentences(found, stopped)]
         if found.verdict:
+            third = ".\nRight: losses of the reference at other lengths" if found.lengths else ""
             parts += [self.answers(found, speed),
-                      "![Left: losses over learning rates. Middle: differences of pairs.\n"
-                      "Right: losses of the reference at other lengths](verdict.png)"]
+                      f"![Losses over learning rates, then differences of pairs{third}](verdict.png)"]
         if found.tunings:
             parts += [self.method(found)]
         parts += [self.properties()]
@@ -348,9 +348,9 @@ def tables_of(found: Findings) -> str:
 
 def draw(found: Findings, steps: int, margin: float, path: Path) -> None:
     """Draws losses over learning rates, the differences of the pairs with their interval, and the candidate's
-    loss beside the reference's losses at other lengths."""
+    loss beside the reference's losses at other lengths, if these are known."""
     figure = blank_figure(9, 3.4)
-    rates, pairs, lengths = figure.subplots(1, 3)
+    rates, pairs, *lengths = figure.subplots(1, 3 if found.lengths else 2)
     names = [side.name for side in (found.candidate, found.reference)]
     for name, tuning, color, mark in zip(names, found.tunings, (COLORS[4], COLORS[1]), "os"):
         known = {lr: loss for lr, loss in sorted(tuning.losses.items()) if math.isfinite(loss)}
@@ -365,21 +365,26 @@ def draw(found: Findings, steps: int, margin: float, path: Path) -> None:
         draw_pairs(pairs, found.seeds, found.pairs, found.verdict)
     pairs.set(xlabel="seed", ylabel=f"loss of {names[0]} - {names[1]}")
     pairs.legend(fontsize=8)
-    for i, of_seed in enumerate(found.lengths.values()):
-        counts = sorted(of_seed)
-        lengths.plot(counts, [of_seed[count] for count in counts], color=COLORS[1], marker="s", lw=1,
-                     alpha=0.7, label=names[1] if i == 0 else None)
-        lengths.plot(steps, found.pairs[0][i], "o", color=COLORS[4], label=names[0] if i == 0 else None)
-    lengths.set(xscale="log", xlabel="steps of a run", ylabel=LOSS)
     if found.lengths:
-        lengths.legend(fontsize=8)
-        counts = sorted(set().union(*found.lengths.values()))
-        lengths.set_xticks(counts, counts)
-        lengths.minorticks_off()
-    for axes in (rates, pairs, lengths):
+        draw_lengths(*lengths, found, names, steps)
+    for axes in (rates, pairs, *lengths):
         axes.grid(alpha=0.3)
     with whole_file(path) as file:
         figure.savefig(file, dpi=DPI, format="png", metadata={"Software": None})
+
+
+def draw_lengths(axes, found: Findings, names: list[str], steps: int) -> None:
+    """Draws the reference's losses at other lengths, a line for each seed, and the candidate's own losses."""
+    for i, of_seed in enumerate(found.lengths.values()):
+        counts = sorted(of_seed)
+        axes.plot(counts, [of_seed[count] for count in counts], color=COLORS[1], marker="s", lw=1, alpha=0.7,
+                  label=names[1] if i == 0 else None)
+        axes.plot(steps, found.pairs[0][i], "o", color=COLORS[4], label=names[0] if i == 0 else None)
+    axes.set(xscale="log", xlabel="steps of a run", ylabel=LOSS)
+    axes.legend(fontsize=8)
+    counts = sorted(set().union(*found.lengths.values()))
+    axes.set_xticks(counts, counts)
+    axes.minorticks_off()
 
 
 def draw_pairs(axes, seeds: list[int], pairs: tuple[list[float], list[float]], verdict: Verdict) -> None:
