@@ -108,7 +108,8 @@ grid() {    # key=a,b,c ...: adds all combinations to $runs; the command line na
   done
   runs="$runs$lines$newline"
 }
-hash_of() {    # prints the beginning of the hash of a rule's file, because another version is another rule
+hash_of() {    # prints the beginning of the hash of a rule's file, because another version is another rule;
+               # zoo/files.py can do this, too, but its import takes seconds
   [ -f "$1" ] || refuse "$1: there is no such file"
   modules -c "import hashlib, sys
 print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest()[:8])" "$1"

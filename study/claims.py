@@ -23,6 +23,7 @@ from study.evidence import (
     show_widths,
     swapped_pairs,
 )
+from study.tables import as_table
 from study.thresholds import (
     ALIKE,
     COUNTS,
@@ -496,11 +497,10 @@ def report(studies: list[Study]) -> str:
     """
     names = [name_of(study) for study in studies]
     judged = [(claim, [judge(claim, study) for study in studies]) for claim in CLAIMS]
-    lines = ["# The paper's claims", ""]
-    lines += [as_row(["", "claim", *names]), as_row(["---"] * (2 + len(names)))]
-    lines += [as_row([number, statement(claim), *(verdict for verdict, _ in judgements)])
-              for number, (claim, judgements) in enumerate(judged, 1)]
-    lines += ["", "Losses are nats per token: the mean, the standard deviation over seeds (sd) and the "
+    rows = [(number, statement(claim), *(verdict for verdict, _ in judgements))
+            for number, (claim, judgements) in enumerate(judged, 1)]
+    lines = ["# The paper's claims", "", as_table(("", "claim", *names), rows)]
+    lines += ["Losses are nats per token: the mean, the standard deviation over seeds (sd) and the "
               "number of seeds (n). Widths, and losses along a hyperparameter, use only the seeds that all "
               "their points have. Each column is judged by its own runs alone. Where runs are missing, the "
               "command that makes them stands below.", "",
@@ -512,8 +512,3 @@ def report(studies: list[Study]) -> str:
         for name, (verdict, comparisons) in zip(names, judgements):
             lines += [f"**{name}: {verdict}**", "", *(f"- {comparison}" for comparison in comparisons), ""]
     return "\n".join(lines)
-
-
-def as_row(cells: list[object]) -> str:
-    """Returns a line of a markdown table."""
-    return f"| {' | '.join(map(str, cells))} |"
