@@ -291,8 +291,8 @@ def test_what_may_be_gained_between_two_learning_rates():
 
 @pytest.mark.slow
 def test_adamw_with_another_unit_of_its_learning_rate_is_not_better():
-    """Its best learning rate lies on the grid, and the reference's lies between two places of the grid. On half
-    decades without an allowance, AdamW scaled by 1.78 would be 0.056 better with configs/study.toml."""
+    """Its best learning rate lies on the grid, and the reference's lies between two places of the grid. On
+    half decades without an allowance, AdamW scaled by 1.78 would be 0.056 better with configs/study.toml."""
     words = words_of(200, width=0.35, off_grid=0.5)
     assert words.count("better") + words.count("worse") <= 0.05 * 200
 
