@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -188,24 +188,24 @@ def growth_with_gradients(rule: zoo.ZooRule) -> float:
 # Known runs, and new ones
 
 
-class Here(NamedTuple):
-    """What this machine is, as far as results depend on it. The fields are columns of results.csv."""
+class Kind(NamedTuple):
+    """A kind of machine, as far as results depend on it. The fields are columns of results.csv."""
     device: str
     precision: str
-    threads: int
+    threads: str
     torch: str
 
 
-def this_machine(settings: Settings, jobs: int) -> Here:
-    """Returns what rows of this machine's runs have, if `jobs` runs share its cores."""
+def this_machine(settings: Settings, jobs: int) -> Kind:
+    """Returns the kind of this machine, if `jobs` runs share its cores."""
     machine = Machine(replace(settings, threads=max(1, usable_cores() // jobs)))
     complete, _, _ = machine.complete(settings)
-    return Here(machine.name(), complete.precision, machine.threads, str(torch.__version__))
+    return Kind(machine.name(), complete.precision, str(machine.threads), str(torch.__version__))
 
 
-def known_rows(options: Options, here: Here) -> dict[Run, dict[str, str]]:
-    """Returns a row of results.csv for each ended run of the task. Of several rows of a run, those of this
-    machine count more than others, and later ones more than earlier ones."""
+def known_rows(options: Options, here: Kind) -> dict[Kind, dict[Run, dict[str, str]]]:
+    """Returns {kind of machine: {ended run of the task: its row of results.csv}}, this machine first. Of
+    several rows of a run on one kind of machine, the last one counts."""
     stem = Path(options.config).stem
     rows = []
     for folder in options.results.split(","):
@@ -216,13 +216,19 @@ def known_rows(options: Options, here: Here) -> dict[Run, dict[str, str]]:
     folders = [name for name in dict.fromkeys((*options.runs.split(","), RUNS)) if Path(name).is_dir()]
     runs = read_runs(",".join(folders), f"{stem},*") if folders else []
     rows += [row_of(run) for run in runs if run.status["status"] in ("done", "diverged")]
-    rows.sort(key=lambda row: is_of(row, here))    # the order of all others stays
-    return {run: row for row in rows if (run := run_of(parsed(row), stem))}
+    by_machine: dict[Kind, dict[Run, dict[str, str]]] = {here: {}}
+    for row in rows:
+        if run := run_of(parsed(row), stem):
+            by_machine.setdefault(Kind(*(row[name] for name in Kind._fields)), {})[run] = row
+    return by_machine
 
 
-def is_of(row: dict[str, str], here: Here) -> bool:
-    """Returns whether a row of results.csv is of a machine like this one."""
-    return all(row[name] == text(value) for name, value in here._asdict().items())
+def with_first_ahead(by_machine: dict[Kind, dict[Run, Any]]) -> dict[Run, Any]:
+    """Returns {run: what the first kind of machine that has the run says of it}."""
+    merged: dict[Run, Any] = {}
+    for of_kind in by_machine.values():
+        merged = of_kind | merged
+    return merged
 
 
 def hours_of(runs: list[Run], settings: Settings, rows_here: list[dict[str, str]], jobs: int) -> float | None:
@@ -320,23 +326,25 @@ def chosen(options: Options) -> list[str]:
     return [f"--{name}={text(value)}" for name, value in differ.items()]
 
 
-def train_until_known(plan: Audition, options: Options, settings: Settings, here: Here, jobs: int,
+def train_until_known(plan: Audition, options: Options, settings: Settings, here: Kind, jobs: int,
                       report: Report) -> int:
     """Trains what is missing until all is known or the hours are over, and writes the page. Returns the exit
     code."""
     deadline = time.monotonic() + 3600 * options.hours
     stopped = ""
     while True:
-        rows = known_rows(options, here)
-        losses = {run: parsed(row)["loss"] for run, row in rows.items()}
-        runs_here = [run for run, row in rows.items() if is_of(row, here)]
-        found = plan.assess(losses, {run: losses[run] for run in runs_here})
-        used = [rows[run] for run in plan.used(found) if run in rows]
+        by_machine = known_rows(options, here)
+        losses = {kind: {run: parsed(row)["loss"] for run, row in rows.items()}
+                  for kind, rows in by_machine.items()}
+        found = plan.assess(with_first_ahead(losses), losses)
+        rows = with_first_ahead(by_machine)
+        used = [by_machine[kind][run] if kind else rows[run]
+                for run, kind in plan.used(found).items() if run in rows]
         if not found.wanted:
             break
         words = {(side.optimizer, side.changed): side.words for side in found.sides}
         lines = grid_lines(found.wanted, words, settings.steps)
-        hours = hours_of(found.wanted, settings, [rows[run] for run in runs_here], jobs)
+        hours = hours_of(found.wanted, settings, list(by_machine[here].values()), jobs)
         about = "an unknown time" if hours is None else f"about {60 * hours:.0f} minutes"
         runs = f"{len(found.wanted)} run{'s' if len(found.wanted) > 1 else ''}"
         print(f"{found.stage}: {runs}, {about}, {jobs} at a time",

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,8 @@ class Report:
             reference_lengths={str(seed): {str(steps): finite(loss) for steps, loss in of_seed.items()}
                                for seed, of_seed in found.lengths.items()},
             steps=self.steps, config=self.config, faults=self.faults, stopped=stopped, command=self.command,
-            machine=self.machine | versions(), runs=commands)
+            machine=self.machine | versions(), runs=commands,
+            machines_of_pairs={str(seed): kind._asdict() for seed, kind in found.machines.items()})
 
     def word(self, found: Findings) -> str:
         """Returns the verdict, or that the rule was not trained for want of a property."""
@@ -226,7 +227,7 @@ class Report:
             parts += [tables_of(found)]
         if self.code:
             parts += [f"## The rule\n\n```python\n{self.code.strip()}\n```"]
-        parts += [self.runs(commands)]
+        parts += [self.runs(found, commands)]
         return "\n\n".join(parts) + "\n"
 
     def sentences(self, found: Findings, stopped: str) -> str:
@@ -290,11 +291,16 @@ class Report:
             return text
         return f"{text}\n\nSix steps go {far} if all gradients are 1,000 times as large."
 
-    def runs(self, commands: list[str]) -> str:
-        """Returns the section on runs and machine."""
-        machine = ", ".join(f"{name} {value}" for name, value in self.machine.items())
-        used = (f"{len(commands)} runs were used. The pairs are from one machine: {machine}.\n"
-                "The other runs may be from other machines, whose losses differ a little.\n"
+    def runs(self, found: Findings, commands: list[str]) -> str:
+        """Returns the section on runs and machines."""
+        seeds: dict[Hashable, list[str]] = {}
+        for seed, kind in found.machines.items():
+            seeds.setdefault(kind, []).append(str(seed))
+        kinds = as_table(("seeds of pairs", *self.machine),
+                         [(", ".join(of_kind), *kind) for kind, of_kind in seeds.items()])
+        used = (f"{len(commands)} runs were used. The losses of two kinds of machines differ a little, so\n"
+                "both runs of a pair are of one kind.\n"
+                + (f"\n{kinds}\n" if seeds else "") +
                 "[results.csv](results.csv) has a row and the command of each run, so that others can pool\n"
                 "them. [verdict.json](verdict.json) has all numbers.\n")
         return (f"## Runs\n\n{used if commands else ''}"

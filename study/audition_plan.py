@@ -9,7 +9,7 @@ A learning rate is a whole number here, its place on the grid: it is 10**(place 
 quarter of a decade, which is a factor of 1.78.
 """
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -188,6 +188,7 @@ class Findings:
         choices: what --tune tried: (the name of a side, its final loss) in the order of trial.
         sides: all sides of which runs may be wanted.
         seeds: the seeds of the pairs.
+        machines: {seed: the kind of machine that trained both runs of its pair}.
         votes: ({learning rate: the candidate's final losses, one for each seed}, the same of the reference).
         look: the last look.
         verdict: what that look says, or None.
@@ -202,6 +203,7 @@ class Findings:
     choices: list[tuple[str, float]] = field(default_factory=list)
     sides: list[Side] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    machines: dict[int, Hashable] = field(default_factory=dict)
     votes: tuple[LossesByLr, LossesByLr] = ({}, {})
     look: Look | None = None
     verdict: Verdict | None = None
@@ -257,12 +259,13 @@ class Audition:
     with_option: Callable[[Side, str], Side] | None = None
     finest: int = 1
 
-    def assess(self, losses: Losses, here: Losses) -> Findings:
+    def assess(self, losses: Losses, by_machine: dict[Hashable, Losses]) -> Findings:
         """Returns what is known, and which runs come next.
 
         Args:
             losses: all known losses. Tuning and other lengths use them.
-            here: the losses of runs whose bits this machine would repeat. Only these make pairs.
+            by_machine: {kind of machine: the losses of its runs}, this machine first. A pair needs runs of
+                one kind.
         """
         found = Findings(self.candidate, self.reference, sides=[self.candidate, self.reference])
         sides, tunings = [], []
@@ -278,7 +281,7 @@ class Audition:
         if not found.is_bracketed:
             return found
         found.stage = "pairs"
-        self.compare(found, here)
+        self.compare(found, by_machine)
         if not found.wanted:
             found.stage = "other lengths of the reference"
             self.measure_lengths(found, losses)
@@ -287,18 +290,19 @@ class Audition:
             self.measure_widths(found)
         return found
 
-    def used(self, found: Findings) -> set[Run]:
-        """Returns the runs that the findings come from."""
+    def used(self, found: Findings) -> dict[Run, Hashable]:
+        """Returns {run that the findings come from: the kind of machine that trained it if it is of a pair;
+        otherwise None}."""
         sides, tunings = (found.candidate, found.reference), found.tunings or ()
         used = {Run(side.optimizer, side.changed, self.steps, lr, TUNING_SEED)
                 for side, tuning in zip(sides, tunings) for lr in tuning.losses}
-        used |= {Run(side.optimizer, side.changed, self.steps, lr, seed)
-                 for side, votes in zip(sides, found.votes) for lr in votes for seed in found.seeds}
         for steps, tuning in found.length_tunings.items():
             run = Run(found.reference.optimizer, found.reference.changed, steps, TUNING_SEED, TUNING_SEED)
             used |= {run._replace(lr=lr) for lr in tuning.losses}
             used |= {run._replace(lr=tuning.best, seed=seed) for seed in found.lengths}
-        return used
+        pairs = {Run(side.optimizer, side.changed, self.steps, lr, seed): found.machines[seed]
+                 for side, votes in zip(sides, found.votes) for lr in votes for seed in found.seeds}
+        return dict.fromkeys(used) | pairs
 
     def tuned(self, side: Side, losses: Losses, found: Findings) -> tuple[Side, Tuning]:
         """Tunes one side: its learning rate, then each hyperparameter of --tune at that learning rate, and
@@ -326,19 +330,26 @@ class Audition:
         found.wanted += [Run(side.optimizer, side.changed, steps, lr, TUNING_SEED) for lr in tuning.wanted]
         return tuning
 
-    def compare(self, found: Findings, here: Losses) -> None:
-        """Looks at more and more pairs until the difference is decided."""
+    def compare(self, found: Findings, by_machine: dict[Hashable, Losses]) -> None:
+        """Looks at more and more pairs until the difference is decided. A seed counts once: its runs are
+        those of this machine or, if some are missing, of the first kind of machine that has all of them."""
+        here = next(iter(by_machine))
         for look in looks(self.first):
             seeds = list(range(TUNING_SEED + 1, TUNING_SEED + 1 + look.seeds))
             runs = [{lr: [Run(side.optimizer, side.changed, self.steps, lr, seed) for seed in seeds]
                      for lr in tuning.contenders()}
                     for side, tuning in zip((found.candidate, found.reference), found.tunings)]
-            needed = [run for of_side in runs for of_lr in of_side.values() for run in of_lr]
-            if missing := [run for run in dict.fromkeys(needed) if run not in here]:
+            needed = list(dict.fromkeys(run for of_side in runs for of_lr in of_side.values()
+                                        for run in of_lr))
+            machines = {seed: next((machine for machine, losses in by_machine.items()
+                                    if all(run in losses for run in needed if run.seed == seed)), here)
+                        for seed in seeds}
+            known = {run: by_machine[machines[run.seed]].get(run) for run in needed}
+            if missing := [run for run in needed if known[run] is None]:
                 found.wanted = missing
                 return
-            found.look, found.seeds = look, seeds
-            found.votes = tuple({lr: [here[run] for run in of_lr] for lr, of_lr in of_side.items()}
+            found.look, found.seeds, found.machines = look, seeds, machines
+            found.votes = tuple({lr: [known[run] for run in of_lr] for lr, of_lr in of_side.items()}
                                 for of_side in runs)
             found.verdict = judge(*found.votes, look.level, self.margin, found.gains)
             if found.verdict.word != "cannot tell":

@@ -61,7 +61,7 @@ class MadeUp:
     def audition(self, plan: Audition, most: int = 100) -> Findings:
         """Trains what the audition wants until it wants nothing."""
         for _ in range(most):
-            found = plan.assess(self.losses, self.losses)
+            found = plan.assess(self.losses, {"here": self.losses})
             if not found.wanted:
                 return found
             assert not set(found.wanted) & set(self.losses) and len(set(found.wanted)) == len(found.wanted)

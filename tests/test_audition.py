@@ -230,7 +230,7 @@ class Trained(MadeUp):
 def whole(tmp_path, monkeypatch):
     """A function that runs `audition lion` in a made-up world, and returns its page and its numbers."""
     def run_it(options=(), **world):
-        here = audition.Here("cpu", "fp32", 1, "2.13")
+        here = audition.Kind("cpu", "fp32", "1", "2.13")
         trained = Trained(here._asdict(), best=-9, **world)
         monkeypatch.chdir(tmp_path)
         Path("rows").mkdir()
@@ -265,22 +265,24 @@ def test_a_page(whole):
         assert again == 0 and trained.calls == calls and read_csv(Path("auditions/lion/results.csv")) == kept
 
 
-def test_rows_of_this_machine_count_more(tmp_path):
+def test_rows_are_kept_apart_by_kind_of_machine(tmp_path):
     """A row of another machine does not replace one of this machine, wherever it is kept."""
-    here = audition.Here("cpu", "fp32", 1, "2.13")
+    here = audition.Kind("cpu", "fp32", "1", "2.13")
     row = as_texts(dict(setting="study", optimizer="lion", lr=0.01, steps=500, seed=1, status="done",
                         **here._asdict()))
     write_csv(tmp_path / "results.csv", COLUMNS, [row | dict(loss="1")])
     (tmp_path / "lion").mkdir()
     write_csv(tmp_path / "lion/results.csv", COLUMNS, [row | dict(loss="2", device="cuda")])
     options = audition.Options(config=CONFIG, results=str(tmp_path))
-    (run, known), = audition.known_rows(options, here).items()
-    assert run == Run("lion", frozenset(), 500, -8, 1) and known["loss"] == "1"
+    by_machine = audition.known_rows(options, here)
+    run = Run("lion", frozenset(), 500, -8, 1)
+    assert {kind.device: rows[run]["loss"] for kind, rows in by_machine.items()} == {"cpu": "1", "cuda": "2"}
+    assert list(by_machine)[0] == here and audition.with_first_ahead(by_machine)[run]["loss"] == "1"
 
 
 def test_a_folder_of_rows_that_does_not_exist():
     with pytest.raises(UserError, match="--results=nowhere: there is no such folder"):
-        audition.known_rows(audition.Options(config=CONFIG, results="nowhere"), audition.Here("", "", 1, ""))
+        audition.known_rows(audition.Options(config=CONFIG, results="nowhere"), audition.Kind("", "", "", ""))
 
 
 def test_a_tuned_hyperparameter(whole):

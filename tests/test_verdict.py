@@ -197,21 +197,21 @@ def test_the_tuning_seed_does_not_vote():
     for run in world.losses:
         if run.seed == 0 and run.lr == found.tunings[0].best and run.optimizer == "mine":
             world.losses[run] -= 0.01
-    assert plan().assess(world.losses, world.losses).verdict == found.verdict
+    assert plan().assess(world.losses, {"here": world.losses}).verdict == found.verdict
 
 
 def test_an_audition_that_stops_between_two_looks_keeps_the_first():
     world = MadeUp(0)
     whole = world.audition(plan())
     known = {run: loss for run, loss in world.losses.items() if run.seed < 5}    # 4 pairs of 5
-    found = plan().assess(known, known)
+    found = plan().assess(known, {"here": known})
     assert whole.seeds == list(range(1, 13)) and found.seeds == [1, 2, 3] and found.look.seeds == 3
     assert found.verdict.word == "cannot tell" and {run.seed for run in found.wanted} == {5}
 
 
 def test_a_rule_against_itself_trains_each_run_once():
     same = Audition(REFERENCE, REFERENCE, steps=500)
-    found = same.assess({}, {})
+    found = same.assess({}, {"here": {}})
     assert len(found.wanted) == len(set(found.wanted)) == 3
     assert MadeUp(0).audition(same).verdict.word == "same"
 
@@ -219,16 +219,39 @@ def test_a_rule_against_itself_trains_each_run_once():
 def test_runs_of_other_machines_tune_but_make_no_pairs():
     world = MadeUp(0)
     whole = world.audition(plan())
-    again = plan().assess(world.losses, {})
+    again = plan().assess(world.losses, {"here": {}})
     assert again.tunings == whole.tunings and again.verdict is None
     assert {run.seed for run in again.wanted} == {1, 2, 3}
     contenders = sum(len(tuning.contenders()) for tuning in whole.tunings)
     assert len(again.wanted) == 3 * contenders
 
 
+def test_a_pair_is_of_one_kind_of_machine():
+    """Seeds 1 and 2 ran here, and seeds 2 and 3 there, where all losses are higher by 1. If one run of seed 3
+    is of this machine and all others are of that one, seed 3 makes no pair."""
+    world = MadeUp(0, better=0.15)
+    whole = world.audition(plan())
+    pairs = {run: loss for run, loss in world.losses.items() if run.seed and run.steps == 500}
+    here = {run: loss for run, loss in pairs.items() if run.seed < 3}
+    there = {run: loss + 1 for run, loss in pairs.items() if run.seed in (2, 3)}
+    found = plan().assess(world.losses, {"here": here, "there": there})
+    assert found.machines == {1: "here", 2: "here", 3: "there"} and found.verdict.word == "better"
+    assert found.verdict.interval == pytest.approx(whole.verdict.interval)
+    raised = [loss + (seed == 3) for seed, loss in zip(whole.seeds, whole.pairs[0])]
+    assert found.pairs[0] == pytest.approx(raised)
+    used = plan().used(found)
+    assert used.keys() == plan().used(whole).keys()
+    assert {used[run] for run in pairs if run.seed == 3 and run in used} == {"there"}
+    moved = next(run for run in there if run.seed == 3)
+    here[moved] = there.pop(moved)
+    found = plan().assess(world.losses, {"here": here, "there": there})
+    assert found.verdict is None and {run.seed for run in found.wanted} == {3} and moved not in found.wanted
+
+
 def test_a_rule_that_always_diverges_ends():
     found = plan().assess({Run("mine", frozenset(), 500, lr, 0): math.inf for lr in range(-40, 0)}
-                          | {Run("adamw", frozenset(), 500, lr, 0): abs(lr + 8) for lr in range(-12, -3)}, {})
+                          | {Run("adamw", frozenset(), 500, lr, 0): abs(lr + 8) for lr in range(-12, -3)},
+                          {"here": {}})
     assert not found.wanted and not found.is_bracketed and found.tunings[0].best is None
 
 
