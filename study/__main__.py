@@ -127,7 +127,7 @@ def one_picture(runs: list[RecordedRun], options: Options) -> None:
     rows: list[tuple] = []
     for name, lrs in runs_of.items():
         for lr, group in lrs.items():
-            losses = [run.status["loss"] for run in group]
+            losses = [run.final_loss for run in group]
             rows.append((name, f"{lr:g}", f"{mean_loss(group):.3f}", sd(losses), len(group)))
     for run in runs:
         if run.status["status"] != "done":
@@ -150,7 +150,7 @@ def overlay(names: list[str], options: Options) -> None:
     rows = differences(runs) or [("no setting differs", *[""] * len(runs))]
     rows.append(("status", *(run.status["status"] for run in runs)))
     rows.append(("final validation loss", *(
-        f"{run.status['loss']:.4f}" if run.status["status"] == "done" else "" for run in runs)))
+        f"{run.final_loss:.4f}" if run.status["status"] == "done" else "" for run in runs)))
     print(as_table(("", *names), rows), end="")
     out = Path(options.out or "overlay.png")
     with whole_file(out) as file:

@@ -461,7 +461,7 @@ def draw_study(runs_of: dict[str, dict[float, list[RecordedRun]]], path: Path) -
     for (name, lrs), style in zip(runs_of.items(), styles_of(rules)):
         best_lr = min(lrs, key=lambda lr: mean_loss(lrs[lr]))
         curves.append(Curve(f"{mean_loss(lrs[best_lr]):.2f}  {name}, lr {best_lr:g}", style,
-                            {lr: [run.status["loss"] for run in runs] for lr, runs in lrs.items()}))
+                            {lr: [run.final_loss for run in runs] for lr, runs in lrs.items()}))
         of_seeds = [smooth_training_loss(run) for run in lrs[best_lr]]
         steps = of_seeds[0][0]
         losses = [np.interp(steps, *of_seed) for of_seed in of_seeds if len(steps) and len(of_seed[0])]

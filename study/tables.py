@@ -50,6 +50,12 @@ class RecordedRun:
         """The name of the run, which is that of its folder."""
         return self.path.name
 
+    @property
+    def final_loss(self) -> float:
+        """The final validation loss of a run that is done, in nats per token. If the run keeps an average of
+        its weights, this is the loss of the average, because the average is what the run is for."""
+        return self.status.get("average_loss", self.status["loss"])
+
     def training_rows(self) -> list[dict[str, Any]]:
         """Returns the lines of metrics that are about training steps."""
         return [row for row in self.metrics if row["kind"] == "train"]
@@ -95,7 +101,7 @@ def read_runs(folders: str, pattern: str) -> list[RecordedRun]:
 
 def mean_loss(runs: list[RecordedRun]) -> float:
     """Returns the mean of the runs' final validation losses, in nats per token."""
-    return np.mean([run.status["loss"] for run in runs])
+    return np.mean([run.final_loss for run in runs])
 
 
 def by_name_and_lr(runs: list[RecordedRun]) -> dict[str, dict[float, list[RecordedRun]]]:
@@ -244,8 +250,8 @@ def row_of(run: RecordedRun) -> dict[str, str]:
         "setting": setting_of(run),
         "changed": assignments(changed_options(config)[1]),
         "status": status["status"],
-        "loss": f"{status['loss']:.5f}" if is_done else "",
-        "bits_per_byte": f"{status['bits_per_byte']:.5f}" if is_done else "",
+        "loss": f"{run.final_loss:.5f}" if is_done else "",
+        "bits_per_byte": f"{status['bits_per_byte'] * run.final_loss / status['loss']:.5f}" if is_done else "",
         "tokens_per_second": f"{np.median(speeds):.0f}" if speeds else "",
         "command": command_of(run)}
 

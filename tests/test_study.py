@@ -452,6 +452,17 @@ def test_a_rules_own_rest_is_no_change(optimizer, rest, changed):
     assert row["changed"] == changed and ("--rest=" in row["command"]) == bool(changed)
 
 
+def test_the_result_of_a_run_with_averages_is_that_of_the_average():
+    options = tables.usual("configs/study.toml", "schedule_free_adamw", "")
+    run = tables.RecordedRun(Path("it"), options | dict(lr=1e-2), metrics=[],
+                             status=dict(status="done", loss=4.0, average_loss=3.0, bits_per_byte=1.6),
+                             start=dict(hidden=1, device="cpu", threads=1, torch="2"))
+    row = tables.row_of(run)
+    assert (row["loss"], row["bits_per_byte"]) == ("3.00000", "1.20000") and tables.mean_loss([run]) == 3
+    run.status.pop("average_loss")
+    assert tables.row_of(run)["loss"] == "4.00000"
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Folders of runs that were written by hand
 
