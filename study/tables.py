@@ -241,6 +241,7 @@ def row_of(run: RecordedRun) -> dict[str, str]:
     config_file = Path(config["config"])
     speeds = [row["tokens_per_second"] for row in run.training_rows()]
     is_done = status["status"] == "done"
+    bits_per_byte = status["bits_per_byte"] * run.final_loss / status["loss"] if is_done else None
     row = {column: "" if config.get(column) is None else text(config[column]) for column in COLUMNS}
     row |= {column: text(run.start[column]) for column in ("hidden", "device", "threads", "torch")}
     return row | {
@@ -251,7 +252,7 @@ def row_of(run: RecordedRun) -> dict[str, str]:
         "changed": assignments(changed_options(config)[1]),
         "status": status["status"],
         "loss": f"{run.final_loss:.5f}" if is_done else "",
-        "bits_per_byte": f"{status['bits_per_byte'] * run.final_loss / status['loss']:.5f}" if is_done else "",
+        "bits_per_byte": f"{bits_per_byte:.5f}" if is_done else "",
         "tokens_per_second": f"{np.median(speeds):.0f}" if speeds else "",
         "command": command_of(run)}
 
