@@ -109,7 +109,9 @@ def sentence_of(found: Findings) -> str:
     difference = f"{abs(mean):.3f} nats {'lower' if mean < 0 else 'higher'} than that of {theirs}"
     text = (f"The final loss of {ours} is {difference}, the mean over {n} pairs of runs. The interval from "
             f"{low:+.3f} to {high:+.3f} misses the true difference at most {100 * level:.3g} times in 100.")
-    if verdict.more and n + verdict.more == MOST:
+    if verdict.more and n + verdict.more == MOST and found.has_untrained:
+        text += " Pairs at other learning rates would tell more."
+    elif verdict.more and n + verdict.more == MOST:
         text += f" Even {MOST} pairs would not tell, if mean and spread stayed what they are."
     elif verdict.more:
         text += f" About {verdict.more} more pairs would tell, if mean and spread stayed what they are."
@@ -185,7 +187,7 @@ class Report:
                 loss_by_lr={lr_text(lr): finite(loss) for lr, loss in sorted(tuning.losses.items())},
                 loss_by_seed=dict(zip(map(str, found.seeds), map(finite, found.pairs[i]))),
                 decades_usable=round(tuning.width()[0], 3) if tuning.best is not None else None,
-                gain_between=round(found.gains[i], 5) if found.verdict else None,
+                gain_at_other_lrs=round(found.gains[i], 5) if found.verdict else None,
                 step_ms=(speed.candidate, speed.reference)[i] if speed else None,
                 bytes_per_weight=speed.bytes[i] if speed else None))
         return dict(
@@ -246,7 +248,7 @@ class Report:
         if found.verdict.interval:
             mean, low, high, *_ = found.verdict.interval
             rows.insert(1, (f"difference to {theirs}", f"{mean:+.3f} ({low:+.3f} to {high:+.3f})", ""))
-            rows.insert(3, ("nats that may be gained between two learning rates",
+            rows.insert(3, ("nats that may be gained at other learning rates",
                             *(f"{gain:.3f}" for gain in found.gains)))
         speedup = found.speedup(self.steps)
         if speedup:

@@ -127,6 +127,13 @@ class Tuning:
         limit = self.losses[self.best] + CONTENDS
         return [self.best, *(lr for lr in self.neighbours() if self.losses[lr] <= limit)]
 
+    def gain_at_untrained(self, votes: LossesByLr) -> float:
+        """Returns by how many nats the loss may be lower at a contender that has no pairs than at the chosen
+        learning rate. At the tuning seed it was higher by d, and one seed is off by less than CONTENDS, so it
+        is lower by less than CONTENDS - d."""
+        return max((self.losses[self.best] + CONTENDS - self.losses[lr] for lr in self.contenders()
+                    if lr not in votes), default=0.0)
+
     def gain_between(self, votes: LossesByLr) -> float:
         """Returns by how many nats the loss may be lower between the learning rates that may be the best than
         at any of them: that of a parabola through the chosen one and its neighbours.
@@ -219,8 +226,20 @@ class Findings:
 
     @property
     def gains(self) -> tuple[float, float]:
-        """By how many nats the loss of (the candidate, the reference) may be lower between learning rates."""
-        return tuple(tuning.gain_between(votes) for tuning, votes in zip(self.tunings, self.votes))
+        """By how many nats the loss of (the candidate, the reference) may be lower at learning rates that
+        have no pairs."""
+        return tuple(tuning.gain_between(votes) + tuning.gain_at_untrained(votes)
+                     for tuning, votes in zip(self.tunings, self.votes))
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether the runs that were wanted are known and leave open which side is better."""
+        return not self.wanted and self.verdict.word == "cannot tell"
+
+    @property
+    def has_untrained(self) -> bool:
+        """Whether the pairs lack a learning rate that may be the best."""
+        return any(tuning.gain_at_untrained(votes) > 0 for tuning, votes in zip(self.tunings, self.votes))
 
     @property
     def is_bracketed(self) -> bool:
@@ -331,29 +350,47 @@ class Audition:
         return tuning
 
     def compare(self, found: Findings, by_machine: dict[Hashable, Losses]) -> None:
-        """Looks at more and more pairs until the difference is decided. A seed counts once: its runs are
-        those of this machine or, if some are missing, of the first kind of machine that has all of them."""
-        here = next(iter(by_machine))
+        """Looks at more and more pairs until the difference is decided. Each look begins with the learning
+        rates that the tuning seed chose. If these do not decide, the contenders of the side with the higher
+        loss come next, because they may overturn the difference, and then those of the other side."""
+        contenders = [tuning.contenders() for tuning in found.tunings]
+        chosen = [lrs[:1] for lrs in contenders]
         for look in looks(self.first):
-            seeds = list(range(TUNING_SEED + 1, TUNING_SEED + 1 + look.seeds))
-            runs = [{lr: [Run(side.optimizer, side.changed, self.steps, lr, seed) for seed in seeds]
-                     for lr in tuning.contenders()}
-                    for side, tuning in zip((found.candidate, found.reference), found.tunings)]
-            needed = list(dict.fromkeys(run for of_side in runs for of_lr in of_side.values()
-                                        for run in of_lr))
-            machines = {seed: next((machine for machine, losses in by_machine.items()
-                                    if all(run in losses for run in needed if run.seed == seed)), here)
-                        for seed in seeds}
-            known = {run: by_machine[machines[run.seed]].get(run) for run in needed}
-            if missing := [run for run in needed if known[run] is None]:
-                found.wanted = missing
+            self.judge_pairs(found, by_machine, look, chosen)
+            if found.is_undecided:
+                ours, theirs = map(sum, found.pairs)
+                lrs = [contenders[0], chosen[1]] if ours > theirs else [chosen[0], contenders[1]]
+                self.judge_pairs(found, by_machine, look, lrs)
+            if found.is_undecided:
+                self.judge_pairs(found, by_machine, look, contenders)
+            if not found.is_undecided:
                 return
-            found.look, found.seeds, found.machines = look, seeds, machines
-            found.votes = tuple({lr: [known[run] for run in of_lr] for lr, of_lr in of_side.items()}
-                                for of_side in runs)
-            found.verdict = judge(*found.votes, look.level, self.margin, found.gains)
-            if found.verdict.word != "cannot tell":
-                return
+
+    def judge_pairs(self, found: Findings, by_machine: dict[Hashable, Losses], look: Look,
+                    lrs: list[list[int]]) -> None:
+        """Judges the pairs of some learning rates of each side, or says which runs of them are missing. The
+        runs of a seed are those of this machine or, if some are missing, of the first kind of machine that
+        has all of them."""
+        here = next(iter(by_machine))
+        seeds = list(range(TUNING_SEED + 1, TUNING_SEED + 1 + look.seeds))
+        runs = [{lr: [Run(side.optimizer, side.changed, self.steps, lr, seed) for seed in seeds]
+                 for lr in lrs_of_side}
+                for side, lrs_of_side in zip((found.candidate, found.reference), lrs)]
+        needed = list(dict.fromkeys(run for of_side in runs for of_lr in of_side.values() for run in of_lr))
+        machines = {seed: next((machine for machine, losses in by_machine.items()
+                                if all(run in losses for run in needed if run.seed == seed)), here)
+                    for seed in seeds}
+        known = {run: by_machine[machines[run.seed]].get(run) for run in needed}
+        if missing := [run for run in needed if known[run] is None]:
+            found.wanted = missing
+            return
+        found.look, found.seeds, found.machines = look, seeds, machines
+        found.votes = tuple({lr: [known[run] for run in of_lr] for lr, of_lr in of_side.items()}
+                            for of_side in runs)
+        verdict = judge(*found.votes, look.level, self.margin, found.gains)
+        if found.has_untrained and not verdict.interval:    # the others need not diverge
+            verdict = verdict._replace(word="cannot tell")
+        found.verdict = verdict
 
     def measure_widths(self, found: Findings) -> None:
         """Goes on with both searches until the losses at both ends are no longer usable."""

@@ -141,14 +141,11 @@ def words_of(place: Place) -> tuple[str, str]:
     word, _, interval, more = place.verdict
     if interval is None:
         return "", word
-    trained_neighbours = all(len(votes) == len(tuning.contenders())
-                             for votes, tuning in zip(place.found.votes, place.found.tunings))
-    doubt = "" if trained_neighbours or word == "cannot tell" else ", if one seed found the best lr"
     need = f": about {more} more" if more else ""
     if more and interval.n + more == MOST:
-        need = f": more than {MOST} pairs"
+        need = ": pairs at other learning rates" if place.found.has_untrained else f": more than {MOST} pairs"
     text = f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}), {interval.n}"
-    return text, f"{word}{need}{doubt}"
+    return text, f"{word}{need}"
 
 
 def speed_of(place: Place, times: Times) -> tuple[str, str]:

@@ -89,14 +89,17 @@ WORLDS = {
 def main(count: int) -> None:
     """Prints, for each world, how many of `count` auditions end with which word."""
     words = ("better", "same", "worse", "cannot tell", "not bracketed")
-    print(f"| truth | {' | '.join(words)} | pairs at the end, median |\n|{' --- |' * (len(words) + 2)}")
+    columns = ("truth", *words, "pairs at the end, median", "runs, median")
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for truth, options in WORLDS.items():
         plan = Audition(CANDIDATE, REFERENCE, 500)
-        found = [MadeUp(seed, **options).audition(plan) for seed in range(count)]
+        worlds = [MadeUp(seed, **options) for seed in range(count)]
+        found = [world.audition(plan) for world in worlds]
         ends = [one.verdict.word if one.verdict else "not bracketed" for one in found]
         shares = " | ".join(f"{100 * ends.count(word) / count:.1f}" for word in words)
         pairs = np.median([len(one.seeds) for one in found if one.verdict])
-        print(f"| {truth} | {shares} | {pairs:g} |", flush=True)
+        runs = np.median([len(world.losses) for world in worlds])
+        print(f"| {truth} | {shares} | {pairs:g} | {runs:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

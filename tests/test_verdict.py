@@ -6,10 +6,10 @@ import pytest
 
 from made_up_auditions import CANDIDATE, REFERENCE, MadeUp
 from study import league
-from study.audition_plan import Audition, Run, Side, Tuning, lr_at, lr_text, place_of, tune
+from study.audition_plan import CONTENDS, Audition, Run, Side, Tuning, lr_at, lr_text, place_of, tune
 from study.evidence import Study
-from study.verdict import (ERROR, MOST, Interval, differences, interval, judge, level_of_many, looks, p_value,
-                           seeds_to_decide, speedup, steps_for_loss, t_quantile, t_within, visible)
+from study.verdict import (ERROR, MOST, Interval, best_lr, differences, interval, judge, level_of_many, looks,
+                           p_value, seeds_to_decide, speedup, steps_for_loss, t_quantile, t_within, visible)
 from zoo import RULES
 
 
@@ -222,8 +222,8 @@ def test_runs_of_other_machines_tune_but_make_no_pairs():
     again = plan().assess(world.losses, {"here": {}})
     assert again.tunings == whole.tunings and again.verdict is None
     assert {run.seed for run in again.wanted} == {1, 2, 3}
-    contenders = sum(len(tuning.contenders()) for tuning in whole.tunings)
-    assert len(again.wanted) == 3 * contenders
+    assert {(run.optimizer, run.lr) for run in again.wanted} == {
+        (side.optimizer, tuning.best) for side, tuning in zip((CANDIDATE, REFERENCE), whole.tunings)}
 
 
 def test_a_pair_is_of_one_kind_of_machine():
@@ -310,6 +310,32 @@ def test_what_may_be_gained_between_two_learning_rates():
     assert gain((math.inf, 4.7, 4.8), (-8, -7)) == 0    # a run has diverged
     uneven = Tuning({lr: 0.1 * (lr + 7.5)**2 for lr in (-10, -8, -7)}, best=-8)
     assert uneven.gain_between({-8: [0.1 * 0.5**2]}) == pytest.approx(0.1 * 0.5**2)
+
+
+def test_what_may_be_gained_at_a_learning_rate_without_pairs():
+    tuning = Tuning({-9: 4.75, -8: 4.7, -7: 4.9}, best=-8)
+    assert tuning.gain_at_untrained({-8: [4.7]}) == pytest.approx(CONTENDS - 0.05)    # -7 is no contender
+    assert tuning.gain_at_untrained({-9: [4.7], -8: [4.7]}) == 0
+
+
+@pytest.mark.parametrize("better, lrs", [
+    (0.3, (1, 1)), (-0.3, (1, 1)), (0.07, (1, 3)), (-0.07, (3, 1)), (0.0, (3, 3))])
+def test_neighbours_are_trained_only_if_they_may_change_the_verdict(better, lrs):
+    """A neighbour may be better by 0.1 - 0.0125 here. So it cannot overturn a difference of 0.3. The
+    neighbours of the better side are trained only if those of the other side leave the verdict open."""
+    found = MadeUp(0, better=better, noise=0.001).audition(plan())
+    assert found.verdict.word == ("better" if better > 0 else "worse" if better < 0 else "same")
+    assert tuple(len(votes) for votes in found.votes) == lrs and len(found.seeds) == 3
+
+
+def test_a_run_that_diverges_may_have_stable_neighbours():
+    class Steep(MadeUp):
+        def train(self, run):
+            diverges = (run.optimizer, run.lr, run.seed) == ("mine", -8, 2)
+            return math.inf if diverges else super().train(run)
+    found = Steep(0, noise=0.001).audition(plan())
+    assert found.tunings[0].best == -8 and best_lr(found.votes[0]) in (-9, -7)
+    assert found.verdict.interval.mean == pytest.approx(0.05 / 4, abs=0.005)    # it has to go to a neighbour
 
 
 @pytest.mark.slow
