@@ -294,6 +294,9 @@ class Audition:
             tunings.append(tuning)
         found.candidate, found.reference = sides
         if found.wanted:
+            if tunings[1].bracketed:    # its pairs are needed in any case, and a core may be idle
+                runs = self.runs_of(found.reference, tunings[1].best, self.seeds_of(looks(self.first)[0]))
+                found.wanted += [run for run in runs if run not in next(iter(by_machine.values()))]
             found.wanted = list(dict.fromkeys(found.wanted))    # both sides may want the same run
             return found
         found.tunings = tuple(tunings)
@@ -302,12 +305,18 @@ class Audition:
         found.stage = "pairs"
         self.compare(found, by_machine)
         if not found.wanted:
-            found.stage = "other lengths of the reference"
+            found.stage = "other lengths of the reference, and the ends of the usable learning rates"
             self.measure_lengths(found, losses)
-        if not found.wanted:
-            found.stage = "the ends of the usable learning rates"
             self.measure_widths(found)
         return found
+
+    def seeds_of(self, look: Look) -> list[int]:
+        """Returns the seeds of the pairs of a look."""
+        return list(range(TUNING_SEED + 1, TUNING_SEED + 1 + look.seeds))
+
+    def runs_of(self, side: Side, lr: int, seeds: list[int]) -> list[Run]:
+        """Returns the runs of a side at a learning rate, one for each seed."""
+        return [Run(side.optimizer, side.changed, self.steps, lr, seed) for seed in seeds]
 
     def used(self, found: Findings) -> dict[Run, Hashable]:
         """Returns {run that the findings come from: the kind of machine that trained it if it is of a pair;
@@ -319,8 +328,8 @@ class Audition:
             run = Run(found.reference.optimizer, found.reference.changed, steps, TUNING_SEED, TUNING_SEED)
             used |= {run._replace(lr=lr) for lr in tuning.losses}
             used |= {run._replace(lr=tuning.best, seed=seed) for seed in found.lengths}
-        pairs = {Run(side.optimizer, side.changed, self.steps, lr, seed): found.machines[seed]
-                 for side, votes in zip(sides, found.votes) for lr in votes for seed in found.seeds}
+        pairs = {run: found.machines[run.seed] for side, votes in zip(sides, found.votes)
+                 for lr in votes for run in self.runs_of(side, lr, found.seeds)}
         return dict.fromkeys(used) | pairs
 
     def tuned(self, side: Side, losses: Losses, found: Findings) -> tuple[Side, Tuning]:
@@ -372,9 +381,8 @@ class Audition:
         runs of a seed are those of this machine or, if some are missing, of the first kind of machine that
         has all of them."""
         here = next(iter(by_machine))
-        seeds = list(range(TUNING_SEED + 1, TUNING_SEED + 1 + look.seeds))
-        runs = [{lr: [Run(side.optimizer, side.changed, self.steps, lr, seed) for seed in seeds]
-                 for lr in lrs_of_side}
+        seeds = self.seeds_of(look)
+        runs = [{lr: self.runs_of(side, lr, seeds) for lr in lrs_of_side}
                 for side, lrs_of_side in zip((found.candidate, found.reference), lrs)]
         needed = list(dict.fromkeys(run for of_side in runs for of_lr in of_side.values() for run in of_lr))
         machines = {seed: next((machine for machine, losses in by_machine.items()

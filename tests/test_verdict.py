@@ -318,6 +318,17 @@ def test_what_may_be_gained_at_a_learning_rate_without_pairs():
     assert tuning.gain_at_untrained({-9: [4.7], -8: [4.7]}) == 0
 
 
+def test_no_core_waits_for_the_candidates_learning_rates():
+    """The reference's pairs are trained meanwhile, but not those that this machine has already."""
+    world = MadeUp(0)
+    whole = world.audition(plan())
+    known = {run: loss for run, loss in world.losses.items() if run.optimizer == "adamw" and run.seed < 2}
+    wanted = plan().assess(known, {"here": known}).wanted
+    best = whole.tunings[1].best
+    assert [run[-2:] for run in wanted if run.optimizer == "mine"] == [(-10, 0), (-8, 0), (-6, 0)]
+    assert [run[-2:] for run in wanted if run.optimizer == "adamw"] == [(best, 2), (best, 3)]
+
+
 @pytest.mark.parametrize("better, lrs", [
     (0.3, (1, 1)), (-0.3, (1, 1)), (0.07, (1, 3)), (-0.07, (3, 1)), (0.0, (3, 3))])
 def test_neighbours_are_trained_only_if_they_may_change_the_verdict(better, lrs):
