@@ -876,13 +876,13 @@ def test_settings_by_role_are_shown_and_kept(tiny, tmp_path, capsys):
            "--weight_decay=0.1"]
     assert run(tiny, tmp_path, "a", *own) == 0
     out = capsys.readouterr().out
-    for line in ("adamw, lr 0.005: head;", "adamw, lr 0.02: embed;", "weight_decay 0: norm;",
-                 "adamw, lr 0.01, beta1 0.8: attn_out, mlp_down, mlp_up;"):
+    for line in ("adamw, lr 0.005 (cosine): head;", "adamw, lr 0.02 (cosine): embed;",
+                 "weight_decay 0: norm;", "adamw, lr 0.01 (cosine), beta1 0.8: attn_out, mlp_down, mlp_up;"):
         assert line in out, line
     config = json.loads((tmp_path / "a/config.json").read_text())
     assert (config["lr_of"], config["beta1_of"]) == ("head:0.5+embed:2", "matrix:0.8")
     assert train.main([str(tiny), "--plan", *own]) == 0
-    assert "adamw, lr 0.005: head;" in capsys.readouterr().out
+    assert "adamw, lr 0.005 (cosine): head;" in capsys.readouterr().out
     rewound(tmp_path / "a", tmp_path / "b", 5)
     assert run(tiny, tmp_path, "b", "--resume", "--beta1_of=matrix:0.7") == 2
     assert "--beta1_of=matrix:0.7: this run was started with matrix:0.8" in capsys.readouterr().err

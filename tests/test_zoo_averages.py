@@ -291,9 +291,17 @@ def test_a_run_with_an_average(tiny, tmp_path, capsys):
     assert "--average: this run kept no averages" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words, schedule", [
+    ("adamw", "cosine"), ("schedule_free_adamw", "constant"), ("schedule_free_sgd", "constant"),
+    ("schedule_free_adamw --schedule=linear", "linear"), ("adamw --rest=schedule_free_sgd", "cosine")])
+def test_a_rule_may_have_a_schedule_of_its_own(words, schedule):
+    name, *options = words.split()
+    assert settings.read(["configs/study.toml", f"--optimizer={name}", *options])[0].schedule == schedule
+
+
 def test_the_average_loss_is_that_of_the_averages(tiny, tmp_path):
     """A new run that starts from the averages has their loss before its first step moves anything."""
-    assert run_tiny(tiny, tmp_path, "a", "--optimizer=schedule_free_adamw", "--schedule=constant") == 0
+    assert run_tiny(tiny, tmp_path, "a", "--optimizer=schedule_free_adamw") == 0
     checkpoint = runs.load_checkpoint(tmp_path / "a/step-00000012.pt")
     checkpoint["model"] = sample.averaged_weights(checkpoint)
     runs.save_checkpoint(tmp_path / "start.pt", checkpoint)

@@ -58,8 +58,9 @@ def print_optimizer(settings: Settings, hyper: dict, tables: dict, optimizer) ->
         roles = sorted(set(group["roles"]))
         own = sorted({name for role in roles for name in by_role.get(role, {})} - {"lr"})
         settings_of_group = "".join(f", {name} {group[name]:g}" for name in own)
-        print(f"optimizer  {group['rule'].replace('+', ' + ')}, lr {group['lr_peak']:g}{settings_of_group}"
-              f"{note}: {', '.join(roles)}; {state_bytes(optimizer, group):,} bytes of state")
+        print(f"optimizer  {group['rule'].replace('+', ' + ')}, lr {group['lr_peak']:g} ({settings.schedule})"
+              f"{settings_of_group}{note}: {', '.join(roles)}; "
+              f"{state_bytes(optimizer, group):,} bytes of state")
 
 
 COMPILING = ("compiling the first step: 20 to 40 seconds, and about 5 when this model runs again; "

@@ -70,7 +70,8 @@ class Settings:
     batch: int = option(32, "train", "sequences per step, over all ranks", low=1, high=2**24)
     micro_batch: int = option(0, "train", "sequences at a time on each rank; 0: up to 16,384 tokens",
                               low=0, free=True)
-    schedule: str = option("cosine", "train", "how the lr falls after the warmup", tuple(zoo.SHAPES))
+    schedule: str = option(None, "train", "how the lr falls after the warmup; default: the rule's own, which "
+                                          "is cosine for nearly all rules", tuple(zoo.SHAPES))
     cooldown: float = option(1.0, "train", "fraction of the steps, at the end, in which the lr falls; "
                                            "1: all steps after the warmup; 0.2: WSD", low=0, high=1)
     cooldown_beta2: float = option(None, "train", "beta2 while the lr falls, such as 0.99; default: as "
@@ -240,7 +241,8 @@ def defaults(config_file: str, optimizer: str, **chosen) -> dict:
 
 
 def complete(settings: Settings, tables: dict) -> tuple:
-    """Fills in the options that follow from others: the learning rates, and a hybrid's roles and rest.
+    """Fills in the options that follow from others: the schedule, the learning rates, and a hybrid's roles
+    and rest.
 
     Returns: (settings, {hyperparameter: default}).
     Raises: UserError if options do not fit together."""
@@ -251,7 +253,8 @@ def complete(settings: Settings, tables: dict) -> tuple:
         if not settings.init_from and getattr(settings, name) != getattr(Settings, name):
             raise UserError(f"--{name}: goes with --init_from")
     rule = find_rule("optimizer", settings.optimizer)
-    settings = replace(settings, adaptive=settings.adaptive or rule.roles, rest=settings.rest or rule.rest)
+    settings = replace(settings, adaptive=settings.adaptive or rule.roles, rest=settings.rest or rule.rest,
+                       schedule=settings.schedule or rule.schedule)
     hyper = hyperparameters(settings, tables)
     if settings.cooldown_beta2 is not None:
         checked("cooldown_beta2", rule, dict(beta2=settings.cooldown_beta2))

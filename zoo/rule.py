@@ -60,6 +60,7 @@ class ZooRule(Rule):
                hyperparameters
     stacks     whether matrices of one kind are computed together, one below the other, with the blocks of all
     from_run   hyperparameters that take the value of the trainer's option of the same name, such as steps
+    schedule   the schedule that the rule is made for. A run has it unless it asks for another one
     rarely_changes   states that may stay as they are for many steps, such as what a switch sets
     evaluated  a function that returns other weights, with which the model is to be evaluated. It gets what
                its parameters name: w, t, state and hyperparameters. See Optimizer.averages()
@@ -69,14 +70,14 @@ class ZooRule(Rule):
     changes_decay = False
 
     def __init__(self, function, *, roles="", rest="", measures=0, refresh=None, sums=None, from_run=(),
-                 stacks=False, evaluated=None, rarely_changes=(), **line):
+                 stacks=False, evaluated=None, rarely_changes=(), schedule="cosine", **line):
         try:
             super().__init__(function, **line)
         except ValueError as error:
             raise WrongRule(str(error)) from None
         self.roles, self.rest, self.measures, self.evaluated = roles, rest, measures, evaluated
         self.refresh, self.sums, self.from_run, self.stacks = refresh, sums, from_run, stacks
-        self.rarely_changes = rarely_changes
+        self.rarely_changes, self.schedule = rarely_changes, schedule
         self.has_blocks = per_block in self.state.values() or "blocks" in self.inputs
         for p in inspect.signature(function).parameters.values():
             if p.name in self.hyper and p.name in (*self.given, "weight_decay"):

@@ -24,7 +24,7 @@ def schedule_free_adamw(g, w, z: copy_of_weight, v, top: scalar, total: scalar, 
     Remembers  z, which starts as a copy of w, and v: 8 bytes per weight, as Adam does. There is no m.
     Moves      z by about lr, as Adam without momentum does. w follows: it is b1 x + (1 - b1) z.
     lr         is in weight, as Adam's lr is. Typical 3e-3. The authors find that 1 ... 10 times the lr of
-               Adam with a schedule is best. Give --schedule=constant: a warmup is useful, and nothing else.
+               Adam with a schedule is best. It stays constant after a warmup, unless --schedule is given.
     Defaults   are the authors', whose lr is 0.0025. b1 plays the part of momentum, and long runs want more of
                it, such as 0.98. Their option r, for a mean that favours late steps, is left out: it is 0.
                The decay acts on z and, through z, on w.
@@ -46,7 +46,7 @@ def schedule_free_sgd(g, w, z: copy_of_weight, top: scalar, total: scalar, lr, d
     Remembers  z, which starts as a copy of w: 4 bytes per weight.
     Moves      z by lr g, as SGD without momentum does. w follows: it is b1 x + (1 - b1) z.
     lr         is in weight per unit of gradient. Typical 30, because a step moves w by only about a tenth of
-               what moves z. This value is a guess. The authors' default is 1. Give --schedule=constant.
+               what moves z. This value is a guess. The authors' default is 1. It stays constant.
     Defaults   are the authors'. Their option r, for a mean that favours late steps, is left out: it is 0.
     For        every tensor. Its result is the loss at x, which the trainer logs as average_loss.
     Source     Defazio et al. (2024), arXiv 2405.15682. The form is that of the authors' package."""
@@ -70,7 +70,7 @@ ABOVE_ZERO = (0.01, 1)    # bounds of beta1: with 0, w would be z, and nothing w
 
 RULES = {
     "schedule_free_adamw": ZooRule(schedule_free_adamw, second_moment="v", elementwise=True,
-                                   evaluated=mean_of_z, bounds=dict(beta1=ABOVE_ZERO)),
+                                   schedule="constant", evaluated=mean_of_z, bounds=dict(beta1=ABOVE_ZERO)),
     "schedule_free_sgd":   ZooRule(schedule_free_sgd, lr_factor=10000, elementwise=True,
-                                   evaluated=mean_of_z, bounds=dict(beta1=ABOVE_ZERO)),
+                                   schedule="constant", evaluated=mean_of_z, bounds=dict(beta1=ABOVE_ZERO)),
 }
