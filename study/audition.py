@@ -31,9 +31,20 @@ import torch
 import optim
 import zoo
 from study.audition_page import Report, sentence_of, word_of
-from study.audition_plan import COARSE, Audition, Findings, Run, Side, lr_text, place_of, run_of
+from study.audition_plan import (
+    COARSE,
+    Audition,
+    Findings,
+    Run,
+    Side,
+    known_spread,
+    lr_text,
+    place_of,
+    run_of,
+)
 from study.tables import changed_options, number, optimizer_of, parsed, read_runs, row_of, rows_below, text
 from study.thresholds import PARITY
+from study.verdict import POWER, looks, visible
 from trainer.cores import usable_cores
 from trainer.errors import UserError, one_line
 from trainer.machine import Machine, compiler_works, provide_cache
@@ -326,16 +337,32 @@ def chosen(options: Options) -> list[str]:
     return [f"--{name}={text(value)}" for name, value in differ.items()]
 
 
+def power_of(plan: Audition, by_machine: dict[Kind, dict[Run, float]]) -> str:
+    """Returns which difference the audition is likely to find. This is said before it trains."""
+    name = plan.reference.name
+    sd, freedom = known_spread(plan.reference, plan.steps, by_machine)
+    if not freedom:
+        return f"power: unknown, because no pairs with {name} are known yet"
+    first, *_, last = looks(plan.first)
+    return (f"power: {first.seeds} pairs find a difference of {visible(sd, *first):.3f} nats in "
+            f"{100 * POWER:g} of 100 auditions, and {last.seeds} pairs one of {visible(sd, *last):.3f}, if "
+            f"they spread as known pairs with {name} do (sd {sd:.3f} nats, {freedom} degrees of freedom)")
+
+
 def train_until_known(plan: Audition, options: Options, settings: Settings, here: Kind, jobs: int,
                       report: Report) -> int:
     """Trains what is missing until all is known or the hours are over, and writes the page. Returns the exit
     code."""
     deadline = time.monotonic() + 3600 * options.hours
-    stopped = ""
+    out = sys.stderr if options.print else sys.stdout
+    stopped = power = ""
     while True:
         by_machine = known_rows(options, here)
         losses = {kind: {run: parsed(row)["loss"] for run, row in rows.items()}
                   for kind, rows in by_machine.items()}
+        if not power:
+            power = power_of(plan, losses)
+            print(power, file=out)
         found = plan.assess(with_first_ahead(losses), losses)
         rows = with_first_ahead(by_machine)
         used = [by_machine[kind][run] if kind else rows[run]
@@ -347,8 +374,7 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
         hours = hours_of(found.wanted, settings, list(by_machine[here].values()), jobs)
         about = "an unknown time" if hours is None else f"about {60 * hours:.0f} minutes"
         runs = f"{len(found.wanted)} run{'s' if len(found.wanted) > 1 else ''}"
-        print(f"{found.stage}: {runs}, {about}, {jobs} at a time",
-              file=sys.stderr if options.print else sys.stdout)
+        print(f"{found.stage}: {runs}, {about}, {jobs} at a time", file=out)
         if options.print:
             return train(lines, options.config, jobs, "--print")
         if time.monotonic() + 3600 * (hours or 0) > deadline:
@@ -360,7 +386,7 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
         if code := train(lines, options.config, jobs):
             return code
     if options.print:
-        print("nothing is missing; without --print the audition writes its page", file=sys.stderr)
+        print("nothing is missing; without --print the audition writes its page", file=out)
         return 0
     report.write(found, used, stopped)
     print(f"{word_of(found)}. {sentence_of(found)}" + (f" It stopped early: {stopped}." if stopped else ""))

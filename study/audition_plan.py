@@ -17,7 +17,7 @@ import numpy as np
 
 from study.evidence import usable_end
 from study.thresholds import PARITY, USABLE
-from study.verdict import Look, LossesByLr, Speedup, Verdict, best_lr, judge, looks, speedup
+from study.verdict import Look, LossesByLr, Speedup, Verdict, best_lr, judge, looks, mean_and_sd, speedup
 
 TUNING_SEED = 0    # the seed that chooses learning rates. It does not vote, because the choice favours it
 CONTENDS = 0.1    # nats: a neighbour that is this close to the best at the tuning seed may be the best
@@ -94,6 +94,29 @@ def run_of(row: dict[str, Any], config_name: str) -> Run | None:
 def losses_of(rows: list[dict[str, Any]], config_name: str) -> Losses:
     """Returns the losses of rows. Of two rows of the same run, the later one counts."""
     return {run: row["loss"] for row in rows if (run := run_of(row, config_name))}
+
+
+def known_spread(reference: Side, steps: int, by_machine: dict[Hashable, Losses]) -> tuple[float, int]:
+    """Returns the standard deviation of the differences of pairs that may be expected, in nats, and its
+    degrees of freedom, which are 0 if no run tells. The pairs are runs of the reference at one learning rate
+    and any others that are within USABLE of them: other optimizers, or other learning rates."""
+    squares, freedom = 0.0, 0
+    for losses in by_machine.values():
+        runs: dict[tuple, dict[int, float]] = {}
+        for run, loss in losses.items():
+            if run.steps == steps and run.seed != TUNING_SEED:
+                runs.setdefault((run.optimizer, run.changed, run.lr), {})[run.seed] = loss
+        of_reference = [by_seed for key, by_seed in runs.items() if key[:2] == reference[1:3]]
+        ours = max(of_reference, key=len, default={})
+        for theirs in runs.values():
+            differences = [theirs[seed] - ours[seed] for seed in theirs.keys() & ours.keys()]
+            if theirs is ours or len(differences) < 2 or not np.isfinite(differences).all():
+                continue
+            mean, sd = mean_and_sd(differences)
+            if abs(mean) <= USABLE:
+                squares += (len(differences) - 1) * sd**2
+                freedom += len(differences) - 1
+    return math.sqrt(squares / max(freedom, 1)), freedom
 
 
 # ---------------------------------------------------------------------------------------------------------

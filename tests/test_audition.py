@@ -246,7 +246,7 @@ def whole(tmp_path, monkeypatch):
     return run_it
 
 
-def test_a_page(whole):
+def test_a_page(whole, capsys):
     page, numbers, trained = whole(better=0.3, noise=0.005)
     assert numbers["verdict"] == "better" and "# Is `lion` better than `adamw`? Better" in page
     ours, theirs = (sum(numbers[side]["loss_by_seed"].values()) / 3 for side in ("candidate", "reference"))
@@ -257,6 +257,7 @@ def test_a_page(whole):
     assert numbers["candidate"]["lr"] == pytest.approx(10**-2.25) and numbers["reference"]["lr"] == 1e-2
     assert lr_text(-9) in page and "verdict.png" in page and "nats lower than that of `adamw`" in page
     assert len(numbers["runs"]) == len(set(numbers["runs"])) and len(numbers["runs"]) <= len(trained.rows)
+    assert "power: unknown, because no pairs with adamw are known yet" in capsys.readouterr().out
     calls = trained.calls
     kept = read_csv(Path("auditions/lion/results.csv"))
     assert sorted(row["command"] for row in kept) == sorted(numbers["runs"])
@@ -315,7 +316,8 @@ def test_print_writes_nothing(whole, tmp_path, capsys):
         options = audition.Options(config=CONFIG, results="rows", print=True, out=str(tmp_path / "x"))
         assert audition.audition([rule], options) == 0
     assert not (tmp_path / "x").exists() and trained.calls == calls + 1    # drift has no faults in this test
-    assert "nothing is missing" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "nothing is missing" in error and "power: 3 pairs find a difference of 0.000 nats" in error
 
 
 def test_an_audition_stops_when_its_hours_are_over(whole):

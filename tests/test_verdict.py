@@ -6,7 +6,8 @@ import pytest
 
 from made_up_auditions import CANDIDATE, REFERENCE, MadeUp
 from study import league
-from study.audition_plan import CONTENDS, Audition, Run, Side, Tuning, lr_at, lr_text, place_of, tune
+from study.audition_plan import (CONTENDS, Audition, Run, Side, Tuning, known_spread, lr_at, lr_text,
+                                 place_of, tune)
 from study.evidence import Study
 from study.verdict import (ERROR, MOST, Interval, best_lr, differences, interval, judge, level_of_many, looks,
                            p_value, seeds_to_decide, speedup, steps_for_loss, t_quantile, t_within, visible)
@@ -327,6 +328,18 @@ def test_no_core_waits_for_the_candidates_learning_rates():
     best = whole.tunings[1].best
     assert [run[-2:] for run in wanted if run.optimizer == "mine"] == [(-10, 0), (-8, 0), (-6, 0)]
     assert [run[-2:] for run in wanted if run.optimizer == "adamw"] == [(best, 2), (best, 3)]
+
+
+def test_the_spread_of_pairs_is_known_before_they_are_trained():
+    def run(lr, seed, name="adamw", steps=500):
+        return Run(name, frozenset(), steps, lr, seed)
+    here = {run(-8, 1): 4.0, run(-8, 2): 4.5, run(-8, 0): 9.0, run(-7, 1): 4.0, run(-7, 2): 4.7,
+            run(-6, 1, "lion"): 5.0, run(-6, 2, "lion"): 5.0}    # lion is too far away
+    assert known_spread(REFERENCE, 500, {"here": here}) == pytest.approx((math.sqrt(0.02), 1))
+    there = {run(-8, seed, name): 4.0 + seed for seed in (1, 2, 3) for name in ("adamw", "lion")}
+    both = {"here": here | {run(-6, 1): math.inf, run(-6, 2): 4.0}, "there": there}
+    assert known_spread(REFERENCE, 500, both) == pytest.approx((math.sqrt(0.02 / 3), 3))
+    assert known_spread(CANDIDATE, 500, both) == known_spread(REFERENCE, 250, both) == (0, 0)
 
 
 @pytest.mark.parametrize("better, lrs", [
