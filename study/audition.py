@@ -39,6 +39,7 @@ from study.audition_plan import (
     Side,
     known_spread,
     lr_text,
+    options_of,
     place_of,
     run_of,
 )
@@ -92,11 +93,11 @@ def side_of(words: str, config: str) -> Side:
         config: the TOML file.
     Raises: UserError if an option is unknown, or changes something else than the optimizer.
     """
-    optimizer, *options = words.split()
+    _, *options = words.split()
     for word in options:
         if word.partition("=")[0] in ("lr", "seed", "steps", "config", "optimizer"):
             raise UserError(f"{word}: the audition chooses this itself; leave it out")
-    settings, hyper, _ = read([config, f"--optimizer={optimizer}", *(f"--{word}" for word in options)])
+    settings, hyper, _ = read([config, *options_of(words)])
     for word in options:
         if word.partition("=")[0] not in OF_THE_OPTIMIZER | hyper.keys():
             raise UserError(f"{word}: is no option of the optimizer; for another task give another --config")
@@ -132,8 +133,7 @@ def grid_lines(runs: list[Run], words: dict[tuple, str], usual_steps: int) -> li
 
 def rule_of_side(side: Side, config: str) -> tuple[zoo.ZooRule, bool]:
     """Returns a side's rule with its modifiers, and whether it comes from a file of the user's."""
-    optimizer, *options = side.words.split()
-    settings, _, _ = read([config, f"--optimizer={optimizer}", *(f"--{word}" for word in options)])
+    settings, _, _ = read([config, *options_of(side.words)])
     return zoo.modified(settings.optimizer, settings.modify), settings.optimizer.endswith(".py")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from study.audition_plan import CONTENDS, TUNING_SEED, Findings, Tuning, lr_at, lr_text
+from study.audition_plan import CONTENDS, TUNING_SEED, Findings, Tuning, lr_at, lr_text, options_of
 from study.panels import COLORS, DPI, LOSS
 from study.tables import COLUMNS, as_table, write_csv
 from study.thresholds import USABLE
@@ -64,9 +64,8 @@ def measure_speed(found: Findings, config: str, threads: int) -> Speed | None:
     """Measures a step of both optimizers with bench.py. Returns None if that fails, after a note."""
     texts = []
     for side, tuning in zip((found.candidate, found.reference), found.tunings):
-        optimizer, *options = side.words.split()
-        words = [f"--config={config}", f"--optimizer={optimizer}", f"--lr={lr_text(tuning.best)}"]
-        texts.append(shlex.join([*words, *(f"--{text}" for text in options)]))
+        texts.append(shlex.join([f"--config={config}", f"--lr={lr_text(tuning.best)}",
+                                 *options_of(side.words)]))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "step.json")
         done = subprocess.run([sys.executable, str(ROOT / "bench.py"), "--only=step", f"--options={texts[0]}",

@@ -51,6 +51,12 @@ class Side(NamedTuple):
         return " ".join([rule.rpartition("/")[2], *options])
 
 
+def options_of(words: str) -> list[str]:
+    """Returns the words of a side as options of train.py: ["--optimizer=muon", "--modify=cautious"]."""
+    optimizer, *others = words.split()
+    return [f"--{word}" for word in (f"optimizer={optimizer}", *others)]
+
+
 class Run(NamedTuple):
     """A run of one side."""
     optimizer: str
