@@ -113,7 +113,8 @@ def sentence_of(found: Findings) -> str:
     elif verdict.more and n + verdict.more == MOST:
         text += f" Even {MOST} pairs would not tell, if mean and spread stayed what they are."
     elif verdict.more:
-        text += f" About {verdict.more} more pairs would tell, if mean and spread stayed what they are."
+        pairs = "one more pair" if verdict.more == 1 else f"{verdict.more} more pairs"
+        text += f" About {pairs} would tell, if mean and spread stayed what they are."
     return text
 
 
