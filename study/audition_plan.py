@@ -263,7 +263,7 @@ class Findings:
     @property
     def is_undecided(self) -> bool:
         """Whether the runs that were wanted are known and leave open which side is better."""
-        return not self.wanted and self.verdict.word == "cannot tell"
+        return not self.wanted and self.verdict is not None and self.verdict.word == "cannot tell"
 
     @property
     def has_untrained(self) -> bool:
@@ -389,26 +389,31 @@ class Audition:
 
     def compare(self, found: Findings, by_machine: dict[Hashable, Losses]) -> None:
         """Looks at more and more pairs until the difference is decided. Each look begins with the learning
-        rates that the tuning seed chose. If these do not decide, the contenders of the side with the higher
-        loss come next, because they may overturn the difference, and then those of the other side."""
+        rates that the tuning seed chose, and with the contenders whose runs are known. If these do not
+        decide, the contenders of the side with the higher loss come next, because they may overturn the
+        difference, and then those of the other side."""
         contenders = [tuning.contenders() for tuning in found.tunings]
         chosen = [lrs[:1] for lrs in contenders]
+        ours_behind, theirs_behind = [contenders[0], chosen[1]], [chosen[0], contenders[1]]
         for look in looks(self.first):
-            self.judge_pairs(found, by_machine, look, chosen)
-            if found.is_undecided:
+            known = next((lrs for lrs in (contenders, theirs_behind, ours_behind)
+                          if not self.judge_pairs(found, by_machine, look, lrs)), None)
+            if not known:
+                found.wanted = self.judge_pairs(found, by_machine, look, chosen)
+            if found.is_undecided and known != contenders:
                 ours, theirs = map(sum, found.pairs)
-                lrs = [contenders[0], chosen[1]] if ours > theirs else [chosen[0], contenders[1]]
-                self.judge_pairs(found, by_machine, look, lrs)
-            if found.is_undecided:
-                self.judge_pairs(found, by_machine, look, contenders)
+                behind = ours_behind if ours > theirs else theirs_behind
+                found.wanted = self.judge_pairs(found, by_machine, look, behind)
+            if found.is_undecided and known != contenders:
+                found.wanted = self.judge_pairs(found, by_machine, look, contenders)
             if not found.is_undecided:
                 return
 
     def judge_pairs(self, found: Findings, by_machine: dict[Hashable, Losses], look: Look,
-                    lrs: list[list[int]]) -> None:
-        """Judges the pairs of some learning rates of each side, or says which runs of them are missing. The
-        runs of a seed are those of this machine or, if some are missing, of the first kind of machine that
-        has all of them."""
+                    lrs: list[list[int]]) -> list[Run]:
+        """Judges the pairs of some learning rates of each side. If runs of them are missing, it changes
+        nothing and returns these. The runs of a seed are those of this machine or, if some are missing, of
+        the first kind of machine that has all of them."""
         here = next(iter(by_machine))
         seeds = self.seeds_of(look)
         runs = [{lr: self.runs_of(side, lr, seeds) for lr in lrs_of_side}
@@ -419,8 +424,7 @@ class Audition:
                     for seed in seeds}
         known = {run: by_machine[machines[run.seed]].get(run) for run in needed}
         if missing := [run for run in needed if known[run] is None]:
-            found.wanted = missing
-            return
+            return missing
         found.look, found.seeds, found.machines = look, seeds, machines
         found.votes = tuple({lr: [known[run] for run in of_lr] for lr, of_lr in of_side.items()}
                             for of_side in runs)
@@ -428,6 +432,7 @@ class Audition:
         if found.has_untrained and not verdict.interval:    # the others need not diverge
             verdict = verdict._replace(word="cannot tell")
         found.verdict = verdict
+        return []
 
     def measure_widths(self, found: Findings) -> None:
         """Goes on with both searches until the losses at both ends are no longer usable."""

@@ -352,6 +352,18 @@ def test_neighbours_are_trained_only_if_they_may_change_the_verdict(better, lrs)
     assert tuple(len(votes) for votes in found.votes) == lrs and len(found.seeds) == 3
 
 
+def test_neighbours_that_are_known_count_in_any_case():
+    """They make the difference that between the best learning rates, also where it is clear without them."""
+    world = MadeUp(0, better=-0.3, noise=0.001, off_grid=0.4)    # -8 and -7 are nearly as good
+    found = world.audition(plan())
+    known = {lr: [Run("adamw", frozenset(), 500, lr, seed) for seed in (1, 2, 3)] for lr in (-9, -8, -7)}
+    world.losses |= {run: world.train(run) - 0.05 * (lr == -7) for lr, runs in known.items() for run in runs
+                     if run not in world.losses}
+    again = plan().assess(world.losses, {"here": world.losses})
+    assert len(found.votes[1]) == 1 and len(again.votes[1]) == 3 and best_lr(again.votes[1]) == -7
+    assert again.verdict.interval.mean - found.verdict.interval.mean == pytest.approx(0.05, abs=0.02)
+
+
 def test_a_run_that_diverges_may_have_stable_neighbours():
     class Steep(MadeUp):
         def train(self, run):
