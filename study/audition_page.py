@@ -219,7 +219,7 @@ class Report:
         parts = [f"# Is {ours} better than {theirs}? {word[0].upper()}{word[1:]}",
                  self.sentences(found, stopped)]
         if found.verdict:
-            third = ".\nRight: losses of the reference at other lengths" if found.lengths else ""
+            third = ".\nRight: losses of the reference at other lengths" if found.has_other_lengths else ""
             parts += [self.answers(found, speed),
                       f"![Losses over learning rates, then differences of pairs{third}](verdict.png)"]
         if found.tunings:
@@ -358,7 +358,7 @@ def draw(found: Findings, steps: int, margin: float, path: Path) -> None:
     """Draws losses over learning rates, the differences of the pairs with their interval, and the candidate's
     loss beside the reference's losses at other lengths, if these are known."""
     figure = blank_figure(9, 3.4)
-    rates, pairs, *lengths = figure.subplots(1, 3 if found.lengths else 2)
+    rates, pairs, *lengths = figure.subplots(1, 3 if found.has_other_lengths else 2)
     names = [side.name for side in (found.candidate, found.reference)]
     for name, tuning, color, mark in zip(names, found.tunings, (COLORS[4], COLORS[1]), "os"):
         known = {lr: loss for lr, loss in sorted(tuning.losses.items()) if math.isfinite(loss)}
@@ -373,7 +373,7 @@ def draw(found: Findings, steps: int, margin: float, path: Path) -> None:
         draw_pairs(pairs, found.seeds, found.pairs, found.verdict)
     pairs.set(xlabel="seed", ylabel=f"loss of {names[0]} - {names[1]}")
     pairs.legend(fontsize=8)
-    if found.lengths:
+    if found.has_other_lengths:
         draw_lengths(*lengths, found, names, steps)
     for axes in (rates, pairs, *lengths):
         axes.grid(alpha=0.3)

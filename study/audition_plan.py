@@ -275,6 +275,11 @@ class Findings:
         """Whether both best learning rates are known and have worse neighbours on both sides."""
         return bool(self.tunings) and all(tuning.bracketed for tuning in self.tunings)
 
+    @property
+    def has_other_lengths(self) -> bool:
+        """Whether the reference has losses at other lengths than the candidate's."""
+        return any(len(of_seed) > 1 for of_seed in self.lengths.values())
+
     def speedup(self, steps: int) -> Speedup | None:
         """Returns how many steps the reference needs for the candidate's loss, relative to `steps`, or None
         if the lengths that this needs are not known."""
