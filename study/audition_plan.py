@@ -399,17 +399,16 @@ class Audition:
         difference, and then those of the other side."""
         contenders = [tuning.contenders() for tuning in found.tunings]
         chosen = [lrs[:1] for lrs in contenders]
-        ours_behind, theirs_behind = [contenders[0], chosen[1]], [chosen[0], contenders[1]]
+        may_be_known = (contenders, [chosen[0], contenders[1]], [contenders[0], chosen[1]])
         for look in looks(self.first):
-            known = next((lrs for lrs in (contenders, theirs_behind, ours_behind)
-                          if not self.judge_pairs(found, by_machine, look, lrs)), None)
-            if not known:
-                found.wanted = self.judge_pairs(found, by_machine, look, chosen)
-            if found.is_undecided and known != contenders:
+            lrs = next((lrs for lrs in may_be_known
+                        if not self.judge_pairs(found, by_machine, look, lrs)), chosen)
+            found.wanted = self.judge_pairs(found, by_machine, look, lrs)
+            if found.is_undecided:
                 ours, theirs = map(sum, found.pairs)
-                behind = ours_behind if ours > theirs else theirs_behind
-                found.wanted = self.judge_pairs(found, by_machine, look, behind)
-            if found.is_undecided and known != contenders:
+                lrs = [contenders[0], lrs[1]] if ours > theirs else [lrs[0], contenders[1]]
+                found.wanted = self.judge_pairs(found, by_machine, look, lrs)
+            if found.is_undecided:
                 found.wanted = self.judge_pairs(found, by_machine, look, contenders)
             if not found.is_undecided:
                 return
