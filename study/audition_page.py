@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,8 @@ class Report:
                                for seed, of_seed in found.lengths.items()},
             steps=self.steps, config=self.config, faults=self.faults, stopped=stopped, command=self.command,
             machine=self.machine | versions(), runs=commands,
-            machines_of_pairs={str(seed): kind._asdict() for seed, kind in found.machines.items()})
+            machines_of_pairs={str(seed): dict(zip(self.machine, kind))
+                               for seed, kind in found.machines.items()})
 
     def word(self, found: Findings) -> str:
         """Returns the verdict, or that the rule was not trained for want of a property."""
@@ -295,7 +296,7 @@ class Report:
 
     def runs(self, found: Findings, commands: list[str]) -> str:
         """Returns the section on runs and machines."""
-        seeds: dict[Hashable, list[str]] = {}
+        seeds: dict[tuple[str, ...], list[str]] = {}
         for seed, kind in found.machines.items():
             seeds.setdefault(kind, []).append(str(seed))
         kinds = as_table(("seeds of pairs", *self.machine),

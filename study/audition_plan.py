@@ -399,11 +399,11 @@ class Audition:
         difference, and then those of the other side."""
         contenders = [tuning.contenders() for tuning in found.tunings]
         chosen = [lrs[:1] for lrs in contenders]
-        may_be_known = (contenders, [chosen[0], contenders[1]], [contenders[0], chosen[1]])
         for look in looks(self.first):
-            lrs = next((lrs for lrs in may_be_known
-                        if not self.judge_pairs(found, by_machine, look, lrs)), chosen)
-            found.wanted = self.judge_pairs(found, by_machine, look, lrs)
+            for lrs in (contenders, [chosen[0], contenders[1]], [contenders[0], chosen[1]], chosen):
+                found.wanted = self.judge_pairs(found, by_machine, look, lrs)
+                if not found.wanted:
+                    break
             if found.is_undecided:
                 ours, theirs = map(sum, found.pairs)
                 lrs = [contenders[0], lrs[1]] if ours > theirs else [lrs[0], contenders[1]]
