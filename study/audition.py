@@ -378,7 +378,8 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
         if options.print:
             return train(lines, options.config, jobs, "--print")
         if time.monotonic() + 3600 * (hours or 0) > deadline:
-            stopped = f"the next {runs} would take {about}, and --hours={options.hours:g} is over"
+            stopped = (f"the next {runs} ({found.stage}) would take {about}, "
+                       f"and --hours={options.hours:g} is over")
             break
         if found.verdict:
             print(f"so far: {word_of(found)}. {sentence_of(found)}")

@@ -40,11 +40,6 @@ def spread(losses: Sequence[float]) -> str:
     return f"{np.mean(losses):.3f} ± {np.std(losses, ddof=1):.3f}"
 
 
-def times(value: float) -> str:
-    """Returns a factor in words."""
-    return "more than the longest run shows" if math.isinf(value) else f"{value:.2f}"
-
-
 @dataclass
 class Speed:
     """What a step of each optimizer takes, measured in turns in one process.
@@ -113,8 +108,7 @@ def sentence_of(found: Findings) -> str:
     elif verdict.more and n + verdict.more == MOST:
         text += f" Even {MOST} pairs would not tell, if mean and spread stayed what they are."
     elif verdict.more:
-        pairs = "one more pair" if verdict.more == 1 else f"{verdict.more} more pairs"
-        text += f" About {pairs} would tell, if mean and spread stayed what they are."
+        text += f" About {n + verdict.more} pairs would tell, if mean and spread stayed what they are."
     return text
 
 
@@ -172,7 +166,7 @@ class Report:
         with whole_file(self.folder / "verdict.json") as file:
             file.write(to_json(self.numbers(found, speed, commands, stopped)))
         with whole_file(self.folder / "verdict.md") as file:
-            file.write(self.page(found, speed, commands, stopped).encode())
+            file.write(self.page(found, speed, rows, stopped).encode())
 
     def numbers(self, found: Findings, speed: Speed | None, commands: list[str],
                 stopped: str) -> dict[str, Any]:
@@ -213,7 +207,7 @@ class Report:
         time = speed and time_to_loss(found.speedup(self.steps), speed.candidate, speed.reference, speed.rest)
         return time and round(time, 3)
 
-    def page(self, found: Findings, speed: Speed | None, commands: list[str], stopped: str) -> str:
+    def page(self, found: Findings, speed: Speed | None, rows: list[dict[str, str]], stopped: str) -> str:
         """Returns the page as Markdown."""
         ours, theirs = (f"`{side.name}`" for side in (found.candidate, found.reference))
         word = self.word(found).replace("lacks", "it lacks")
@@ -224,13 +218,13 @@ class Report:
             parts += [self.answers(found, speed),
                       f"![Losses over learning rates, then differences of pairs{third}](verdict.png)"]
         if found.tunings:
-            parts += [self.method(found)]
+            parts += [self.method(found, rows)]
         parts += [self.properties()]
         if found.tunings:
             parts += [tables_of(found)]
         if self.code:
             parts += [f"## The rule\n\n```python\n{self.code.strip()}\n```"]
-        parts += [self.runs(found, commands)]
+        parts += [self.runs(found, [row["command"] for row in rows])]
         return "\n\n".join(parts) + "\n"
 
     def sentences(self, found: Findings, stopped: str) -> str:
@@ -251,22 +245,21 @@ class Report:
             rows.insert(1, (f"difference to {theirs}", f"{mean:+.3f} ({low:+.3f} to {high:+.3f})", ""))
             rows.insert(3, ("nats that may be gained at other learning rates",
                             *(f"{gain:.3f}" for gain in found.gains)))
-        speedup = found.speedup(self.steps)
-        if speedup:
-            rows.append((f"times as many steps that {theirs} needs for this loss",
-                         f"{times(speedup.value)} ({times(speedup.low)} to {times(speedup.high)}; "
-                         f"n = {speedup.n})", "1"))
+        if speedup := found.speedup_text(self.steps):
+            rows.append((f"times as many steps that {theirs} needs for this loss", speedup, "1"))
         if speed:
             steps = speed.candidate, speed.reference
-            rows += [("milliseconds of the optimizer's step", *(f"{step:.2f}" for step in steps)),
-                     ("milliseconds of the rest of a training step", *[f"{speed.rest:.0f}"] * 2),
-                     ("bytes of state per weight", *(f"{count:.2f}" for count in speed.bytes))]
+            threads = "1 thread" if self.machine["threads"] == 1 else f"{self.machine['threads']} threads"
+            rows += [(f"milliseconds of the optimizer's step, {threads}", *(f"{step:.2f}" for step in steps)),
+                     (f"milliseconds of the rest of a training step, {threads}", *[f"{speed.rest:.0f}"] * 2),
+                     ("bytes of state per weight of the model", *(f"{count:.2f}" for count in speed.bytes))]
         if (time := self.time(found, speed)) is not None:
             rows.append((f"time to the loss of {theirs}, relative to its own", f"{time:.2f}", "1"))
         return as_table(("", ours, theirs), rows).strip()
 
-    def method(self, found: Findings) -> str:
-        """Returns how the verdict was made."""
+    def method(self, found: Findings, rows: list[dict[str, str]]) -> str:
+        """Returns how the verdict was made. If the rules do not train all weights, it says how the rest was
+        trained."""
         counts = [str(look.seeds) for look in looks(self.first)]
         power = ""
         if found.verdict and found.verdict.interval:
@@ -277,8 +270,9 @@ class Report:
                      "rates.\n\n")
         return METHOD.read_text().rstrip().format(
             config=self.config, steps=self.steps, tuning_seed=TUNING_SEED, contends=CONTENDS,
-            number_of_looks=len(counts), looks=", ".join(counts), error=100 * ERROR, margin=self.margin,
-            power=power, link=self.link("docs/audition.md"))
+            number_of_looks=len(counts), looks=", ".join(counts), error=100 * ERROR,
+            first_error=100 * looks(self.first)[0].level, margin=self.margin,
+            power=power, rest=rest_of(found, rows), link=self.link("docs/audition.md"))
 
     def link(self, path: str) -> str:
         """Returns the path of a file of the project, seen from the page."""
@@ -308,6 +302,18 @@ class Report:
                 "them. [verdict.json](verdict.json) has all numbers.\n")
         return (f"## Runs\n\n{used if commands else ''}"
                 f"This command made the page:\n\n```bash\n{self.command}\n```")
+
+
+def rest_of(found: Findings, rows: list[dict[str, str]]) -> str:
+    """Returns which learning rate trained the weights that a side's rule is not for, as paragraphs."""
+    rates: dict[str, set[str]] = {}
+    for side in (found.candidate, found.reference):
+        of_side = {row["rest_lr"] for row in rows if row["optimizer"] == side.optimizer} - {""}
+        if of_side:
+            rates[f"`{side.name}`"] = of_side
+    return "".join(f"{name} trains only a part of the weights. Another rule trained the rest, at a peak\n"
+                   f"learning rate of {' or '.join(sorted(of_side))}, which was not tuned here.\n\n"
+                   for name, of_side in rates.items())
 
 
 def finite(value: float) -> float | None:

@@ -144,17 +144,16 @@ class Tuning:
     bracketed: bool = False
     wanted: list[int] = field(default_factory=list)
 
-    def neighbours(self) -> tuple[int, int]:
+    def neighbours(self, lr: int) -> tuple[int, int]:
         """Returns the next lower and the next higher learning rate that were tried."""
-        return (max(lr for lr in self.losses if lr < self.best),
-                min(lr for lr in self.losses if lr > self.best))
+        return max(one for one in self.losses if one < lr), min(one for one in self.losses if one > lr)
 
     def contenders(self) -> list[int]:
         """Returns the learning rates that may be the best: that of the tuning seed, then those of its
         neighbours that are within CONTENDS. If others are as good, the basin is flat, and it matters little
         which one is taken."""
         limit = self.losses[self.best] + CONTENDS
-        return [self.best, *(lr for lr in self.neighbours() if self.losses[lr] <= limit)]
+        return [self.best, *(lr for lr in self.neighbours(self.best) if self.losses[lr] <= limit)]
 
     def gain_at_untrained(self, votes: LossesByLr) -> float:
         """Returns by how many nats the loss may be lower at a contender that has no pairs than at the chosen
@@ -164,21 +163,25 @@ class Tuning:
                     if lr not in votes), default=0.0)
 
     def gain_between(self, votes: LossesByLr) -> float:
-        """Returns by how many nats the loss may be lower between the learning rates that may be the best than
-        at any of them: that of a parabola through the chosen one and its neighbours.
+        """Returns by how many nats the loss may be lower between the learning rates that were tried than at
+        the best one of the pairs: that of a parabola through this one and its neighbours. If it has only one
+        neighbour, the parabola goes through the one that the tuning seed chose.
 
         Args:
             votes: {learning rate: the final losses of the pairs}. A neighbour that is not among them is taken
-                to be as far above the chosen one as at the tuning seed.
+                to be as far above the middle one as at the tuning seed.
         """
-        places = [self.neighbours()[0], self.best, self.neighbours()[1]]
-        chosen = np.mean(votes[self.best])
-        losses = [np.mean(votes[lr]) if lr in votes else chosen + self.losses[lr] - self.losses[self.best]
-                  for lr in places]
+        middle = best_lr(votes)
+        if middle in (min(self.losses), max(self.losses)):
+            middle = self.best
+        lower, higher = self.neighbours(middle)
+        places = [lower, middle, higher]
+        losses = [np.mean(votes[lr]) if lr in votes else
+                  np.mean(votes[middle]) + self.losses[lr] - self.losses[middle] for lr in places]
         if not np.isfinite(losses).all():
             return 0.0
-        a, b, c = np.polyfit(np.array(places) - self.best, losses, 2)
-        is_between = a > 0 and places[0] < self.best - b / (2 * a) < places[2]
+        a, b, c = np.polyfit(np.array(places) - middle, losses, 2)
+        is_between = a > 0 and lower < middle - b / (2 * a) < higher
         return max(0.0, min(losses) - float(c - b * b / (4 * a))) if is_between else 0.0
 
     def width(self) -> tuple[float, bool]:
@@ -283,10 +286,26 @@ class Findings:
     def speedup(self, steps: int) -> Speedup | None:
         """Returns how many steps the reference needs for the candidate's loss, relative to `steps`, or None
         if the lengths that this needs are not known."""
-        if not self.lengths or self.wanted:
+        if not self.lengths or self.wanted or not self.verdict.interval:
             return None
-        candidate = dict(zip(self.seeds, self.pairs[0]))
-        return speedup({seed: candidate[seed] for seed in self.lengths}, self.lengths, steps)
+        return speedup(self.mean_lengths, self.verdict.interval, steps)
+
+    def speedup_text(self, steps: int) -> str:
+        """Returns the speedup with its interval, as "1.48 (1.37 to 1.59)", or "" if it is not known. An end
+        outside of the lengths is "below 0.50" or "above 2.00"."""
+        found = self.speedup(steps)
+        if found is None:
+            return ""
+        ratios = [length / steps for length in sorted(self.mean_lengths)]
+        outside = {0.0: f"below {ratios[0]:.2f}", math.inf: f"above {ratios[-1]:.2f}"}
+        value, low, high = (outside.get(ratio, f"{ratio:.2f}") for ratio in found[:3])
+        return f"{value} ({low} to {high})"
+
+    @property
+    def mean_lengths(self) -> dict[int, float]:
+        """{steps: the reference's final loss, the mean over the seeds}."""
+        of_seeds = list(self.lengths.values())
+        return {steps: float(np.mean([of_seed[steps] for of_seed in of_seeds])) for steps in of_seeds[0]}
 
 
 @dataclass(frozen=True)
@@ -452,29 +471,35 @@ class Audition:
                     found.wanted.append(run)
 
     def measure_lengths(self, found: Findings, losses: Losses) -> None:
-        """Finds the reference's losses at those other lengths that the speedup needs: twice and four times as
-        many steps as long as some seed of the candidate has a lower loss, and half as many if some seed of
-        the candidate has a higher loss."""
+        """Finds the reference's losses at other lengths, for the speedup. Lengths whose runs are known are
+        taken as they are. Runs are wanted for twice and four times as many steps as long as the candidate's
+        mean loss is below the reference's, and for half as many if it is above."""
         seeds = found.seeds[:self.first]
-        ours = dict(zip(seeds, found.pairs[0]))
         found.lengths = {seed: {self.steps: loss} for seed, loss in zip(seeds, found.pairs[1])}
-        if not all(map(math.isfinite, (*ours.values(), *found.pairs[1]))):
+        if not found.verdict.interval:
             return
+        loss = found.mean_lengths[self.steps] + found.verdict.interval.mean
         for steps in (2 * self.steps, 4 * self.steps, self.steps // 2):
             if steps > self.steps:    # a length that was not needed makes all longer ones unnecessary
-                is_needed = any(ours[seed] < found.lengths[seed].get(steps // 2, -math.inf) for seed in seeds)
+                is_needed = loss < found.mean_lengths.get(steps // 2, -math.inf)
             else:
-                is_needed = any(ours[seed] > found.lengths[seed][self.steps] for seed in seeds)
-            if not is_needed:
-                continue
-            tuning = self.tuned_lr(found.reference, steps, losses, found.tunings[1].best, found)
-            found.length_tunings[steps] = tuning
-            if tuning.best is None or found.wanted:
-                return
-            runs = {seed: Run(found.reference.optimizer, found.reference.changed, steps, tuning.best, seed)
-                    for seed in seeds}
-            if missing := [run for run in runs.values() if run not in losses]:
+                is_needed = loss > found.mean_lengths[self.steps]
+            missing = self.measure_length(found, steps, losses)
+            if missing and is_needed:
                 found.wanted = missing
                 return
-            for seed, run in runs.items():
-                found.lengths[seed][steps] = losses[run]
+
+    def measure_length(self, found: Findings, steps: int, losses: Losses) -> list[Run]:
+        """Adds the reference's losses at another length, at the best learning rate of that length. If runs of
+        them are missing, it adds nothing and returns these."""
+        reference = found.reference
+        tuning = tune(reference, steps, losses, found.tunings[1].best, self.finest)
+        if tuning.best is None or tuning.wanted:
+            return [Run(*reference[1:3], steps, lr, TUNING_SEED) for lr in tuning.wanted]
+        runs = {seed: Run(*reference[1:3], steps, tuning.best, seed) for seed in found.lengths}
+        if missing := [run for run in runs.values() if run not in losses]:
+            return missing
+        found.length_tunings[steps] = tuning
+        for seed, run in runs.items():
+            found.lengths[seed][steps] = losses[run]
+        return []

@@ -21,13 +21,31 @@ from study.audition_plan import (
 )
 from study.evidence import Study
 from study.tables import as_table, sd
-from study.verdict import MOST, Verdict, best_lr, differences, judge, level_of_many, p_value, time_to_loss
+from study.verdict import MOST, best_lr, judge, level_of_many, time_to_loss
 from zoo.table import bytes_per_weight
 
 REFERENCE = "adamw"
 COLUMNS = ("optimizer", "peak lr", "final validation loss", "sd", "n", "difference to AdamW, pairs",
            "verdict", "speedup", "time to AdamW's loss", "ms of its step",
            "bytes of state per weight of a matrix")
+
+LEGEND = """# The league
+
+Each rule is at the learning rate that is best in its pairs, or else at seed 0. The loss is a mean over n
+seeds. Seed 0 chose the learning rates, so it counts in the loss, but not in the difference to AdamW. The
+difference is a mean over pairs of runs with the same seed, with its interval and the number of pairs. Two
+pairs decide only if they nearly agree.
+
+* **better, worse, same, cannot tell**: as in an audition, at a level that allows for the number of rules.
+* **cannot tell: about 1 more**: one more pair would decide, if mean and spread stayed what they are.
+* **cannot tell: pairs at other learning rates**: a neighbour of the best one may be better, without pairs.
+* **speedup**: AdamW needs this many times as many steps for the loss. The interval is the difference's.
+* **time to AdamW's loss**: relative to AdamW's own time, with the times of a step on two threads.
+* **bytes of state**: for each weight of a matrix. An audition has them for each weight of the model.
+
+[The study](../README.md#the-league) says how the runs were made.
+
+"""
 
 
 class Times(NamedTuple):
@@ -46,14 +64,12 @@ class Place(NamedTuple):
         lr: its best learning rate: in the pairs, if it has any, or else at the tuning seed.
         losses: the final losses at this learning rate, one for each seed.
         found: what an audition would know from the runs at hand.
-        verdict: what it would say, or None if there are fewer than two pairs.
     """
     name: str
     steps: int
     lr: int
     losses: list[float]
     found: Findings
-    verdict: Verdict | None
 
 
 def side(name: str) -> Side:
@@ -92,33 +108,36 @@ def findings(name: str, steps: int, losses: Losses) -> Findings | None:
         votes.append({lr: [losses[vote] for vote in of_lr] for lr, of_lr in runs.items()
                       if all(vote in losses for vote in of_lr)})
     found.seeds, found.votes = seeds, tuple(votes)
-    if len(seeds) > 1:
-        plan = Audition(found.candidate, found.reference, steps, first=len(seeds), finest=COARSE)
-        plan.measure_lengths(found, losses)
     return found
 
 
 def places(study: Study, rules: dict[str, Rule]) -> list[Place]:
     """Returns all rules whose best learning rate is bracketed, the best rule first. The level of the verdicts
-    allows for the number of rules."""
+    allows for the number of rules. A rule with fewer than two pairs has no verdict."""
     steps = int(study.unchanged(REFERENCE)[0]["steps"]) if study.unchanged(REFERENCE) else 0
     losses = losses_of([row for row in study.rows if row["setting"].split()[0] == study.base], study.base)
     known = {name: found for name in rules if (found := findings(name, steps, losses))}
-    p_values = {name: p_value(differences(*found.pairs)) for name, found in known.items()
-                if name != REFERENCE and len(found.seeds) > 1 and np.isfinite(found.pairs).all()}
-    level = level_of_many(list(p_values.values())) if p_values else math.nan
+    judged = [found for name, found in known.items() if name != REFERENCE and len(found.seeds) > 1]
+
+    def called_different(level: float) -> int:
+        words = [judge(*found.votes, level, gains=found.gains).word for found in judged]
+        return words.count("better") + words.count("worse")
+
+    level = level_of_many(len(judged), called_different) if judged else math.nan
+    for found in judged:
+        found.verdict = judge(*found.votes, level, gains=found.gains)
+        plan = Audition(found.candidate, found.reference, steps, first=len(found.seeds), finest=COARSE)
+        plan.measure_lengths(found, losses)
     ranked = []
     for name, found in known.items():
-        has_verdict = name != REFERENCE and len(found.seeds) > 1
         lr = best_lr(found.votes[0]) if found.seeds else found.tunings[0].best
         all_losses = [loss for one, loss in losses.items() if one == run(name, steps, lr, one.seed)]
-        verdict = judge(*found.votes, level, gains=found.gains) if has_verdict else None
-        ranked.append(Place(name, steps, lr, all_losses, found, verdict))
+        ranked.append(Place(name, steps, lr, all_losses, found))
     return sorted(ranked, key=lambda place: np.mean(place.losses))
 
 
 def league(study: Study, rules: dict[str, Rule], times: Times) -> str:
-    """Returns the league as a table.
+    """Returns the league as a table, with a legend.
 
     Args:
         study: the results.
@@ -131,14 +150,14 @@ def league(study: Study, rules: dict[str, Rule], times: Times) -> str:
         rows.append((place.name, lr_text(place.lr), f"{np.mean(place.losses):.3f}",
                      sd(place.losses), len(place.losses), *words_of(place), *speed_of(place, times),
                      "" if step is None else f"{step:.1f}", f"{bytes_per_weight(rules[place.name]):.2f}"))
-    return as_table(COLUMNS, rows)
+    return LEGEND + as_table(COLUMNS, rows)
 
 
 def words_of(place: Place) -> tuple[str, str]:
     """Returns the difference to AdamW with its interval, and the verdict."""
-    if place.verdict is None:
+    if place.found.verdict is None:
         return "", "the reference" if place.name == REFERENCE else ""
-    word, _, interval, more = place.verdict
+    word, _, interval, more = place.found.verdict
     if interval is None:
         return "", word
     need = f": about {more} more" if more else ""
@@ -154,10 +173,9 @@ def speed_of(place: Place, times: Times) -> tuple[str, str]:
     speedup = place.found.speedup(place.steps)
     if speedup is None or place.name == REFERENCE:
         return "", ""
-    if not 0 < speedup.value < math.inf:
-        return ("below the shortest" if speedup.value == 0 else "above the longest") + " length", ""
-    text = f"{speedup.value:.2f} ({speedup.low:.2f} to {speedup.high:.2f})"
+    text = place.found.speedup_text(place.steps)
     ours, theirs = (times.of_step.get(name) for name in (place.name, REFERENCE))
-    if times.rest is None or ours is None or theirs is None:
+    if None in (times.rest, ours, theirs):
         return text, ""
-    return text, f"{time_to_loss(speedup, ours, theirs, times.rest):.2f}"
+    time = time_to_loss(speedup, ours, theirs, times.rest)
+    return text, "" if time is None else f"{time:.2f}"

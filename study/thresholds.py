@@ -44,7 +44,7 @@ USABLE = threshold(
 
 STEP = threshold(
     "STEP", 0.5,
-    "decades: the spacing of the grid of learning rates. Two optima or two widths that are closer than this "
+    "decades: the spacing of the grid of learning rates. Two optima or widths that differ by at most this "
     "count as equal.")
 
 RESOLVED = threshold(

@@ -7,7 +7,7 @@ infinite loss.
 """
 import functools
 import math
-import statistics
+from collections.abc import Callable
 from typing import NamedTuple
 
 from study.thresholds import PARITY
@@ -223,28 +223,26 @@ def visible(sd: float, n: int, level: float) -> float:
     return half_width(sd, n, level) + half_width(sd, n, 2 * (1 - POWER))
 
 
-def p_value(of_pairs: list[float]) -> float:
-    """Returns how often two equal optimizers would have a mean difference as large as this, or larger, in
-    units of its standard error. A difference that is the same for all seeds has the value 0, or 1 if it is
-    0."""
-    mean, sd = mean_and_sd(of_pairs)
-    if sd == 0:
-        return float(mean == 0)
-    return 1 - t_within(abs(mean) / sd * math.sqrt(len(of_pairs)), len(of_pairs) - 1)
+def level_of_many(candidates: int, called_different: Callable[[float], int], error: float = ERROR) -> float:
+    """Returns the level at which many candidates may be judged against one reference: error * k / candidates,
+    for the largest k such that at least k of them are called different at this level, or for k = 1.
 
+    Of the candidates that are called different, a fraction of at most `error` is expected to be called so
+    wrongly. If all are equal to the reference, then at most this fraction of leagues calls any of them
+    different.
 
-def level_of_many(p_values: list[float], error: float = ERROR) -> float:
-    """Returns the level at which many candidates may be judged against one reference.
+    Source: Benjamini and Hochberg, "Controlling the false discovery rate", J. R. Stat. Soc. B 57, 1995. Their
+    p value of a candidate is the lowest level at which it is called different.
 
-    Of the candidates whose p value is at most this level, a fraction of at most `error` is expected to be
-    called different wrongly. If all are equal to the reference, then at most this fraction of leagues calls
-    any of them different.
-
-    Source: Benjamini and Hochberg, "Controlling the false discovery rate", J. R. Stat. Soc. B 57, 1995.
+    Args:
+        candidates: their number, 1 or more.
+        called_different: a function that returns how many of them are called different at a level.
+        error: the fraction above.
     """
-    ranked = sorted(p_values)
-    passed = [k for k, p in enumerate(ranked, 1) if p <= error * k / len(ranked)]
-    return error * max(passed, default=1) / len(ranked)
+    for k in range(candidates, 1, -1):
+        if called_different(error * k / candidates) >= k:
+            return error * k / candidates
+    return error / candidates
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -255,9 +253,9 @@ class Speedup(NamedTuple):
     """How many steps the reference needs for the candidate's loss, divided by the candidate's steps.
 
     Attributes:
-        value, low, high: the speedup and its interval. An end that lies outside of the lengths at which the
-            reference was trained is 0 or infinite.
-        n: the number of seeds.
+        value, low, high: the speedup and its interval. Any of them that lies outside of the lengths at which
+            the reference was trained is 0 or infinite.
+        n: the number of pairs.
     """
     value: float
     low: float
@@ -283,20 +281,18 @@ def steps_for_loss(lengths: dict[int, float], loss: float) -> float:
     return math.inf if loss < lengths[steps[-1]] else float(steps[-1])
 
 
-def speedup(candidate: dict[int, float], reference: dict[int, dict[int, float]], steps: int) -> Speedup:
-    """Compares lengths of training, seed by seed.
+def speedup(lengths: dict[int, float], difference: Interval, steps: int) -> Speedup:
+    """Turns a difference in loss into a ratio of lengths. So the interval of the speedup holds 1 if and only
+    if that of the difference holds 0.
 
     Args:
-        candidate: {seed: final loss} after `steps` steps.
-        reference: {seed: {steps: final loss}} of the reference.
+        lengths: {steps: mean final loss of the reference}.
+        difference: the candidate's loss minus the reference's, both after `steps` steps.
         steps: the candidate's steps.
     """
-    ratios = [steps_for_loss(reference[seed], loss) / steps for seed, loss in candidate.items()]
-    middle = statistics.median(ratios)
-    if 0 in ratios or math.inf in ratios or len(ratios) < 2:
-        return Speedup(middle, min(ratios), max(ratios), len(ratios))
-    mean, low, high, *_ = interval([math.log(ratio) for ratio in ratios], ERROR)
-    return Speedup(math.exp(mean), math.exp(low), math.exp(high), len(ratios))
+    ratios = [steps_for_loss(lengths, lengths[steps] + nats) / steps
+              for nats in (difference.mean, difference.high, difference.low)]
+    return Speedup(*ratios, difference.n)
 
 
 def time_to_loss(speedup: Speedup | None, candidate: float, reference: float, rest: float) -> float | None:

@@ -75,6 +75,7 @@ WORLDS = {
     "equal, one of them has no worse learning rates": dict(flat=True),
     "equal, heavy tails": dict(tails="heavy"),
     "equal, skewed noise": dict(tails="skewed"),
+    "equal, both are twice as noisy": dict(noise=0.04),
     "equal, the candidate is four times as noisy": dict(noise_of_candidate=4.0),
     "equal, the candidate's best lies between two learning rates": dict(best=-7.5),
     "equal and steep": dict(width=0.35),

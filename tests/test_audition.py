@@ -15,8 +15,8 @@ from conftest import ROOT
 from made_up_auditions import MadeUp
 from study import audition
 from study.audition import faults_of, grid_lines, growth_with_gradients, read_tune, side_of
-from study.audition_page import Speed
-from study.audition_plan import Run, lr_text, place_of
+from study.audition_page import Speed, rest_of
+from study.audition_plan import Findings, Run, Side, lr_text, place_of
 from study.tables import COLUMNS, read_csv, read_run, row_of, variant_of, write_csv
 from tiny_runs import assert_same_run, rewound, run
 from trainer.errors import UserError
@@ -244,6 +244,14 @@ def whole(tmp_path, monkeypatch):
         folder = tmp_path / "auditions/lion"
         return (folder / "verdict.md").read_text(), json.loads((folder / "verdict.json").read_text()), trained
     return run_it
+
+
+def test_the_page_says_what_trained_the_rest():
+    muon, adamw = (Side(name, name, frozenset(), 0) for name in ("muon", "adamw"))
+    rows = [dict(optimizer="muon", rest_lr="0.01"), dict(optimizer="adamw", rest_lr="")]
+    text = rest_of(Findings(muon, adamw), rows)
+    assert text.startswith("`muon` trains only a part of the weights.") and " rate of 0.01, " in text
+    assert rest_of(Findings(adamw, adamw), rows) == ""
 
 
 def test_a_page(whole, capsys):
