@@ -7,7 +7,7 @@ The file needs only torch, so you can copy it into a project of your own.
     w <- decay * w - lr * u                          They all share this line, in apply(). decay 1: no decay.
 
 Read the rules from top to bottom. Most differ by a line or two from a rule above. Look for these lines.
-    python optim.py signum                           prints three steps, to check with a pencil
+    python optim.py signum                           prints three steps, to check with a pencil (needs zoo/)
     Optimizer(model.parameters(), signum, lr=3e-4)   applies one rule in any training loop
     make("adalayer_star", model.roles(), lr=3e-3)    sets lr and blocks by the role of each parameter
 """
@@ -188,7 +188,7 @@ class Rule:
     """A rule's function, and what else must be known about it.
 
     function       the rule; its signature is read here, once
-    lr_factor      the usual peak lr for the paper's 150m model, divided by 3e-3, which is AdamW's
+    lr_factor      the usual peak lr for the paper's 150m model, divided by 3.16e-3, which is AdamW's
     rows           roles in which each row is a block, such as ("head",). Only make() reads this
     second_moment  the name of the state whose root the rule divides by: "v", or "r c" if v is factored
     corrected      whether the rule corrects that state for its start at 0, as v_hat does

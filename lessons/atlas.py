@@ -354,9 +354,9 @@ def list_of_rules() -> str:
     for name in zoo.RULES:
         facts = facts_of(name)
         best = facts["study"]["best"]
-        rows.append((link(name), facts["idea"], f"{facts['bytes']:.2f}", f"{facts['lr']:.3g}",
+        rows.append((link(name), f"`{name}`", facts["idea"], f"{facts['bytes']:.2f}", f"{facts['lr']:.3g}",
                      loss_text(best) if best else "not run"))
-    columns = ("rule", "idea", "bytes of state per weight", "usual lr", "loss in the study")
+    columns = ("rule", "--optimizer=", "idea", "bytes of state per weight", "usual lr", "loss in the study")
     text = fill("rules.md", tree=branch("sgd", 0), table=as_table(columns, rows).rstrip())
     return re.sub(rf"`({'|'.join(zoo.RULES)})`(?=.*\|$)", r"[`\1`](\1.md)", text, flags=re.M)
 

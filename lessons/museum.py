@@ -331,6 +331,7 @@ PAGE = """
     Each exhibit is a rule, or a class that applies one, that looks right. Each is after a mistake that was
     really made in public code. Many are mended today. The code is in [museum.py](../../lessons/museum.py). To
     find a bug, compare an exhibit with the rule of its [exercise](exercises.md), and only then read on here.
+    The docstring of an exhibit names its bug, so cover it.
 
     *Loss* is the final loss of a small run with the right rule and with the exhibit, each at the best of five
     learning rates. A network of two layers learns 96 classes, whose frequency falls as 1 / rank, in 40 steps.

@@ -179,7 +179,9 @@ def test_the_promised_loss(tiny, tmp_path, capsys):
             ("c", ["--optimizer=signum", "--lr=2e-3"], "no loss is promised for these settings (lr)"),
             ("d", ["--optimizer=signum", "--beta1=0.8", "--batch=4"],
              "no loss is promised for these settings (batch, beta1)"),
-            ("e", ["--optimizer=lion"], "no loss is promised for these settings\n")):
+            ("e", ["--optimizer=lion"], "no loss is promised for these settings\n"),
+            ("f", ["--optimizer=signum", "--final_windows=2"],
+             "no loss is promised for these settings (final_windows)")):
         assert run(promise, tmp_path, name, *more) == 0
         assert words in capsys.readouterr().out
 

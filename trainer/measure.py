@@ -204,7 +204,8 @@ def promise(settings: Settings, hyper: dict, tables: dict, loss: float) -> str:
     The file promises a loss only for its own settings. If others are in force, the line names them."""
     entry = tables.get("expect", {}).get(settings.optimizer)
     usual = defaults(settings.config, settings.optimizer)
-    tolerated = FREE | {"seed", "device", "precision", "attention", "loss_chunk", "compile"}
+    tolerated = FREE - {"data", "final_windows"}
+    tolerated |= {"seed", "device", "precision", "attention", "loss_chunk", "compile"}
     in_force = asdict(settings) | hyper
     changed = [name for name in in_force if name not in tolerated and in_force[name] != usual.get(name)]
     if not entry or changed:
