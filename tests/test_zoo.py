@@ -856,6 +856,19 @@ def test_another_trainer_gives_the_same_weights(heading, package, tmp_path, monk
     assert moved == pytest.approx(sum(3e-4 * (1 + np.cos(np.pi * t / 4)) / 2 for t in range(4)), rel=1e-3)
 
 
+def test_a_rule_for_matrices_in_a_model_of_ones_own(tmp_path):
+    """Muon gives the matrix (16, 8) eight singular values of about one size, and AdamW moves a bias by lr."""
+    page = run_page(tmp_path, "A rule for matrices")
+    layer = page["model"][0]
+    matrix, bias = (p.detach().clone() for p in layer.parameters())
+    page["model"](page["x"]).square().sum().backward()
+    page["optimizer"].step()
+    singular = torch.linalg.svdvals(layer.weight.detach() - (1 - 0.02 * 0.1) * matrix)
+    assert len(singular) == 8 and singular.max() < 2 * singular.min()
+    moved = layer.bias.detach() - (1 - 3e-3 * 0.1) * bias
+    assert torch.allclose(moved.abs(), torch.full((16,), 3e-3), rtol=1e-3)
+
+
 def test_the_trainer_of_hugging_face(tmp_path, monkeypatch):
     """A run that is resumed ends as one that is not."""
     pytest.importorskip("transformers")
