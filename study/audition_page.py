@@ -249,7 +249,7 @@ class Report:
             rows.append((f"times as many steps that {theirs} needs for this loss", speedup, "1"))
         if speed:
             steps = speed.candidate, speed.reference
-            threads = "1 thread" if self.machine["threads"] == 1 else f"{self.machine['threads']} threads"
+            threads = f"{self.machine['threads']} thread{'s' if int(self.machine['threads']) > 1 else ''}"
             rows += [(f"milliseconds of the optimizer's step, {threads}", *(f"{step:.2f}" for step in steps)),
                      (f"milliseconds of the rest of a training step, {threads}", *[f"{speed.rest:.0f}"] * 2),
                      ("bytes of state per weight of the model", *(f"{count:.2f}" for count in speed.bytes))]

@@ -263,6 +263,7 @@ def test_a_page(whole, capsys):
     speedup = numbers["speedup"]["value"]
     assert numbers["time_to_reference_loss"] == pytest.approx(101 / 100 / speedup, abs=2e-3)
     assert numbers["candidate"]["lr"] == pytest.approx(10**-2.25) and numbers["reference"]["lr"] == 1e-2
+    assert "milliseconds of the optimizer's step, 1 thread |" in page
     assert lr_text(-9) in page and "verdict.png" in page and "nats lower than that of `adamw`" in page
     assert len(numbers["runs"]) == len(set(numbers["runs"])) and len(numbers["runs"]) <= len(trained.rows)
     assert "power: unknown, because no pairs with adamw are known yet" in capsys.readouterr().out
