@@ -306,14 +306,13 @@ class Report:
 
 def rest_of(found: Findings, rows: list[dict[str, str]]) -> str:
     """Returns which learning rate trained the weights that a side's rule is not for, as paragraphs."""
-    rates: dict[str, set[str]] = {}
-    for side in (found.candidate, found.reference):
-        of_side = {row["rest_lr"] for row in rows if row["optimizer"] == side.optimizer} - {""}
-        if of_side:
-            rates[f"`{side.name}`"] = of_side
-    return "".join(f"{name} trains only a part of the weights. Another rule trained the rest, at a peak\n"
-                   f"learning rate of {' or '.join(sorted(of_side))}, which was not tuned here.\n\n"
-                   for name, of_side in rates.items())
+    text = ""
+    for side in dict.fromkeys((found.candidate, found.reference)):
+        rates = {row["rest_lr"] for row in rows if row["optimizer"] == side.optimizer} - {""}
+        if rates:
+            text += (f"`{side.name}` trains only a part of the weights. Another rule trained the rest, at a "
+                     f"peak\nlearning rate of {' or '.join(sorted(rates))}, which was not tuned here.\n\n")
+    return text
 
 
 def finite(value: float) -> float | None:

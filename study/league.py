@@ -21,7 +21,7 @@ from study.audition_plan import (
 )
 from study.evidence import Study
 from study.tables import as_table, sd
-from study.verdict import MOST, best_lr, judge, level_of_many, time_to_loss
+from study.verdict import MOST, Verdict, best_lr, judge, level_of_many, time_to_loss
 from zoo.table import bytes_per_weight
 
 REFERENCE = "adamw"
@@ -119,13 +119,17 @@ def places(study: Study, rules: dict[str, Rule]) -> list[Place]:
     known = {name: found for name in rules if (found := findings(name, steps, losses))}
     judged = [found for name, found in known.items() if name != REFERENCE and len(found.seeds) > 1]
 
+    gains = [found.gains for found in judged]
+
+    def verdicts_at(level: float) -> list[Verdict]:
+        return [judge(*found.votes, level, gains=of_found) for found, of_found in zip(judged, gains)]
+
     def called_different(level: float) -> int:
-        words = [judge(*found.votes, level, gains=found.gains).word for found in judged]
-        return words.count("better") + words.count("worse")
+        return sum(verdict.word in ("better", "worse") for verdict in verdicts_at(level))
 
     level = level_of_many(len(judged), called_different) if judged else math.nan
-    for found in judged:
-        found.verdict = judge(*found.votes, level, gains=found.gains)
+    for found, verdict in zip(judged, verdicts_at(level)):
+        found.verdict = verdict
         plan = Audition(found.candidate, found.reference, steps, first=len(found.seeds), finest=COARSE)
         plan.measure_lengths(found, losses)
     ranked = []
