@@ -3,6 +3,7 @@ The atlas: a page for each update rule in docs/rules/, and docs/atlas.html, whic
 
     python -m lessons atlas           trains all rules on all toys, half a minute each, and writes everything
     python -m lessons atlas --keep    keeps the runs of docs/atlas.html, and trains only what it lacks
+    python -m lessons atlas --keep --anew=badam,muon        trains these rules anew, because they have changed
 
 docs/atlas.html holds the runs, and all pictures are made of them. What the pages say comes from the rules'
 docstrings and code, from the study's results, and from lessons/atlas.toml.
@@ -27,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+import optim
 import zoo
 import zoo.__main__
 from lessons import pictures, toys
@@ -318,10 +320,32 @@ def page_of(name: str, runs: dict[str, dict]) -> str:
         called = f"\n<details><summary>What it calls</summary>\n\n```python\n{called}\n```\n\n</details>\n"
     values = facts | dict(
         name=name, relatives=" ".join(relatives), called=called, changes=changes, steps=pencil_steps(name),
+        whose_lr=whose_lr(name), verified=verified(name),
         details=bullets(f"**{key}** {text}" for key, text in facts["parts"].items()),
         toys=toys_on_page(name, runs), traps=bullets(facts["traps"]),
         study=in_the_study(name, **study))
     return fill("rule.md", **values)
+
+
+def whose_lr(name: str) -> str:
+    """Returns where a rule's usual peak lr comes from, as a clause."""
+    tuned = tomllib.loads((ROOT / "configs/nano.toml").read_text())["lr"]
+    if name in tuned:
+        return "which is the best of three to five that were tried"
+    return f"which is AdamW's times {zoo.RULES[name].lr_factor:.3g}, and was not tuned"
+
+
+def verified(name: str) -> str:
+    """Returns with which code a rule agrees, as a sentence."""
+    if name in optim.RULES:
+        page, is_published = "../paper.md", name != "adasgd"
+    else:
+        page = "../../tests/golden/zoo/README.md"
+        is_published = f"| {name} |" in (PAGES / page).read_text()
+    if is_published:
+        return f"It agrees with published code step by step. [This page]({page}) names the code."
+    return ("There is no published code to compare with. The [tests](../../tests) compare it with a second "
+            "version of it in float64.")
 
 
 def in_the_study(name: str, curve: list[list], best: list | None, place: int | None) -> str:
@@ -457,13 +481,19 @@ def texts_of(runs: dict[str, dict]) -> dict[Path, str]:
 class Options:
     """The options of the atlas."""
     keep: bool = option(False, None, "keep the runs of docs/atlas.html, and train only what it lacks")
+    anew: str = option("", None, "rules, joined by commas, that --keep trains anew")
 
 
 def main(argv: list[str]) -> None:
     """Writes the pages, their pictures and docs/atlas.html."""
     torch.set_num_threads(1)    # the problems are so small that a second thread only waits
     options = load(Options, argv, __doc__, program="python -m lessons atlas")[0]
-    runs = all_runs(read_runs() if options.keep else {})
+    anew = options.anew.split(",") if options.anew else []
+    for name in anew:
+        if name not in zoo.RULES:
+            raise UserError(f"--anew={name}: there is no such rule; --optimizer=list lists them")
+    kept = read_runs() if options.keep else {}
+    runs = all_runs({key: run for key, run in kept.items() if key.split()[1] not in anew})
     files = {path: text.encode() for path, text in texts_of(runs).items()}
     files |= {PAGES / f"{name}.svg": picture_of(name, runs) for name in zoo.RULES}
     PAGES.mkdir(exist_ok=True)

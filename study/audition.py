@@ -45,7 +45,7 @@ from study.audition_plan import (
 )
 from study.tables import changed_options, number, optimizer_of, parsed, read_runs, row_of, rows_below, text
 from study.thresholds import PARITY
-from study.verdict import POWER, looks, visible
+from study.verdict import looks, visible
 from trainer.cores import usable_cores
 from trainer.errors import UserError, one_line
 from trainer.machine import Machine, compiler_works, provide_cache
@@ -345,8 +345,9 @@ def power_of(plan: Audition, by_machine: dict[Kind, dict[Run, float]]) -> str:
         return f"power: unknown, because no pairs with {name} are known yet"
     first, *_, last = looks(plan.first)
     return (f"power: {first.seeds} pairs find a difference of {visible(sd, *first):.3f} nats in "
-            f"{100 * POWER:g} of 100 auditions, and {last.seeds} pairs one of {visible(sd, *last):.3f}, if "
-            f"they spread as known pairs with {name} do (sd {sd:.3f} nats, {freedom} degrees of freedom)")
+            f"about 3 of 4 auditions, and {last.seeds} pairs one of {visible(sd, *last):.3f}, if "
+            "the best learning rates are certain and pairs spread as known pairs with "
+            f"{name} do (sd {sd:.3f} nats, {freedom} degrees of freedom)")
 
 
 def train_until_known(plan: Audition, options: Options, settings: Settings, here: Kind, jobs: int,

@@ -19,7 +19,7 @@ from study.audition_plan import CONTENDS, TUNING_SEED, Findings, Tuning, lr_at, 
 from study.panels import COLORS, DPI, LOSS
 from study.tables import COLUMNS, as_table, write_csv
 from study.thresholds import USABLE
-from study.verdict import ERROR, MOST, POWER, Verdict, best_lr, looks, time_to_loss, visible
+from study.verdict import ERROR, Verdict, best_lr, looks, time_to_loss
 from trainer.machine import versions
 from trainer.measure import blank_figure
 from trainer.runs import to_json, whole_file
@@ -99,17 +99,28 @@ def sentence_of(found: Findings) -> str:
     verdict = found.verdict
     if verdict.interval is None:
         return f"{verdict.reason[0].upper()}{verdict.reason[1:]}."
-    mean, low, high, _, n, level = verdict.interval
+    mean, low, high, _, n, _ = verdict.interval
     difference = f"{abs(mean):.3f} nats {'lower' if mean < 0 else 'higher'} than that of {theirs}"
-    text = (f"The final loss of {ours} is {difference}, the mean over {n} pairs of runs. The interval from "
-            f"{low:+.3f} to {high:+.3f} misses the true difference at most {100 * level:.3g} times in 100.")
-    if verdict.more and n + verdict.more == MOST and found.has_untrained:
-        text += " Pairs at other learning rates would tell more."
-    elif verdict.more and n + verdict.more == MOST:
-        text += f" Even {MOST} pairs would not tell, if mean and spread stayed what they are."
-    elif verdict.more:
-        text += f" About {n + verdict.more} pairs would tell, if mean and spread stayed what they are."
+    text = (f"The final loss of {ours} is {difference}, the mean over {n} pairs of runs. The interval is "
+            f"{low:+.3f} to {high:+.3f}. Such an interval, with which an audition ends, misses the true "
+            f"difference in at most {100 * ERROR:g} of 100 auditions.")
+    for name, tuning, votes in zip((ours, theirs), found.tunings, found.votes):
+        if (gain := tuning.gain_at_untrained(votes)) > 0:
+            text += (f" A learning rate of {name} that may be better by up to {gain:.3f} nats has no pairs. "
+                     "The interval allows for that, but the mean does not.")
+    if word == "cannot tell":
+        text += " " + outlook_of(found)
     return text
+
+
+def outlook_of(found: Findings) -> str:
+    """Returns which later look would decide, as a sentence."""
+    unchanged = "if mean and spread stayed what they are"
+    if found.verdict.enough:
+        return f"The look at {found.verdict.enough} pairs would tell, {unchanged}."
+    if not found.later:
+        return "This was the last look."
+    return f"The last look, at {found.later[-1].seeds} pairs, would not tell, {unchanged}."
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -188,7 +199,7 @@ class Report:
             verdict=self.word(found),
             candidate=sides[0], reference=sides[1],
             difference=dict(interval._asdict()) if interval else None,
-            more_seeds=found.verdict.more if found.verdict else None, margin=self.margin,
+            enough_pairs=found.verdict.enough if found.verdict else None, margin=self.margin,
             speedup={name: finite(value) for name, value in speedup._asdict().items()} if speedup else None,
             time_to_reference_loss=self.time(found, speed),
             reference_lengths={str(seed): {str(steps): finite(loss) for steps, loss in of_seed.items()}
@@ -261,18 +272,11 @@ class Report:
         """Returns how the verdict was made. If the rules do not train all weights, it says how the rest was
         trained."""
         counts = [str(look.seeds) for look in looks(self.first)]
-        power = ""
-        if found.verdict and found.verdict.interval:
-            sd, (n, level) = found.verdict.interval.sd, found.look
-            power = (f"The differences of the pairs have a standard deviation of {sd:.3f} nats. With this\n"
-                     f"spread, {n} pairs find a difference of {visible(sd, n, level):.3f} nats in "
-                     f"{100 * POWER:g} of 100 auditions,\nif there is no doubt about the best learning "
-                     "rates.\n\n")
         return METHOD.read_text().rstrip().format(
             config=self.config, steps=self.steps, tuning_seed=TUNING_SEED, contends=CONTENDS,
             number_of_looks=len(counts), looks=", ".join(counts), error=100 * ERROR,
             first_error=100 * looks(self.first)[0].level, margin=self.margin,
-            power=power, rest=rest_of(found, rows), link=self.link("docs/audition.md"))
+            rest=rest_of(found, rows), link=self.link("docs/audition.md"))
 
     def link(self, path: str) -> str:
         """Returns the path of a file of the project, seen from the page."""

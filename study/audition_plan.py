@@ -230,7 +230,8 @@ class Findings:
         machines: {seed: the kind of machine that trained both runs of its pair}.
         votes: ({learning rate: the candidate's final losses, one for each seed}, the same of the reference).
         look: the last look.
-        verdict: what that look says, or None.
+        later: the looks that may follow.
+        verdict: what the last look says, or None.
         lengths: {seed: {steps: final loss}} of the reference.
         length_tunings: {steps: Tuning} of the reference at other lengths.
         stage: what the wanted runs are for.
@@ -245,6 +246,7 @@ class Findings:
     machines: dict[int, Hashable] = field(default_factory=dict)
     votes: tuple[LossesByLr, LossesByLr] = ({}, {})
     look: Look | None = None
+    later: list[Look] = field(default_factory=list)
     verdict: Verdict | None = None
     lengths: dict[int, dict[int, float]] = field(default_factory=dict)
     length_tunings: dict[int, Tuning] = field(default_factory=dict)
@@ -303,9 +305,11 @@ class Findings:
 
     @property
     def mean_lengths(self) -> dict[int, float]:
-        """{steps: the reference's final loss, the mean over the seeds}."""
+        """{steps: the reference's final loss, the mean over the seeds}, without lengths at which a run
+        diverged."""
         of_seeds = list(self.lengths.values())
-        return {steps: float(np.mean([of_seed[steps] for of_seed in of_seeds])) for steps in of_seeds[0]}
+        means = {steps: float(np.mean([of_seed[steps] for of_seed in of_seeds])) for steps in of_seeds[0]}
+        return {steps: mean for steps, mean in means.items() if math.isfinite(mean)}
 
 
 @dataclass(frozen=True)
@@ -449,9 +453,10 @@ class Audition:
         if missing := [run for run in needed if known[run] is None]:
             return missing
         found.look, found.seeds, found.machines = look, seeds, machines
+        found.later = [one for one in looks(self.first) if one.seeds > look.seeds]
         found.votes = tuple({lr: [known[run] for run in of_lr] for lr, of_lr in of_side.items()}
                             for of_side in runs)
-        verdict = judge(*found.votes, look.level, self.margin, found.gains)
+        verdict = judge(*found.votes, look.level, self.margin, found.gains, found.later)
         if found.has_untrained and not verdict.interval:    # the others need not diverge
             verdict = verdict._replace(word="cannot tell")
         found.verdict = verdict
@@ -472,18 +477,16 @@ class Audition:
 
     def measure_lengths(self, found: Findings, losses: Losses) -> None:
         """Finds the reference's losses at other lengths, for the speedup. Lengths whose runs are known are
-        taken as they are. Runs are wanted for twice and four times as many steps as long as the candidate's
-        mean loss is below the reference's, and for half as many if it is above."""
+        taken as they are. Runs are wanted for half as many steps, and for twice and four times as many as
+        long as the candidate's mean loss is below the reference's."""
         seeds = found.seeds[:self.first]
         found.lengths = {seed: {self.steps: loss} for seed, loss in zip(seeds, found.pairs[1])}
         if not found.verdict.interval:
             return
         loss = found.mean_lengths[self.steps] + found.verdict.interval.mean
-        for steps in (2 * self.steps, 4 * self.steps, self.steps // 2):
-            if steps > self.steps:    # a length that was not needed makes all longer ones unnecessary
-                is_needed = loss < found.mean_lengths.get(steps // 2, -math.inf)
-            else:
-                is_needed = loss > found.mean_lengths[self.steps]
+        for steps in (self.steps // 2, 2 * self.steps, 4 * self.steps):
+            is_short = steps < self.steps    # it shows how the curve bends, and is cheap
+            is_needed = is_short or loss < found.mean_lengths.get(steps // 2, -math.inf)
             missing = self.measure_length(found, steps, losses)
             if missing and is_needed:
                 found.wanted = missing

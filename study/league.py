@@ -21,23 +21,26 @@ from study.audition_plan import (
 )
 from study.evidence import Study
 from study.tables import as_table, sd
-from study.verdict import MOST, Verdict, best_lr, judge, level_of_many, time_to_loss
+from study.verdict import Look, Verdict, best_lr, judge, level_of_many, time_to_loss
 from zoo.table import bytes_per_weight
 
 REFERENCE = "adamw"
+MOST = 100    # pairs that anyone may want to run
 COLUMNS = ("optimizer", "peak lr", "final validation loss", "sd", "n", "difference to AdamW, pairs",
            "verdict", "speedup", "time to AdamW's loss", "ms of its step",
            "bytes of state per weight of a matrix")
 
 LEGEND = """# The league
 
-Each rule is at the learning rate that is best in its pairs, or else at seed 0. The loss is a mean over n
-seeds. Seed 0 chose the learning rates, so it counts in the loss, but not in the difference to AdamW. The
+Each rule is at the learning rate that is best in its pairs, or else at seed 0. The loss is a mean over all
+n seeds, with seed 0. The difference to AdamW leaves seed 0 out, because it chose the learning rates. The
 difference is a mean over pairs of runs with the same seed, with its interval and the number of pairs. Two
 pairs decide only if they nearly agree.
 
 * **better, worse, same, cannot tell**: as in an audition, at a level that allows for the number of rules.
-* **cannot tell: about 1 more**: one more pair would decide, if mean and spread stayed what they are.
+  [Auditions](../../docs/audition.md#many-rules-against-one-reference) says what this level promises.
+* **cannot tell: about 1 more**: one more pair would decide, if mean and spread stayed what they are. Two
+  pairs say too little about the spread for this.
 * **cannot tell: pairs at other learning rates**: a neighbour of the best one may be better, without pairs.
 * **speedup**: AdamW needs this many times as many steps for the loss. The interval is the difference's.
 * **time to AdamW's loss**: relative to AdamW's own time, with the times of a step on two threads.
@@ -122,7 +125,9 @@ def places(study: Study, rules: dict[str, Rule]) -> list[Place]:
     gains = [found.gains for found in judged]
 
     def verdicts_at(level: float) -> list[Verdict]:
-        return [judge(*found.votes, level, gains=of_found) for found, of_found in zip(judged, gains)]
+        return [judge(*found.votes, level, gains=of_found,
+                      later=[Look(n, level) for n in range(len(found.seeds) + 1, MOST)])
+                for found, of_found in zip(judged, gains)]
 
     def called_different(level: float) -> int:
         return sum(verdict.word in ("better", "worse") for verdict in verdicts_at(level))
@@ -161,12 +166,13 @@ def words_of(place: Place) -> tuple[str, str]:
     """Returns the difference to AdamW with its interval, and the verdict."""
     if place.found.verdict is None:
         return "", "the reference" if place.name == REFERENCE else ""
-    word, _, interval, more = place.found.verdict
+    word, _, interval, enough = place.found.verdict
     if interval is None:
         return "", word
-    need = f": about {more} more" if more else ""
-    if more and interval.n + more == MOST:
-        need = ": pairs at other learning rates" if place.found.has_untrained else f": more than {MOST} pairs"
+    need = ""
+    if word == "cannot tell" and interval.n > 2:
+        otherwise = ": pairs at other learning rates" if place.found.has_untrained else f": over {MOST} pairs"
+        need = f": about {enough - interval.n} more" if enough else otherwise
     text = f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}), {interval.n}"
     return text, f"{word}{need}"
 

@@ -7,14 +7,13 @@ infinite loss.
 """
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from study.thresholds import PARITY
 
 ERROR = 0.05    # how often, at most, two equal optimizers may be called different
-POWER = 0.8     # "can see a difference" means: finds it in this fraction of all auditions
-MOST = 100      # pairs that anyone may want to run
+POWER = 0.8     # visible() aims at this fraction of all auditions. With few pairs it is 0.71 to 0.78
 LOOKS = ((0, 1 / 2), (2, 1 / 4), (5, 1 / 8), (9, 1 / 8))    # (more seeds than at first, share of ERROR)
 
 
@@ -116,12 +115,13 @@ class Verdict(NamedTuple):
         reason: a clause that says why.
         interval: the mean difference at the best learning rates, with the interval of bounds(), or None if
             a side diverged at all of its learning rates.
-        more: if the word is "cannot tell", about how many more seeds would tell; otherwise 0.
+        enough: if the word is "cannot tell", the pairs of the first later look that would tell if mean and
+            spread stayed what they are; 0 if no later look would.
     """
     word: str
     reason: str
     interval: Interval | None
-    more: int = 0
+    enough: int = 0
 
 
 LossesByLr = dict[int, list[float]]    # final losses, one for each seed, by learning rate
@@ -167,7 +167,7 @@ def stable(losses: LossesByLr) -> LossesByLr:
 
 
 def judge(candidate: LossesByLr, reference: LossesByLr, level: float, margin: float = PARITY,
-          gains: tuple[float, float] = (0.0, 0.0)) -> Verdict:
+          gains: tuple[float, float] = (0.0, 0.0), later: Sequence[Look] = ()) -> Verdict:
     """Compares two optimizers.
 
     Args:
@@ -176,12 +176,11 @@ def judge(candidate: LossesByLr, reference: LossesByLr, level: float, margin: fl
         level: how often the verdict may be wrong.
         margin: two optimizers whose losses differ by at most this are the same, in nats.
         gains: those of bounds().
+        later: the looks that may follow.
     """
     ours, theirs = stable(candidate), stable(reference)
     if not ours or not theirs:
-        word = "cannot tell" if not ours and not theirs else "worse" if not ours else "better"
-        who = {"cannot tell": "both sides", "worse": "the candidate", "better": "the reference"}[word]
-        return Verdict(word, f"runs of {who} diverged at all learning rates that may be the best", None)
+        return judge_divergence(candidate, reference, level)
     found = bounds(ours, theirs, level, gains)
     if -margin <= found.low and found.high <= margin:
         return Verdict("same", f"the whole interval lies within {margin:g} nats of 0", found)
@@ -190,7 +189,29 @@ def judge(candidate: LossesByLr, reference: LossesByLr, level: float, margin: fl
     if found.low > 0:
         return Verdict("worse", "the whole interval lies above 0", found)
     reason = f"the interval holds 0, and it reaches further than {margin:g} nats from 0"
-    return Verdict("cannot tell", reason, found, seeds_to_decide(found, margin) - found.n)
+    return Verdict("cannot tell", reason, found, pairs_to_decide(found, margin, later))
+
+
+def judge_divergence(candidate: LossesByLr, reference: LossesByLr, level: float) -> Verdict:
+    """Compares how many runs of each side diverged, at the learning rate where the fewest did. This is for
+    two optimizers of which one at least diverged at all of its learning rates. The arguments are those of
+    judge()."""
+    ours, theirs = (min(sum(map(math.isinf, losses)) for losses in side.values())
+                    for side in (candidate, reference))
+    n = len(candidate[best_lr(candidate)])
+    reason = f"{ours} of {n} runs of the candidate diverged, and {theirs} of {n} runs of the reference"
+    if chance_of_counts(ours, theirs, n) > level:
+        return Verdict("cannot tell", f"{reason}, which may be chance", None)
+    return Verdict("worse" if ours > theirs else "better", reason, None)
+
+
+def chance_of_counts(ours: int, theirs: int, n: int) -> float:
+    """Returns how often two numbers of runs differ by chance as much as these, of n runs each.
+
+    Source: the exact test of Fisher, "Statistical Methods for Research Workers", fifth edition, 1934."""
+    both, larger = ours + theirs, max(ours, theirs)
+    ways = sum(math.comb(n, k) * math.comb(n, both - k) for k in range(larger, min(n, both) + 1))
+    return min(1.0, 2 * ways / math.comb(2 * n, both))
 
 
 def half_width(sd: float, n: int, level: float) -> float:
@@ -198,22 +219,23 @@ def half_width(sd: float, n: int, level: float) -> float:
     return t_quantile(level, n - 1) * sd / math.sqrt(n)
 
 
-def seeds_to_decide(found: Interval, margin: float) -> int:
-    """Returns about how many seeds would decide, if mean and sd stayed what they are: those with which the
+def pairs_to_decide(found: Interval, margin: float, later: Sequence[Look]) -> int:
+    """Returns the pairs of the first later look that would decide, if mean and sd stayed what they are: its
     interval leaves out 0, or lies within the margin. What the interval has besides the spread of its values
-    stays, too. If MOST seeds would not decide, it returns MOST."""
+    stays, too. If no later look would decide, it returns 0."""
     half = half_width(found.sd, found.n, found.level)
     below, above = found.mean - half - found.low, found.high - found.mean - half
-    for n in range(found.n + 1, MOST):
-        half = half_width(found.sd, n, found.level)
+    for look in later:
+        half = half_width(found.sd, look.seeds, look.level)
         low, high = found.mean - half - below, found.mean + half + above
         if low > 0 or high < 0 or (-margin <= low and high <= margin):
-            return n
-    return MOST
+            return look.seeds
+    return 0
 
 
 def visible(sd: float, n: int, level: float) -> float:
-    """Returns the difference, in nats, that n pairs find with a probability of about POWER.
+    """Returns the difference, in nats, that n pairs find in about three of four auditions. The aim is POWER,
+    but the formula is that of many pairs.
 
     Args:
         sd: the standard deviation of the differences.
@@ -264,10 +286,12 @@ class Speedup(NamedTuple):
 
 
 def steps_for_loss(lengths: dict[int, float], loss: float) -> float:
-    """Returns after how many steps the reference has a loss. It is linear between the lengths, in log(steps).
+    """Returns after how many steps the reference has a loss. Between two lengths, the loss is a power law
+    a + b / steps^c through both and a third length.
 
     Args:
-        lengths: {steps: final loss} of runs of the reference, each with its whole schedule.
+        lengths: {steps: final loss} of runs of the reference, each with its whole schedule. Each length is
+            twice the one before.
         loss: the loss to reach.
     Returns: the number of steps; infinite if no length reaches the loss, and 0 if the shortest is below it.
     """
@@ -277,8 +301,22 @@ def steps_for_loss(lengths: dict[int, float], loss: float) -> float:
     for shorter, longer in zip(steps, steps[1:]):
         above, below = lengths[shorter], lengths[longer]
         if below <= loss <= above and below < above:
-            return shorter * (longer / shorter)**((above - loss) / (above - below))
+            fraction, ratio = (above - loss) / (above - below), ratio_of_gains(lengths, shorter)
+            if ratio != 1:    # a part u of a doubling gains 1 - ratio^u, and the whole 1 - ratio
+                fraction = math.log(1 - fraction * (1 - ratio)) / math.log(ratio)
+            return shorter * (longer / shorter)**fraction
     return math.inf if loss < lengths[steps[-1]] else float(steps[-1])
+
+
+def ratio_of_gains(lengths: dict[int, float], shorter: int) -> float:
+    """Returns how much less a doubling of the steps gains than the doubling before it, with the doubling that
+    begins at `shorter` and the one before it or, at the first length, after it. It is 1, which makes a
+    straight line over log(steps), if there is no third length or if a doubling gains nothing."""
+    steps = sorted(lengths)
+    first = max(0, steps.index(shorter) - 1)
+    losses = [lengths[count] for count in steps[first:first + 3]]
+    gains = [loss - next_loss for loss, next_loss in zip(losses, losses[1:])]
+    return gains[1] / gains[0] if len(gains) == 2 and min(gains) > 0 else 1.0
 
 
 def speedup(lengths: dict[int, float], difference: Interval, steps: int) -> Speedup:

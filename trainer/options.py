@@ -231,7 +231,9 @@ def load(cls: type, argv: list, about: str = "", *, complete: Callable = no_extr
         extra = {name: base.get(name, default) for name, default in extra.items()}
 
     second = Parser(allow_abbrev=False, add_help=False)
-    group = parser.add_argument_group("hyperparameters of the chosen optimizer") if extra else None
+    if extra:
+        group = parser.add_argument_group("hyperparameters of the chosen optimizer",
+                                          "The rule's page in docs/rules/ explains them.")
     for name, default in extra.items():
         add_flag(second, name, type(default), None, "")
         add_flag(group, name, type(default), default, "")

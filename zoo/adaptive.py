@@ -124,15 +124,16 @@ def adabelief(g, m, s, t, *, beta1=0.9, beta2=0.999, eps=1e-16):
     return hat(m, beta1, t) / (hat(s, beta2, t).sqrt() + eps)
 
 def mars(g, m, v, last, t, *, beta1=0.95, beta2=0.99, gamma=0.025, eps=1e-8):
-    """MARS, in its AdamW form, is Adam on gradients plus a part of their last change, which reduces noise.
+    """MARS, in its AdamW form, is Adam on gradients plus a part of their last change, to reduce noise.
         c  = g + gamma b1 / (1 - b1) (g - last), divided by its norm over the tensor if that is above 1
         m <- b1 m + (1 - b1) c;  v <- b2 v + (1 - b2) c^2;  last <- g
         u  = m_hat / (sqrt(v_hat) + eps)
 
     Remembers  m, v, and last, a copy of the gradient: 12 bytes per weight.
     Moves      each weight as Adam does.
-    lr         is in weight, as Adam's lr is. Typical 6e-3, twice Adam's. The tuning of Wen et al. (2025),
-               arXiv 2509.02046, also found twice Adam's. The authors use 6e-3 for GPT-2.
+    lr         is in weight, as Adam's lr is. Typical 6e-3, twice Adam's, as the tuning of Wen et al. (2025),
+               arXiv 2509.02046, found. The authors use ten times their AdamW's: 6e-3 for GPT-2 small, 3e-3
+               for medium and 2e-3 for large, and half of it for the norms.
     Defaults   are the authors' for GPT-2. Before the first step last is 0, as in their code.
     For        matrices, including embedding and head. AdamW trains the norms.
     Source     Yuan et al. (2024), arXiv 2411.10438. This is their approximate form, which does not compute

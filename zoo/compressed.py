@@ -141,7 +141,7 @@ def places(like):
 # ---------------------------------------------------------------------------------------------------------
 # A part of the weights at a time
 
-def badam(g, m, v, w, t, lr, decay, layer, *, beta1=0.9, beta2=0.999, eps=1e-8, layers=0, switch_steps=100):
+def badam(g, m, v, w, t, lr, decay, layer, *, beta1=0.9, beta2=0.999, eps=1e-8, layers=0, switch_steps=10):
     """BAdam trains one layer at a time with Adam. After switch_steps steps it goes on to the next one.
         block = (t - 1) // switch_steps mod (layers + 2),  k = (t - 1) mod switch_steps + 1
         If the tensor's layer is not block:  m <- 0;  v <- 0, and the weight stays as it is, without decay
@@ -154,11 +154,14 @@ def badam(g, m, v, w, t, lr, decay, layer, *, beta1=0.9, beta2=0.999, eps=1e-8, 
     Moves      each weight of one layer by about lr where its gradients agree, and no other weight.
     lr         is in weight, as Adam's lr is. Typical 3e-3, Adam's. The authors only train further what
                others have trained, and use 1e-6 ... 1e-5.
-    Defaults   are the authors'. The trainer passes --layers as `layers`. With 0, all tensors are one block,
-               which is Adam that starts anew every switch_steps steps.
+    Defaults   are Adam's of PyTorch, as in the authors' code. Its switch_steps is 50, and 100 in its examples
+               for fine-tuning. A new model needs many rounds, so it is 10 here. The trainer passes --layers
+               as `layers`. With 0, all tensors are one block, which is Adam that starts anew every
+               switch_steps steps.
     For        every tensor. The embedding is the first block and the head, with the last norm, is the last
-               one. The authors leave both untrained by default, which a new model cannot afford. They draw
-               the order of the blocks anew for each round. Here it ascends, which is an option of theirs. In
+               one, so the head stands still for switch_steps (layers + 1) steps. The authors leave both
+               untrained by default, which a new model cannot afford. Their order descends by default, and is
+               drawn anew for each round in their examples. Here it ascends, which is an option of theirs. In
                their code the very first block has one step less than all others.
     Source     Luo, Yu, Li (2024), arXiv 2404.02827."""
     turn = torch.floor((t - 1) / switch_steps)

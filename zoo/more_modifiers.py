@@ -44,7 +44,7 @@ def centralize(g):
     return g - g.mean(dim=tuple(range(1, g.dim())), keepdim=True) if g.dim() > 1 else g
 
 def mars_g(g, mars_g_last, *, mars_g_gamma=0.025, mars_g_beta=0.95):
-    """MARS adds a part of the gradient's last change to it, which reduces noise. Then any rule may follow.
+    """MARS adds a part of the gradient's last change to it, to reduce noise. Then any rule may follow.
         c     = g + gamma b / (1 - b) (g - last);  last <- g
         g     = c / max(1, |c|)                       |.| is the norm of the tensor
 

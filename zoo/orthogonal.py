@@ -109,7 +109,7 @@ def cautious_muon(g, m, blocks, *, beta1=0.95):
     return max(1, o.shape[1] / o.shape[2]) ** 0.5 * o.reshape(g.shape)
 
 def mars_m(g, m, last, blocks, *, beta1=0.95, gamma=0.025):
-    """MARS-M is Muon on gradients plus a part of their last change, which reduces noise.
+    """MARS-M is Muon on gradients plus a part of their last change, to reduce noise.
         c  = g + gamma b1 / (1 - b1) (g - last), divided by its norm over the matrix if that is above 1
         m <- b1 m + (1 - b1) c;  last <- g
         u  = 0.2 sqrt(max(rows, columns)) orthogonal(m)

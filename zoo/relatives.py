@@ -221,22 +221,24 @@ def fadam(g, m, v, w, decay, lr, t, *, beta1=0.9, beta2=0.999, eps=1e-8, clip_rm
     return m + (1 - decay) / lr.clamp_min(1e-30) * (clipped(w / f) - w)
 
 def innaprop(g, m, v, w, decay, lr, t, *, beta2=0.99, eps=1e-8, viscous=0.1, newton=0.9):
-    """INNAprop is RMSProp for a ball with friction, which also brakes where the gradient changes. It sees
-    that change in how the weights move, and needs no second derivative.
+    """INNAprop is RMSProp for a ball with friction, which also brakes where the gradient changes. A velocity
+    shows that change, so the rule needs no second derivative.
         v <- b2 v + (1 - b2) g^2
         n  = g / (sqrt(v_hat) + eps)
-        m <- m + (1 - viscous newton) / newton (what the decay takes from w)
-        u  = m + newton n
+        m <- m + (1 - viscous newton) / newton * d         d = the part of w that the decay takes away
+        u  = m + newton n                                  v_hat = v / (1 - b2^t)
         m <- m + lr ((1 - viscous newton) n - viscous m)
 
     Remembers  m, the velocity, and v: 8 bytes per weight.
     Moves      each weight by lr newton n for the newest gradient alone, which nothing averages. If gradients
                agree for some 1 / (viscous lr) steps, it moves the weight by lr / viscous.
-    lr         is in weight, as Adam's lr is. Typical 3e-3. For GPT-2 the authors use their AdamW's lr, 6e-4.
-               lr is also the time that a step takes: the smaller it is, the more steps m remembers.
-    Defaults   are the authors' for GPT-2. They also use viscous 2 and newton 2. The paper calls them alpha
-               and beta. The authors keep psi = (1 - viscous newton) w + newton m, and divide by newton - lr.
-               The division cancels, and m starts at 0.
+    lr         is in weight, as Adam's lr is. Typical 3e-3. For GPT-2 the authors use their AdamW's lr: 6e-4
+               for small, 3e-4 for medium and 2e-4 for large. lr is also the time that a step takes: the
+               smaller it is, the more steps m remembers.
+    Defaults   are those of the authors' code, with the beta2 of their GPT-2. The paper calls viscous alpha,
+               newton beta and beta2 sigma. The configurations of their GPT-2 have viscous 2 and newton 2.
+               The authors keep psi = (1 - viscous newton) w + newton m instead of m, and divide by
+               newton - lr. The division cancels, and m starts at 0.
     For        every tensor. psi does not decay, so a part of each decay comes back through m.
     Source     Bolte, Boustany, Pauwels, Purica (2024), arXiv 2410.05871."""
     v.lerp_(g.square(), 1 - beta2)
