@@ -30,7 +30,7 @@ import torch
 
 import optim
 import zoo
-from study.audition_page import Report, sentence_of, word_of
+from study.audition_page import STILL_RUNNING, Report, sentence_of, word_of
 from study.audition_plan import (
     COARSE,
     Audition,
@@ -245,9 +245,16 @@ def with_first_ahead(by_machine: dict[Kind, dict[Run, Any]]) -> dict[Run, Any]:
 def hours_of(runs: list[Run], settings: Settings, rows_here: list[dict[str, str]], jobs: int) -> float | None:
     """Returns about how many hours some runs will take, or None if nothing says how fast this machine is."""
     speeds = [float(row["tokens_per_second"]) for row in rows_here if row["tokens_per_second"]]
-    together = float(np.median(speeds)) * jobs if speeds else settings.throughput
-    tokens = sum(run.steps for run in runs) * settings.batch * settings.context
-    return tokens / together / 3600 if together else None
+    speed = float(np.median(speeds)) if speeds else (settings.throughput or 0) / jobs
+    longest_first = sorted((run.steps for run in runs), reverse=True)
+    steps = sum(longest_first[::jobs])    # the longest run of each round of `jobs` runs
+    return steps * settings.batch * settings.context / speed / 3600 if speed else None
+
+
+def in_words(count: int, hours: float | None) -> tuple[str, str]:
+    """Returns a number of runs and their hours in words: ("3 runs", "about 10 minutes")."""
+    about = "an unknown time" if hours is None else f"about {60 * hours:.0f} minutes"
+    return f"{count} run{'s' if count > 1 else ''}", about
 
 
 def train(lines: list[str], config: str, jobs: int, *more: str) -> int:
@@ -344,10 +351,10 @@ def power_of(plan: Audition, by_machine: dict[Kind, dict[Run, float]]) -> str:
     if not freedom:
         return f"power: unknown, because no pairs with {name} are known yet"
     first, *_, last = looks(plan.first)
-    return (f"power: {first.seeds} pairs find a difference of {visible(sd, *first):.3f} nats in "
-            f"about 3 of 4 auditions, and {last.seeds} pairs one of {visible(sd, *last):.3f}, if "
-            "the best learning rates are certain and pairs spread as known pairs with "
-            f"{name} do (sd {sd:.3f} nats, {freedom} degrees of freedom)")
+    return (f"power: in 3 of 4 auditions, {first.seeds} pairs find a difference of {visible(sd, *first):.3f} "
+            f"nats, and {last.seeds} pairs one of {visible(sd, *last):.3f}. This is so if the best learning "
+            f"rates are certain and pairs spread as known pairs with {name} do (sd {sd:.3f} nats, {freedom} "
+            "degrees of freedom).")
 
 
 def train_until_known(plan: Audition, options: Options, settings: Settings, here: Kind, jobs: int,
@@ -371,25 +378,26 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
         if not found.wanted:
             break
         words = {(side.optimizer, side.changed): side.words for side in found.sides}
-        lines = grid_lines(found.wanted, words, settings.steps)
-        hours = hours_of(found.wanted, settings, list(by_machine[here].values()), jobs)
-        about = "an unknown time" if hours is None else f"about {60 * hours:.0f} minutes"
-        runs = f"{len(found.wanted)} run{'s' if len(found.wanted) > 1 else ''}"
+        wanted = found.wanted_by(1 if options.print else jobs)
+        lines = grid_lines(wanted, words, settings.steps)
+        hours = hours_of(wanted, settings, list(by_machine[here].values()), jobs)
+        runs, about = in_words(len(wanted), hours)
+        if not options.print and time.monotonic() + 3600 * (hours or 0) > deadline:
+            stopped = (f"the next {runs} ({found.stage}) would take {about}, which is more than --hours="
+                       f"{options.hours:g} leaves. Give the same command again to go on")
+            break
         print(f"{found.stage}: {runs}, {about}, {jobs} at a time", file=out)
         if options.print:
             return train(lines, options.config, jobs, "--print")
-        if time.monotonic() + 3600 * (hours or 0) > deadline:
-            stopped = (f"the next {runs} ({found.stage}) would take {about}, "
-                       f"and --hours={options.hours:g} is over")
-            break
         if found.verdict:
             print(f"so far: {word_of(found)}. {sentence_of(found)}")
-        report.write(found, used, "it is still running", measure=False)
+        report.write(found, used, STILL_RUNNING, measure=False)
         if code := train(lines, options.config, jobs):
             return code
     if options.print:
         print("nothing is missing; without --print the audition writes its page", file=out)
         return 0
+    print("measuring what a step takes", flush=True)
     report.write(found, used, stopped)
     print(f"{word_of(found)}. {sentence_of(found)}" + (f" It stopped early: {stopped}." if stopped else ""))
     print(f"The page is {report.folder}/verdict.md")

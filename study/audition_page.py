@@ -26,6 +26,7 @@ from trainer.runs import to_json, whole_file
 
 ROOT = Path(__file__).parent.parent
 METHOD = Path(__file__).parent / "audition_method.md"
+STILL_RUNNING = "still running"    # what write() takes for `stopped` if more runs will follow
 
 
 def decimals(value: float) -> str:
@@ -102,8 +103,8 @@ def sentence_of(found: Findings) -> str:
     mean, low, high, _, n, _ = verdict.interval
     difference = f"{abs(mean):.3f} nats {'lower' if mean < 0 else 'higher'} than that of {theirs}"
     text = (f"The final loss of {ours} is {difference}, the mean over {n} pairs of runs. The interval is "
-            f"{low:+.3f} to {high:+.3f}. Such an interval, with which an audition ends, misses the true "
-            f"difference in at most {100 * ERROR:g} of 100 auditions.")
+            f"{low:+.3f} to {high:+.3f}. In at most {100 * ERROR:g} of 100 auditions, the last interval "
+            "misses the true difference.")
     for name, tuning, votes in zip((ours, theirs), found.tunings, found.votes):
         if (gain := tuning.gain_at_untrained(votes)) > 0:
             text += (f" A learning rate of {name} that may be better by up to {gain:.3f} nats has no pairs. "
@@ -117,10 +118,12 @@ def outlook_of(found: Findings) -> str:
     """Returns which later look would decide, as a sentence."""
     unchanged = "if mean and spread stayed what they are"
     if found.verdict.enough:
-        return f"The look at {found.verdict.enough} pairs would tell, {unchanged}."
+        return f"{found.verdict.enough} pairs would be enough for another verdict, {unchanged}."
+    if found.has_untrained:
+        return "Pairs at this learning rate would tell more."
     if not found.later:
         return "This was the last look."
-    return f"The last look, at {found.later[-1].seeds} pairs, would not tell, {unchanged}."
+    return f"Even {found.later[-1].seeds} pairs, which are the most, would not be enough, {unchanged}."
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -188,7 +191,9 @@ class Report:
             tuning = found.tunings[i] if found.tunings else Tuning({})
             sides.append(dict(
                 words=side.words, rule=side.optimizer,
-                lr=None if tuning.best is None else lr_at(tuning.best), bracketed=tuning.bracketed,
+                lr_at_tuning_seed=None if tuning.best is None else lr_at(tuning.best),
+                lr_in_pairs=lr_at(best_lr(found.votes[i])) if found.verdict else None,
+                bracketed=tuning.bracketed,
                 loss_by_lr={lr_text(lr): finite(loss) for lr, loss in sorted(tuning.losses.items())},
                 loss_by_seed=dict(zip(map(str, found.seeds), map(finite, found.pairs[i]))),
                 decades_usable=round(tuning.width()[0], 3) if tuning.best is not None else None,
@@ -242,6 +247,8 @@ class Report:
         """Returns what stands below the title."""
         if self.faults and not found.tunings:
             return "The rule lacks a property that every optimizer must have, so it was not trained."
+        if stopped == STILL_RUNNING:
+            return f"The audition is {stopped}. {sentence_of(found) if found.verdict else ''}".strip()
         return sentence_of(found) + (f" The audition stopped early: {stopped}." if stopped else "")
 
     def answers(self, found: Findings, speed: Speed | None) -> str:
@@ -254,7 +261,7 @@ class Report:
         if found.verdict.interval:
             mean, low, high, *_ = found.verdict.interval
             rows.insert(1, (f"difference to {theirs}", f"{mean:+.3f} ({low:+.3f} to {high:+.3f})", ""))
-            rows.insert(3, ("nats that may be gained at other learning rates",
+            rows.insert(3, ("nats by which the loss may be lower at a learning rate without pairs",
                             *(f"{gain:.3f}" for gain in found.gains)))
         if speedup := found.speedup_text(self.steps):
             rows.append((f"times as many steps that {theirs} needs for this loss", speedup, "1"))
@@ -290,7 +297,8 @@ class Report:
         text = f"## Properties of the rule\n\n{lines.strip() or held}"
         if math.isnan(self.growth):
             return text
-        return f"{text}\n\nSix steps go {far} if all gradients are 1,000 times as large."
+        return (f"{text}\n\nSix steps go {far} if all gradients are 1,000 times as large. AdamW's go just as "
+                "far.")
 
     def runs(self, found: Findings, commands: list[str]) -> str:
         """Returns the section on runs and machines."""
@@ -345,8 +353,8 @@ def tables_of(found: Findings) -> str:
     if found.verdict:
         columns = {f"{name}, lr {lr_text(lr)}": of_lr for name, votes in zip(names, found.votes)
                    for lr, of_lr in votes.items()}
-        text += ("\nFinal validation losses of the pairs, at each learning rate that may be the best. The "
-                 "difference is\nthat between the best ones:\n\n") + as_table(
+        text += ("\nFinal validation losses of the pairs, at each learning rate that was trained in pairs. "
+                 "The difference is\nthat between the best ones:\n\n") + as_table(
             ("seed", *columns, "difference"),
             [(seed, *(decimals(of_lr[i]) for of_lr in columns.values()), decimals(ours - theirs))
              for i, (seed, ours, theirs) in enumerate(zip(found.seeds, *found.pairs))])

@@ -138,11 +138,13 @@ class Tuning:
         best: the learning rate with the lowest loss, or None.
         bracketed: whether a lower and a higher learning rate than the best were tried.
         wanted: the learning rates to try next.
+        likely: those that may be tried after these.
     """
     losses: dict[int, float]
     best: int | None = None
     bracketed: bool = False
     wanted: list[int] = field(default_factory=list)
+    likely: list[int] = field(default_factory=list)
 
     def neighbours(self, lr: int) -> tuple[int, int]:
         """Returns the next lower and the next higher learning rate that were tried."""
@@ -203,7 +205,7 @@ def tune(side: Side, steps: int, losses: Losses, start: int, finest: int = 1) ->
              if run == Run(side.optimizer, side.changed, steps, run.lr, TUNING_SEED)}
     start = COARSE * round(start / COARSE)
     if missing := [lr for lr in (start - COARSE, start, start + COARSE) if lr not in tried]:
-        return Tuning(tried, wanted=missing)
+        return Tuning(tried, wanted=missing, likely=[start - 1, start + 1] if finest == 1 else [])
     coarse = {lr: loss for lr, loss in tried.items() if lr % COARSE == 0}
     best = min(coarse, key=coarse.get)
     if math.isinf(coarse[best]):    # all diverged, so only a lower one can be better
@@ -236,6 +238,7 @@ class Findings:
         length_tunings: {steps: Tuning} of the reference at other lengths.
         stage: what the wanted runs are for.
         wanted: the runs to make next; none if all is known.
+        likely: runs that may be wanted after these. They are for cores that would be idle.
     """
     candidate: Side
     reference: Side
@@ -252,6 +255,13 @@ class Findings:
     length_tunings: dict[int, Tuning] = field(default_factory=dict)
     stage: str = "learning rates"
     wanted: list[Run] = field(default_factory=list)
+    likely: list[Run] = field(default_factory=list)
+
+    def wanted_by(self, jobs: int) -> list[Run]:
+        """Returns the runs to make next and, if `jobs` runs at a time leave cores idle at the end, as many
+        likely ones as fill them."""
+        likely = [run for run in self.likely if run not in self.wanted]
+        return self.wanted + likely[:-len(self.wanted) % jobs]
 
     @property
     def pairs(self) -> tuple[list[float], list[float]]:
@@ -413,6 +423,8 @@ class Audition:
         """Tunes a learning rate, and adds the runs that it needs to found.wanted."""
         tuning = tune(side, steps, losses, start, self.finest)
         found.wanted += [Run(side.optimizer, side.changed, steps, lr, TUNING_SEED) for lr in tuning.wanted]
+        likely = [Run(side.optimizer, side.changed, steps, lr, TUNING_SEED) for lr in tuning.likely]
+        found.likely += [run for run in likely if run not in losses]
         return tuning
 
     def compare(self, found: Findings, by_machine: dict[Hashable, Losses]) -> None:
@@ -434,7 +446,10 @@ class Audition:
             if found.is_undecided:
                 found.wanted = self.judge_pairs(found, by_machine, look, contenders)
             if not found.is_undecided:
-                return
+                break
+        known = set().union(*by_machine.values())
+        found.likely = [run for side, lrs in zip((found.candidate, found.reference), contenders) for lr in lrs
+                        for run in self.runs_of(side, lr, self.seeds_of(look)) if run not in known]
 
     def judge_pairs(self, found: Findings, by_machine: dict[Hashable, Losses], look: Look,
                     lrs: list[list[int]]) -> list[Run]:

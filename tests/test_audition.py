@@ -1,11 +1,13 @@
 """Auditions from the command line to the page, with made-up losses in place of training; and rules in files
 of the user's."""
+import functools
 import json
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +22,7 @@ from study.audition_plan import Findings, Run, Side, lr_text, place_of
 from study.tables import COLUMNS, read_csv, read_run, row_of, variant_of, write_csv
 from tiny_runs import assert_same_run, rewound, run
 from trainer.errors import UserError
+from zoo import properties
 
 STUBBORN = '''from zoo.rule import ZooRule
 
@@ -186,6 +189,14 @@ def test_a_rule_that_does_not_compile_is_told_so_in_one_line():
     assert fault.startswith("compiled: ") and "\n" not in fault
 
 
+def test_a_default_of_a_half_is_tried_with_another_value():
+    def powered(g, m, *, beta1=0.5, power=0.5):
+        m.lerp_(g, 1 - beta1)
+        return m.sign() * m.abs() ** power
+    rule = zoo.ZooRule(powered)
+    assert properties.hyperparameters(functools.partial(audition.optimizer_of_rule, rule), rule) == ""
+
+
 def test_the_scale_of_gradients():
     assert growth_with_gradients(zoo.find("signum")) == pytest.approx(1)
     assert growth_with_gradients(zoo.find("adamw")) == pytest.approx(1, abs=1e-6)
@@ -198,6 +209,21 @@ def test_the_scale_of_gradients():
 def as_texts(row):
     """A row of results.csv, of which only some columns matter."""
     return dict.fromkeys(COLUMNS, "") | {name: str(value) for name, value in row.items()}
+
+
+def test_hours_count_rounds_of_runs():
+    """Three runs of 500 steps, two at a time, take two rounds. A short run goes beside a long one."""
+    settings = SimpleNamespace(batch=32, context=128, throughput=None)
+    rows = [dict(tokens_per_second="2000"), dict(tokens_per_second="")]
+    run = Run("adamw", frozenset(), 500, -8, 0)
+    round_hours = 500 * 32 * 128 / 2000 / 3600
+    for count, rounds in ((1, 1), (2, 1), (3, 2), (4, 2)):
+        assert audition.hours_of([run] * count, settings, rows, 2) == pytest.approx(rounds * round_hours)
+    pair = [run, run._replace(steps=1000)]
+    assert audition.hours_of(pair, settings, rows, 2) == pytest.approx(2 * round_hours)
+    assert audition.hours_of([run], settings, [], 2) is None
+    settings.throughput = 4000    # of the whole machine
+    assert audition.hours_of([run] * 3, settings, [], 2) == pytest.approx(2 * round_hours)
 
 
 class Trained(MadeUp):
@@ -262,7 +288,8 @@ def test_a_page(whole, capsys):
     assert numbers["speedup"]["value"] == pytest.approx(2, rel=0.1)    # twice the steps are worth 0.3 nats
     speedup = numbers["speedup"]["value"]
     assert numbers["time_to_reference_loss"] == pytest.approx(101 / 100 / speedup, abs=2e-3)
-    assert numbers["candidate"]["lr"] == pytest.approx(10**-2.25) and numbers["reference"]["lr"] == 1e-2
+    for which in ("lr_at_tuning_seed", "lr_in_pairs"):
+        assert numbers["candidate"][which] == pytest.approx(10**-2.25) and numbers["reference"][which] == 1e-2
     assert "milliseconds of the optimizer's step, 1 thread |" in page
     assert lr_text(-9) in page and "verdict.png" in page and "nats lower than that of `adamw`" in page
     assert len(numbers["runs"]) == len(set(numbers["runs"])) and len(numbers["runs"]) <= len(trained.rows)
@@ -326,7 +353,7 @@ def test_print_writes_nothing(whole, tmp_path, capsys):
         assert audition.audition([rule], options) == 0
     assert not (tmp_path / "x").exists() and trained.calls == calls + 1    # drift has no faults in this test
     error = capsys.readouterr().err
-    assert "nothing is missing" in error and "power: 3 pairs find a difference of 0.000 nats" in error
+    assert "nothing is missing" in error and " 3 pairs find a difference of 0.000 nats" in error
 
 
 def test_an_audition_stops_when_its_hours_are_over(whole):

@@ -373,6 +373,22 @@ def test_no_core_waits_for_the_candidates_learning_rates():
     assert [run[-2:] for run in wanted if run.optimizer == "adamw"] == [(best, 2), (best, 3)]
 
 
+def test_idle_cores_train_what_is_likely_to_be_wanted():
+    """Three learning rates leave one of two cores idle, so a quarter of a decade is tried early. Three pairs
+    leave one idle, so a run of a neighbour follows. All of them are wanted later, so no run is in vain."""
+    world = MadeUp(0)
+    whole = world.audition(plan())
+    seed_0 = {run: loss for run, loss in world.losses.items() if run.seed == 0 and run.steps == 500}
+    adamw = {run: loss for run, loss in world.losses.items() if run.optimizer == "adamw"}
+    first = plan().assess(adamw, {"here": adamw})
+    assert [run.lr for run in first.wanted_by(2)] == [-10, -8, -6, -9] and len(first.wanted_by(3)) == 3
+    tuned = plan().assess(seed_0 | adamw, {"here": seed_0 | adamw})
+    best = whole.tunings[0].best
+    runs = tuned.wanted_by(2)
+    assert [(run.lr, run.seed) for run in runs[:3]] == [(best, 1), (best, 2), (best, 3)]
+    assert len(runs) == 4 and runs[3] in world.losses and runs[3].lr in whole.tunings[0].contenders()[1:]
+
+
 def test_the_spread_of_pairs_is_known_before_they_are_trained():
     def run(lr, seed, name="adamw", steps=500):
         return Run(name, frozenset(), steps, lr, seed)

@@ -267,7 +267,7 @@ def decay(build, rule) -> str:
 
 def hyperparameters(build, rule) -> str:
     for name, default in rule.hyper.items():
-        value = {bool: not default, int: default + 1, float: 0.5}[type(default)]
+        value = {bool: not default, int: default + 1, float: 0.25 if default == 0.5 else 0.5}[type(default)]
         value = 100.0 if name == "clip" else value    # Adam's steps are alike for all clips below every norm
         if found := hyperparameter_matters(build, name, value):
             return found
