@@ -434,20 +434,23 @@ class Audition:
         difference, and then those of the other side."""
         contenders = [tuning.contenders() for tuning in found.tunings]
         chosen = [lrs[:1] for lrs in contenders]
+        known = set().union(*by_machine.values())
         for look in looks(self.first):
-            for lrs in (contenders, [chosen[0], contenders[1]], [contenders[0], chosen[1]], chosen):
+            ours, theirs = ([lr for lr in lrs if lr == lrs[0] or
+                             known.issuperset(self.runs_of(side, lr, self.seeds_of(look)))]
+                            for side, lrs in zip((found.candidate, found.reference), contenders))
+            for lrs in ([ours, theirs], [chosen[0], theirs], [ours, chosen[1]], chosen):
                 found.wanted = self.judge_pairs(found, by_machine, look, lrs)
                 if not found.wanted:
                     break
             if found.is_undecided:
-                ours, theirs = map(sum, found.pairs)
-                lrs = [contenders[0], lrs[1]] if ours > theirs else [lrs[0], contenders[1]]
+                is_worse = sum(found.pairs[0]) > sum(found.pairs[1])
+                lrs = [contenders[0], lrs[1]] if is_worse else [lrs[0], contenders[1]]
                 found.wanted = self.judge_pairs(found, by_machine, look, lrs)
             if found.is_undecided:
                 found.wanted = self.judge_pairs(found, by_machine, look, contenders)
             if not found.is_undecided:
                 break
-        known = set().union(*by_machine.values())
         found.likely = [run for side, lrs in zip((found.candidate, found.reference), contenders) for lr in lrs
                         for run in self.runs_of(side, lr, self.seeds_of(look)) if run not in known]
 

@@ -420,6 +420,9 @@ def test_neighbours_that_are_known_count_in_any_case():
                      if run not in world.losses}
     again = plan().assess(world.losses, {"here": world.losses})
     assert len(found.votes[1]) == 1 and len(again.votes[1]) == 3 and best_lr(again.votes[1]) == -7
+    some = {run: loss for run, loss in world.losses.items() if run not in known[-9]}
+    partly = plan().assess(some, {"here": some})
+    assert set(partly.votes[1]) == {-8, -7} and partly.verdict.interval.mean == again.verdict.interval.mean
     assert again.verdict.interval.mean - found.verdict.interval.mean == pytest.approx(0.05, abs=0.02)
 
 
