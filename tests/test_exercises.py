@@ -193,7 +193,7 @@ def hides(g, m):
      "zero gradient: four gradients of 0 move embed by up to 0.0004: the state does not start at 0, or u "
      "holds more than gradients"),
     (STUBBORN.replace("beta1=0.9)", "beta1=0.9, pace=0.5)"),
-     "hyperparameters: pace=0.5 gives the same 12 steps as the default: pace is accepted and not used"),
+     "hyperparameters: pace=0.25 gives the same 12 steps as the default: pace is accepted and not used"),
     (STUBBORN.replace("return m", "return q"), "line 3, `return q`: NameError: name 'q' is not defined"),
     (STUBBORN.replace("return m", "m"),
      "stubborn, on a tensor of shape (2, 2): returns a value of type NoneType; return the update, with "
