@@ -489,6 +489,8 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(1)    # the problems are so small that a second thread only waits
     options = load(Options, argv, __doc__, program="python -m lessons atlas")[0]
     anew = options.anew.split(",") if options.anew else []
+    if anew and not options.keep:
+        raise UserError("--anew: goes with --keep, because without it all rules are trained anew")
     for name in anew:
         if name not in zoo.RULES:
             raise UserError(f"--anew={name}: there is no such rule; --optimizer=list lists them")

@@ -436,9 +436,8 @@ class Audition:
         chosen = [lrs[:1] for lrs in contenders]
         known = set().union(*by_machine.values())
         for look in looks(self.first):
-            ours, theirs = ([lr for lr in lrs if lr == lrs[0] or
-                             known.issuperset(self.runs_of(side, lr, self.seeds_of(look)))]
-                            for side, lrs in zip((found.candidate, found.reference), contenders))
+            ours = self.known_lrs(found.candidate, contenders[0], look, known)
+            theirs = self.known_lrs(found.reference, contenders[1], look, known)
             for lrs in ([ours, theirs], [chosen[0], theirs], [ours, chosen[1]], chosen):
                 found.wanted = self.judge_pairs(found, by_machine, look, lrs)
                 if not found.wanted:
@@ -453,6 +452,11 @@ class Audition:
                 break
         found.likely = [run for side, lrs in zip((found.candidate, found.reference), contenders) for lr in lrs
                         for run in self.runs_of(side, lr, self.seeds_of(look)) if run not in known]
+
+    def known_lrs(self, side: Side, lrs: list[int], look: Look, known: set[Run]) -> list[int]:
+        """Returns the first learning rate and those of the others whose pairs were trained."""
+        others = [lr for lr in lrs[1:] if known.issuperset(self.runs_of(side, lr, self.seeds_of(look)))]
+        return [lrs[0], *others]
 
     def judge_pairs(self, found: Findings, by_machine: dict[Hashable, Losses], look: Look,
                     lrs: list[list[int]]) -> list[Run]:

@@ -11,6 +11,7 @@ import torch
 
 import zoo
 from lessons import atlas
+from trainer.errors import UserError
 
 MAKE = "run `python -m lessons atlas --keep`"
 NUMBER = r"-?\d+\.\d{6}"
@@ -148,3 +149,11 @@ def test_keys(browse):
     five = "for (const name of ['sgd', 'lion', 'muon', 'soap', 'sophia']) toggle(name);"
     page = browse(press % "Escape" + five + press % "9")
     assert re.findall("<th><b.*?</b> (.*?)</th>", page) == ["Lion", "Muon", "SOAP", "Sophia"]
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--keep", "--anew=mun"], "--anew=mun: there is no such rule"),
+    (["--anew=muon"], "--anew: goes with --keep")])
+def test_rules_to_train_anew_are_checked(options, message):
+    with pytest.raises(UserError, match=message):
+        atlas.main(options)
