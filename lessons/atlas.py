@@ -327,10 +327,15 @@ def page_of(name: str, runs: dict[str, dict]) -> str:
     return fill("rule.md", **values)
 
 
+@functools.cache
+def tuned_at_nano() -> dict[str, float]:
+    """Returns {rule: peak lr} of the rules that configs/nano.toml names."""
+    return tomllib.loads((ROOT / "configs/nano.toml").read_text())["lr"]
+
+
 def whose_lr(name: str) -> str:
     """Returns where a rule's usual peak lr comes from, as a clause."""
-    tuned = tomllib.loads((ROOT / "configs/nano.toml").read_text())["lr"]
-    if name in tuned:
+    if name in tuned_at_nano():
         return "which is the best of three to five that were tried"
     return f"which is AdamW's times {zoo.RULES[name].lr_factor:.3g}, and was not tuned"
 

@@ -397,7 +397,6 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
     if options.print:
         print("nothing is missing; without --print the audition writes its page", file=out)
         return 0
-    print("measuring what a step takes", flush=True)
     report.write(found, used, stopped)
     print(f"{word_of(found)}. {sentence_of(found)}" + (f" It stopped early: {stopped}." if stopped else ""))
     print(f"The page is {report.folder}/verdict.md")

@@ -58,6 +58,7 @@ class Speed:
 
 def measure_speed(found: Findings, config: str, threads: int) -> Speed | None:
     """Measures a step of both optimizers with bench.py. Returns None if that fails, after a note."""
+    print("measuring what a step takes", flush=True)
     texts = []
     for side, tuning in zip((found.candidate, found.reference), found.tunings):
         texts.append(shlex.join([f"--config={config}", f"--lr={lr_text(tuning.best)}",

@@ -450,6 +450,8 @@ class Audition:
                 found.wanted = self.judge_pairs(found, by_machine, look, contenders)
             if not found.is_undecided:
                 break
+        if not found.wanted:    # the verdict is decided, so no neighbour can change it
+            return
         found.likely = [run for side, lrs in zip((found.candidate, found.reference), contenders) for lr in lrs
                         for run in self.runs_of(side, lr, self.seeds_of(look)) if run not in known]
 

@@ -126,7 +126,7 @@ def places(study: Study, rules: dict[str, Rule]) -> list[Place]:
 
     def verdicts_at(level: float) -> list[Verdict]:
         return [judge(*found.votes, level, gains=of_found,
-                      later=[Look(n, level) for n in range(len(found.seeds) + 1, MOST)])
+                      later=[Look(n, level) for n in range(len(found.seeds) + 1, MOST + 1)])
                 for found, of_found in zip(judged, gains)]
 
     def called_different(level: float) -> int:

@@ -387,6 +387,11 @@ def test_idle_cores_train_what_is_likely_to_be_wanted():
     runs = tuned.wanted_by(2)
     assert [(run.lr, run.seed) for run in runs[:3]] == [(best, 1), (best, 2), (best, 3)]
     assert len(runs) == 4 and runs[3] in world.losses and runs[3].lr in whole.tunings[0].contenders()[1:]
+    better = MadeUp(0, better=0.3, noise=0.001)
+    better.audition(plan())
+    pairs = {run: loss for run, loss in better.losses.items() if run.steps == 500}
+    decided = plan().assess(pairs, {"here": pairs})
+    assert decided.verdict.word == "better" and decided.wanted and decided.likely == []
 
 
 def test_the_spread_of_pairs_is_known_before_they_are_trained():
