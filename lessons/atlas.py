@@ -2,8 +2,8 @@
 The atlas: a page for each update rule in docs/rules/, and docs/atlas.html, which compares up to four of them.
 
     python -m lessons atlas           trains all rules on all toys, half a minute each, and writes everything
-    python -m lessons atlas --keep    keeps the runs of docs/atlas.html, and trains only what it lacks
-    python -m lessons atlas --keep --anew=badam,muon        trains these rules anew, because they have changed
+    python -m lessons atlas --keep    keeps the runs of docs/atlas.html; it trains only new and changed rules
+    python -m lessons atlas --keep --anew=badam,muon    trains these, too, because what they call has changed
 
 docs/atlas.html holds the runs, and all pictures are made of them. What the pages say comes from the rules'
 docstrings and code, from the study's results, and from lessons/atlas.toml.
@@ -467,13 +467,21 @@ def html_of(runs: dict[str, dict]) -> str:
     return (TEMPLATES / "atlas.html").read_text().replace("NO_LABELS", NO_LABELS).replace("DATA", data, 1)
 
 
-def read_runs() -> dict[str, dict]:
-    """Returns the runs that docs/atlas.html holds. Raises UserError if there are none."""
+def read_runs(anew: Iterable[str] = ()) -> dict[str, dict]:
+    """Returns the runs that docs/atlas.html holds, of rules with the code of today. Raises UserError if it
+    holds none.
+
+    Args:
+        anew: rules whose runs are left out.
+    """
     try:
         text = re.search(r'<script id="data"[^>]*>(.*?)</script>', HTML.read_text(), re.S)[1]
-        return json.loads(text)["runs"]
+        page = json.loads(text)
+        runs, code = page["runs"], {name: facts["code"] for name, facts in page["rules"].items()}
     except (OSError, TypeError, ValueError, KeyError):
         raise UserError(f"{HTML}: holds no runs; leave out --keep") from None
+    kept = {name for name in zoo.RULES.keys() - set(anew) if code.get(name) == facts_of(name)["code"]}
+    return {key: run for key, run in runs.items() if key.split()[1] in kept}
 
 
 def texts_of(runs: dict[str, dict]) -> dict[Path, str]:
@@ -499,8 +507,7 @@ def main(argv: list[str]) -> None:
     for name in anew:
         if name not in zoo.RULES:
             raise UserError(f"--anew={name}: there is no such rule; --optimizer=list lists them")
-    kept = read_runs() if options.keep else {}
-    runs = all_runs({key: run for key, run in kept.items() if key.split()[1] not in anew})
+    runs = all_runs(read_runs(anew) if options.keep else {})
     files = {path: text.encode() for path, text in texts_of(runs).items()}
     files |= {PAGES / f"{name}.svg": picture_of(name, runs) for name in zoo.RULES}
     PAGES.mkdir(exist_ok=True)

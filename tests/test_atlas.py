@@ -151,6 +151,14 @@ def test_keys(browse):
     assert re.findall("<th><b.*?</b> (.*?)</th>", page) == ["Lion", "Muon", "SOAP", "Sophia"]
 
 
+def test_runs_of_changed_rules_are_not_kept(monkeypatch):
+    facts_of = atlas.facts_of
+    changed = dict(code="u = 0")
+    monkeypatch.setattr(atlas, "facts_of", lambda name: facts_of(name) | (changed if name == "lion" else {}))
+    known = {key.split()[1] for key in atlas.read_runs(["muon"])}
+    assert zoo.RULES.keys() - known == {"lion", "muon", "sophia"}    # Sophia needs labels, which toys lack
+
+
 @pytest.mark.parametrize("options, message", [
     (["--keep", "--anew=mun"], "--anew=mun: there is no such rule"),
     (["--anew=muon"], "--anew: goes with --keep")])
