@@ -60,6 +60,7 @@ OF_THE_OPTIMIZER = {"modify", "average", "lr_of", "schedule", "cooldown", "coold
                     "warmup_from", "floor", "clip", "weight_decay", "weight_decay_of", "weight_decay_kind",
                     "rows", "adaptive", "rest", "rest_lr", "untrained", "freeze_steps", "updating"}
 RUNS = "runs"    # sweep.sh writes new runs into this folder
+PAGE_SECONDS = 60    # for the last page with its times of a step, measured on two cores of a server
 RESULTS = "study/results,study/auditions,auditions"    # what ships, and what auditions wrote here
 
 
@@ -69,7 +70,7 @@ class Options:
     against: str = option("adamw", None, "the reference: a rule, and options of train.py as key=value")
     config: str = option("configs/study.toml", None, "TOML file with the model, the data and the length")
     seeds: int = option(3, None, "pairs of runs before the first look at the difference", low=2, high=100)
-    hours: float = option(1.0, None, "after so many hours no new runs begin", low=0)
+    hours: float = option(1.0, None, "no runs begin that would end later than so many hours from now", low=0)
     margin: float = option(PARITY, None, "two optimizers are the same within so many nats", low=0)
     tune: str = option("", None, "other hyperparameters to tune, one after another, for both, such as "
                                  "'beta1:0.8,0.9,0.95 eps:1e-8,1e-6'")
@@ -242,18 +243,23 @@ def with_first_ahead(by_machine: dict[Kind, dict[Run, Any]]) -> dict[Run, Any]:
     return merged
 
 
-def hours_of(runs: list[Run], settings: Settings, rows_here: list[dict[str, str]], jobs: int) -> float | None:
-    """Returns about how many hours some runs will take, or None if nothing says how fast this machine is."""
+def usual_seconds_per_step(settings: Settings, rows_here: list[dict[str, str]], jobs: int) -> float | None:
+    """Returns how long a step takes on this machine, `jobs` runs at a time, or None if nothing says it."""
     speeds = [float(row["tokens_per_second"]) for row in rows_here if row["tokens_per_second"]]
     speed = float(np.median(speeds)) if speeds else (settings.throughput or 0) / jobs
+    return settings.batch * settings.context / speed if speed else None
+
+
+def steps_in_turn(runs: list[Run], jobs: int) -> int:
+    """Returns how many steps follow each other if `jobs` runs are trained at a time: those of the longest run
+    of each round."""
     longest_first = sorted((run.steps for run in runs), reverse=True)
-    steps = sum(longest_first[::jobs])    # the longest run of each round of `jobs` runs
-    return steps * settings.batch * settings.context / speed / 3600 if speed else None
+    return sum(longest_first[::jobs])
 
 
-def in_words(count: int, hours: float | None) -> tuple[str, str]:
-    """Returns a number of runs and their hours in words: ("3 runs", "about 10 minutes")."""
-    about = "an unknown time" if hours is None else f"about {60 * hours:.0f} minutes"
+def in_words(count: int, seconds: float | None) -> tuple[str, str]:
+    """Returns a number of runs and their time in words: ("3 runs", "about 10 minutes")."""
+    about = "an unknown time" if seconds is None else f"about {seconds / 60:.0f} minutes"
     return f"{count} run{'s' if count > 1 else ''}", about
 
 
@@ -306,6 +312,7 @@ def with_option(config: str, side: Side, assignment: str) -> Side:
 
 def audition(words: list[str], options: Options) -> int:
     """Runs an audition from its properties to its page. Returns the exit code."""
+    deadline = time.monotonic() + 3600 * options.hours - PAGE_SECONDS
     settings, _, _ = read([options.config])
     sides = [side_of(side, options.config) for side in (" ".join(words), options.against)]
     hyper = {name for side in sides for name in rule_of_side(side, options.config)[0].hyper}
@@ -334,7 +341,7 @@ def audition(words: list[str], options: Options) -> int:
         report.write(Findings(*sides), [])
         print(f"So it is not trained; --anyway trains it nonetheless. The page is {report.folder}/verdict.md")
         return 0
-    return train_until_known(plan, options, settings, here, jobs, report)
+    return train_until_known(plan, options, settings, here, jobs, report, deadline)
 
 
 def chosen(options: Options) -> list[str]:
@@ -358,12 +365,12 @@ def power_of(plan: Audition, by_machine: dict[Kind, dict[Run, float]]) -> str:
 
 
 def train_until_known(plan: Audition, options: Options, settings: Settings, here: Kind, jobs: int,
-                      report: Report) -> int:
-    """Trains what is missing until all is known or the hours are over, and writes the page. Returns the exit
-    code."""
-    deadline = time.monotonic() + 3600 * options.hours
+                      report: Report, deadline: float) -> int:
+    """Trains what is missing until all is known or the deadline (of time.monotonic()) would be missed, and
+    writes the page. Returns the exit code."""
     out = sys.stderr if options.print else sys.stdout
     stopped = power = ""
+    seconds_per_step = None
     while True:
         by_machine = known_rows(options, here)
         losses = {kind: {run: parsed(row)["loss"] for run, row in rows.items()}
@@ -380,9 +387,13 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
         words = {(side.optimizer, side.changed): side.words for side in found.sides}
         wanted = found.wanted_by(1 if options.print else jobs)
         lines = grid_lines(wanted, words, settings.steps)
-        hours = hours_of(wanted, settings, list(by_machine[here].values()), jobs)
-        runs, about = in_words(len(wanted), hours)
-        if not options.print and time.monotonic() + 3600 * (hours or 0) > deadline:
+        seconds_per_step = seconds_per_step or usual_seconds_per_step(
+            settings, list(by_machine[here].values()), jobs)
+        steps = steps_in_turn(wanted, jobs)
+        seconds = seconds_per_step and steps * seconds_per_step
+        runs, about = in_words(len(wanted), seconds)
+        began = time.monotonic()
+        if not options.print and began + (seconds or 0) > deadline:
             stopped = (f"the next {runs} ({found.stage}) would take {about}, which is more than --hours="
                        f"{options.hours:g} leaves. Give the same command again to go on")
             break
@@ -394,6 +405,8 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
         report.write(found, used, STILL_RUNNING, measure=False)
         if code := train(lines, options.config, jobs):
             return code
+        # The same machine may be half as fast on another day, so this audition's own runs tell its speed.
+        seconds_per_step = (time.monotonic() - began) / steps
     if options.print:
         print("nothing is missing; without --print the audition writes its page", file=out)
         return 0

@@ -211,19 +211,21 @@ def as_texts(row):
     return dict.fromkeys(COLUMNS, "") | {name: str(value) for name, value in row.items()}
 
 
-def test_hours_count_rounds_of_runs():
+def test_steps_of_runs_that_are_trained_two_at_a_time():
     """Three runs of 500 steps, two at a time, take two rounds. A short run goes beside a long one."""
+    run = Run("adamw", frozenset(), 500, -8, 0)
+    assert [audition.steps_in_turn([run] * count, 2) for count in (1, 2, 3, 4)] == [500, 500, 1000, 1000]
+    assert audition.steps_in_turn([run, run._replace(steps=1000)], 2) == 1000
+
+
+def test_usual_seconds_per_step():
+    """Earlier runs on this kind of machine tell the time of a step, or else the config's throughput does."""
     settings = SimpleNamespace(batch=32, context=128, throughput=None)
     rows = [dict(tokens_per_second="2000"), dict(tokens_per_second="")]
-    run = Run("adamw", frozenset(), 500, -8, 0)
-    round_hours = 500 * 32 * 128 / 2000 / 3600
-    for count, rounds in ((1, 1), (2, 1), (3, 2), (4, 2)):
-        assert audition.hours_of([run] * count, settings, rows, 2) == pytest.approx(rounds * round_hours)
-    pair = [run, run._replace(steps=1000)]
-    assert audition.hours_of(pair, settings, rows, 2) == pytest.approx(2 * round_hours)
-    assert audition.hours_of([run], settings, [], 2) is None
-    settings.throughput = 4000    # of the whole machine
-    assert audition.hours_of([run] * 3, settings, [], 2) == pytest.approx(2 * round_hours)
+    assert audition.usual_seconds_per_step(settings, rows, 2) == pytest.approx(32 * 128 / 2000)
+    assert audition.usual_seconds_per_step(settings, [], 2) is None
+    settings.throughput = 4000
+    assert audition.usual_seconds_per_step(settings, [], 2) == pytest.approx(32 * 128 / 2000)
 
 
 class Trained(MadeUp):
@@ -359,6 +361,21 @@ def test_print_writes_nothing(whole, tmp_path, capsys):
 def test_an_audition_stops_when_its_hours_are_over(whole):
     page, numbers, trained = whole(dict(hours=0.0))
     assert numbers["verdict"] == "not finished" and trained.calls <= 1 and "stopped early" in page
+
+
+def test_a_slow_day_does_not_exceed_the_hours(whole, monkeypatch):
+    """Each round takes 40 minutes here, so a second round would not end within the hour."""
+    now = [0.0]
+    monkeypatch.setattr(audition, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    train = Trained.__call__
+
+    def train_slowly(*args):
+        now[0] += 2400
+        return train(*args)
+
+    monkeypatch.setattr(Trained, "__call__", train_slowly)
+    page, _, trained = whole()
+    assert trained.calls == 1 and "which is more than --hours=1 leaves" in page
 
 
 def test_a_copy_of_the_reference_is_the_same(whole):
