@@ -297,7 +297,7 @@ class Optimizer(torch.optim.Optimizer):
     strict             raise an error if a gradient is missing; otherwise skip that parameter, as torch does
     compile            run compiled code, which is faster after its first step
     Raises a ValueError that names what does not fit together."""
-    rule_of = staticmethod(rule_of)
+    rule_of, compiled = staticmethod(rule_of), staticmethod(compiled)
 
     def __init__(self, params, rule, *, lr, weight_decay=0.0, weight_decay_kind="coupled", strict=False,
                  compile=False, **hyper):
@@ -412,7 +412,7 @@ class Optimizer(torch.optim.Optimizer):
             members = [flattened(*member) for member in members]
         with torch.fx.experimental._config.patch(use_duck_shape=False):    # equal sizes may differ next time
             for kind, *tensors in batches_of_one_kind(members):
-                run = compiled(apply, (rule, *hyper.values(), *kind), rule.elementwise)
+                run = self.compiled(apply, (rule, *hyper.values(), *kind), rule.elementwise)
                 run(rule.function, rule.inputs, hyper, *tensors, shared)
 
     def load_state_dict(self, state_dict: dict) -> None:

@@ -194,6 +194,25 @@ def check_blocks(group, rule) -> None:
             raise ValueError(f"{name}: the {len(p)} rows do not divide into {blocks} matrices")
 
 TRIED = set()    # functions of rules that have returned a right update once in this process
+NOT_COMPILED = set()    # rules that torch could not compile in this process
+
+def compiled_if_possible(apply, kind, elementwise):
+    """Does what optim.compiled() does, if torch's compiler takes the rule. On a CPU, torch 2.13's compiler
+    fails for many rules that sum over rows and then change a state (pytorch issue 196570)."""
+    compiled, rule = optim.compiled(apply, kind, elementwise), kind[0]
+
+    def run(*arguments):
+        if rule in NOT_COMPILED:
+            return apply(*arguments)
+        try:
+            return compiled(*arguments)
+        except torch._dynamo.exc.BackendCompilerFailed as error:    # nothing has moved yet
+            NOT_COMPILED.add(rule)
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"{rule.name}: torch.compile fails ({reason}), so this rule runs eagerly. Its "
+                          "steps are slower, and their result is the same", stacklevel=2)
+            return apply(*arguments)
+    return run
 
 class Optimizer(optim.Optimizer):
     """The class of optim.py for rules that ask for more: see ZooRule. Its arguments are the same, and there
@@ -205,7 +224,7 @@ class Optimizer(optim.Optimizer):
     If wants_sampled() says so, set `sampled` before the next step: {tensor: gradient of the loss on labels
     that are drawn from the model}.
     """
-    rule_of = staticmethod(rule_of)
+    rule_of, compiled = staticmethod(rule_of), staticmethod(compiled_if_possible)
     sampled: dict | None = None
     norm = None    # of the gradients of all groups in this step, if a rule asks for it
     sums = {}    # {name of a rule: its sums over all tensors in this step}, for rules that ask for them

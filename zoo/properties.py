@@ -13,27 +13,30 @@ import torch
 
 from zoo import orthogonal
 
-STATE_DTYPES = (torch.float32, torch.uint8, torch.int8)    # the last two are codes
+CODES = (torch.uint8, torch.int8)    # of rules that keep each number of their state in a byte
+STATE_DTYPES = (torch.float32, *CODES)
 SHAPES = dict(embed=(12, 4), qkv=(12, 4), mlp_up=(4, 6), norm=(4,), head=(12, 4))
+# A compiler makes other code for rows that fill its vectors. AVX-512 holds 16 numbers.
+WIDE_SHAPES = dict(embed=(12, 16), qkv=(48, 16), mlp_up=(16, 24), norm=(16,), head=(12, 16))
 DECAY = 0.3
 
 # ---------------------------------------------------------------------------------------------------------
 # Small weights and gradients for every role
 
 
-def weights(dtype=torch.float64, seed: int = 0, device="cpu") -> dict:
+def weights(dtype=torch.float64, seed: int = 0, device="cpu", shapes=SHAPES) -> dict:
     """{role: a tensor of that role}."""
     draw = torch.Generator().manual_seed(seed)
     return {role: torch.randn(shape, generator=draw, dtype=torch.float64).to(device, dtype).requires_grad_()
-            for role, shape in SHAPES.items()}
+            for role, shape in shapes.items()}
 
 
-def gradients(steps: int = 6, seed: int = 1, dtype=torch.float64) -> list:
+def gradients(steps: int = 6, seed: int = 1, dtype=torch.float64, shapes=SHAPES) -> list:
     """Gradients of another size for each weight, so that every block has its own second moment."""
     draw = torch.Generator().manual_seed(seed)
-    size = {role: torch.rand(shape, generator=draw, dtype=torch.float64) for role, shape in SHAPES.items()}
+    size = {role: torch.rand(shape, generator=draw, dtype=torch.float64) for role, shape in shapes.items()}
     return [{role: (torch.randn(shape, generator=draw, dtype=torch.float64) * size[role]).to(dtype)
-             for role, shape in SHAPES.items()} for _ in range(steps)]
+             for role, shape in shapes.items()} for _ in range(steps)]
 
 
 def zeros() -> dict:
@@ -214,11 +217,12 @@ def resume_is_exact(build, dtype) -> str:
 
 
 def compiled_is_eager(build, device="cpu") -> str:
-    """In float32, over 12 steps whose lr falls: within 2e-5 of the largest distance moved. Rules that
-    multiply in bf16 do so in float32 here, because a compiler may round bf16 at other places."""
-    a, b, start = (weights(torch.float32, device=device) for _ in range(3))
+    """In float32, over 12 steps whose lr falls: within 2e-5 of the largest distance moved, or within 1e-3 if
+    the state is codes, because a number between two codes may become the other one. Rules that multiply in
+    bf16 do so in float32 here, because a compiler may round bf16 at other places."""
+    a, b, start = (weights(torch.float32, device=device, shapes=WIDE_SHAPES) for _ in range(3))
     optimizer, eager = build(a, compile=True, lr=0.01), build(b, lr=0.01)
-    for t, g in enumerate(gradients(12, dtype=torch.float32), 1):
+    for t, g in enumerate(gradients(12, dtype=torch.float32, shapes=WIDE_SHAPES), 1):
         for one, w in ((optimizer, a), (eager, b)):
             for group in one.param_groups:
                 group["lr"] = group["lr_peak"] * (1 - t / 13)
@@ -226,7 +230,8 @@ def compiled_is_eager(build, device="cpu") -> str:
                 run(one, w, [g])
     for role in a:
         off, distance = (a[role] - b[role]).abs().max(), (b[role] - start[role]).abs().max()
-        if off > 2e-5 * distance:
+        has_codes = any(torch.is_tensor(x) and x.dtype in CODES for x in eager.state[b[role]].values())
+        if off > (1e-3 if has_codes else 2e-5) * distance:
             return f"compiled, {role} ends {off:.1e} away from where it ends uncompiled, after {distance:.1e}"
     return ""
 
