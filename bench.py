@@ -249,7 +249,9 @@ def bench_rules(options: Options, device: torch.device) -> list[dict]:
         optimizer = zoo.make(name, model.roles(), lr=1e-4, compile=compile, **more)
         calls[label] = functools.partial(step_with_sampled, optimizer, gradients)
         state[label] = state_per_weight(optimizer, count)
-    taken = in_turns(calls, options.rounds, clock)
+    # Torch refuses more than 256 versions of a function, and all rules together need more of apply().
+    with torch._dynamo.config.patch(accumulated_recompile_limit=4096):
+        taken = in_turns(calls, options.rounds, clock)
     if options.options:
         taken["forward and backward"] = time_the_rest(build(options), options.rounds)
         state["forward and backward"] = 0.0
