@@ -23,6 +23,7 @@ TUNING_SEED = 0    # the seed that chooses learning rates. It does not vote, bec
 CONTENDS = 0.1    # nats: a neighbour that is this close to the best at the tuning seed may be the best
 PER_DECADE = 4    # learning rates of the grid
 COARSE = 2    # steps of the grid in the first search, before it is refined: half a decade
+OF_A_LOOK = ("look", "seeds", "machines", "votes", "later", "verdict")    # what judge_pairs() sets
 REACH = 12    # steps of the grid that the search for the best learning rate goes away from the usual one
 
 
@@ -361,9 +362,13 @@ class Audition:
             tunings.append(tuning)
         found.candidate, found.reference = sides
         if found.wanted:
+            seeds, known_here = self.seeds_of(looks(self.first)[0]), next(iter(by_machine.values()))
             if tunings[1].bracketed:    # its pairs are needed in any case, and a core may be idle
-                runs = self.runs_of(found.reference, tunings[1].best, self.seeds_of(looks(self.first)[0]))
-                found.wanted += [run for run in runs if run not in next(iter(by_machine.values()))]
+                runs = self.runs_of(found.reference, tunings[1].best, seeds)
+                found.wanted += [run for run in runs if run not in known_here]
+            if tunings[0].best is not None:    # the learning rate that is the best so far may stay it
+                runs = self.runs_of(found.candidate, tunings[0].best, seeds)
+                found.likely += [run for run in runs if run not in known_here]
             found.wanted = list(dict.fromkeys(found.wanted))    # both sides may want the same run
             return found
         found.tunings = tuple(tunings)
@@ -431,11 +436,13 @@ class Audition:
         """Looks at more and more pairs until the difference is decided. Each look begins with the learning
         rates that the tuning seed chose, and with the contenders whose runs are known. If these do not
         decide, the contenders of the side with the higher loss come next, because they may overturn the
-        difference, and then those of the other side."""
+        difference, and then those of the other side. Until all runs of a look are known or it has decided,
+        the findings are those of the look before. A contender without pairs would make the interval wider."""
         contenders = [tuning.contenders() for tuning in found.tunings]
         chosen = [lrs[:1] for lrs in contenders]
         known = set().union(*by_machine.values())
         for look in looks(self.first):
+            look_before = {name: getattr(found, name) for name in OF_A_LOOK}
             ours = self.known_lrs(found.candidate, contenders[0], look, known)
             theirs = self.known_lrs(found.reference, contenders[1], look, known)
             for lrs in ([ours, theirs], [chosen[0], theirs], [ours, chosen[1]], chosen):
@@ -452,6 +459,8 @@ class Audition:
                 break
         if not found.wanted:    # the verdict is decided, so no neighbour can change it
             return
+        if look_before["verdict"]:
+            vars(found).update(look_before)
         found.likely = [run for side, lrs in zip((found.candidate, found.reference), contenders) for lr in lrs
                         for run in self.runs_of(side, lr, self.seeds_of(look)) if run not in known]
 

@@ -373,17 +373,41 @@ def test_no_core_waits_for_the_candidates_learning_rates():
     assert [run[-2:] for run in wanted if run.optimizer == "adamw"] == [(best, 2), (best, 3)]
 
 
+def test_a_look_that_lacks_runs_does_not_replace_the_look_before():
+    """All runs of three pairs are known, and of five pairs only those at the chosen learning rates."""
+    checked = 0
+    for number in range(12):
+        world = MadeUp(number)
+        whole = world.audition(plan())
+        chosen = [tuning.best for tuning in whole.tunings]
+        both = list(zip(("mine", "adamw"), chosen))
+        three = {run: loss for run, loss in world.losses.items() if run.seed < 4 and run.steps == 500}
+        five = {run: loss for run, loss in world.losses.items() if run.seed < 6 and run[::3] in both}
+        before, after = (plan().assess(runs, {"here": runs}) for runs in (three, three | five))
+        if before.has_untrained or whole.look.seeds == 3 or not after.wanted:
+            continue
+        checked += 1
+        assert after.verdict == before.verdict and after.look.seeds == 3 and after.votes == before.votes
+        assert {run.seed for run in after.wanted} == {4, 5}
+    assert checked
+
+
 def test_idle_cores_train_what_is_likely_to_be_wanted():
-    """Three learning rates leave one of two cores idle, so a quarter of a decade is tried early. Three pairs
-    leave one idle, so a run of a neighbour follows. All of them are wanted later, so no run is in vain."""
+    """Three learning rates leave one of two cores idle, so a quarter of a decade is tried early. A last one
+    leaves a core idle, so a pair of the best learning rate so far begins. Three pairs leave one idle, so a
+    run of a neighbour follows."""
     world = MadeUp(0)
     whole = world.audition(plan())
     seed_0 = {run: loss for run, loss in world.losses.items() if run.seed == 0 and run.steps == 500}
     adamw = {run: loss for run, loss in world.losses.items() if run.optimizer == "adamw"}
     first = plan().assess(adamw, {"here": adamw})
     assert [run.lr for run in first.wanted_by(2)] == [-10, -8, -6, -9] and len(first.wanted_by(3)) == 3
-    tuned = plan().assess(seed_0 | adamw, {"here": seed_0 | adamw})
     best = whole.tunings[0].best
+    but_best = {run: loss for run, loss in (seed_0 | adamw).items() if run[0] != "mine" or run.lr != best}
+    so_far = min((run for run in but_best if run.optimizer == "mine"), key=but_best.get).lr
+    runs = plan().assess(but_best, {"here": but_best}).wanted_by(2)
+    assert [(run.lr, run.seed) for run in runs] == [(best, 0), (so_far, 1)]
+    tuned = plan().assess(seed_0 | adamw, {"here": seed_0 | adamw})
     runs = tuned.wanted_by(2)
     assert [(run.lr, run.seed) for run in runs[:3]] == [(best, 1), (best, 2), (best, 3)]
     assert len(runs) == 4 and runs[3] in world.losses and runs[3].lr in whole.tunings[0].contenders()[1:]
