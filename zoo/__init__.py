@@ -197,8 +197,9 @@ TRIED = set()    # functions of rules that have returned a right update once in 
 NOT_COMPILED = set()    # rules that torch could not compile in this process
 
 def compiled_if_possible(apply, kind, elementwise):
-    """Does what optim.compiled() does, if torch's compiler takes the rule. On a CPU, torch 2.13's compiler
-    fails for many rules that sum over rows and then change a state (pytorch issue 196570)."""
+    """Does what optim.compiled() does, if torch's compiler takes the rule. Otherwise the rule runs eagerly,
+    after a warning. On a CPU, the compiler of torch 2.13 fails for many rules that sum over rows and then
+    change a state (PyTorch's bug 196570)."""
     compiled, rule = optim.compiled(apply, kind, elementwise), kind[0]
 
     def run(*arguments):
