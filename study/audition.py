@@ -274,7 +274,9 @@ def train(lines: list[str], config: str, jobs: int, *more: str) -> int:
         more: options of sweep.sh.
     """
     command = ["bash", os.path.relpath(ROOT / "sweep.sh"), "list", config, f"--jobs={jobs}", *more]
-    python = {} if "--print" in more else {"PYTHON": sys.executable}    # what is printed may run elsewhere
+    python = {"PYTHON": sys.executable}
+    if "--print" in more:    # a command for elsewhere says only `python`, so that must be this one here
+        python = {"PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
     sweep = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=os.environ | python)
     before = {number: signal.signal(number, lambda *_: sweep.terminate())
               for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

@@ -206,6 +206,15 @@ def test_the_scale_of_gradients():
 # ---------------------------------------------------------------------------------------------------------
 # A whole audition
 
+def test_commands_are_printed_by_the_interpreter_that_runs_the_audition(tmp_path, monkeypatch, capfd):
+    """Its folder need not be in PATH: `.venv/bin/python -m study audition RULE --print`."""
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert audition.train(["optimizer=lion lr=1e-2 seed=0"], CONFIG, 1, "--print") == 0
+    assert f"python train.py --config={CONFIG} --optimizer=lion " in capfd.readouterr().out
+
+
 def as_texts(row):
     """A row of results.csv, of which only some columns matter."""
     return dict.fromkeys(COLUMNS, "") | {name: str(value) for name, value in row.items()}
