@@ -17,7 +17,7 @@ import numpy as np
 
 from study.audition_plan import CONTENDS, TUNING_SEED, Findings, Tuning, lr_at, lr_text, options_of
 from study.panels import COLORS, DPI, LOSS
-from study.tables import COLUMNS, as_table, write_csv
+from study.tables import COLUMNS, as_table, read_csv, write_csv
 from study.thresholds import USABLE
 from study.verdict import ERROR, Verdict, best_lr, looks, time_to_loss
 from trainer.machine import versions
@@ -108,7 +108,7 @@ def sentence_of(found: Findings) -> str:
             "misses the true difference.")
     for name, tuning, votes in zip((ours, theirs), found.tunings, found.votes):
         if (gain := tuning.gain_at_untrained(votes)) > 0:
-            text += (f" A learning rate of {name} that may be better by up to {gain:.3f} nats has no pairs. "
+            text += (f" A learning rate of {name} that may be better by up to {gain:.3f} nats lacks pairs. "
                      "The interval allows for that, but the mean does not.")
     if word == "cannot tell":
         text += " " + outlook_of(found)
@@ -160,7 +160,9 @@ class Report:
 
     def write(self, found: Findings, rows: list[dict[str, str]], stopped: str = "",
               measure: bool = True) -> None:
-        """Writes verdict.md, verdict.png, verdict.json and results.csv.
+        """Writes verdict.md, verdict.png, verdict.json and results.csv. Rows that results.csv has already are
+        kept, because an earlier page may have needed runs that this one does not, and no other file may have
+        them.
 
         Args:
             found: what the runs say.
@@ -171,8 +173,11 @@ class Report:
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = sorted(rows, key=lambda row: row["run"])
         commands = [row["command"] for row in rows]
-        if rows:
-            write_csv(self.folder / "results.csv", COLUMNS, rows)
+        identity = ("run", *self.machine)
+        kept = {tuple(row[name] for name in identity): row
+                for row in (*read_csv(self.folder / "results.csv"), *rows)}
+        if kept:
+            write_csv(self.folder / "results.csv", COLUMNS, sorted(kept.values(), key=lambda row: row["run"]))
         speed = None
         if found.verdict and measure:
             speed = measure_speed(found, self.config, self.machine["threads"])
@@ -262,7 +267,7 @@ class Report:
         if found.verdict.interval:
             mean, low, high, *_ = found.verdict.interval
             rows.insert(1, (f"difference to {theirs}", f"{mean:+.3f} ({low:+.3f} to {high:+.3f})", ""))
-            rows.insert(3, ("nats by which the loss may be lower at a learning rate without pairs",
+            rows.insert(3, ("nats by which the loss may be lower at a learning rate that lacks pairs",
                             *(f"{gain:.3f}" for gain in found.gains)))
         if speedup := found.speedup_text(self.steps):
             rows.append((f"times as many steps that {theirs} needs for this loss", speedup, "1"))

@@ -159,7 +159,7 @@ class Tuning:
         return [self.best, *(lr for lr in self.neighbours(self.best) if self.losses[lr] <= limit)]
 
     def gain_at_untrained(self, votes: LossesByLr) -> float:
-        """Returns by how many nats the loss may be lower at a contender that has no pairs than at the chosen
+        """Returns by how many nats the loss may be lower at a contender that lacks pairs than at the chosen
         learning rate. At the tuning seed it was higher by d, and one seed is off by less than CONTENDS, so it
         is lower by less than CONTENDS - d."""
         return max((self.losses[self.best] + CONTENDS - self.losses[lr] for lr in self.contenders()
@@ -272,7 +272,7 @@ class Findings:
     @property
     def gains(self) -> tuple[float, float]:
         """By how many nats the loss of (the candidate, the reference) may be lower at learning rates that
-        have no pairs."""
+        lack pairs."""
         return tuple(tuning.gain_between(votes) + tuning.gain_at_untrained(votes)
                      for tuning, votes in zip(self.tunings, self.votes))
 

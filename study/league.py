@@ -86,11 +86,11 @@ def run(name: str, steps: int, lr: int, seed: int) -> Run:
 
 
 def known_tuning(name: str, steps: int, losses: Losses) -> Tuning | None:
-    """Returns what the runs at hand say of a rule's learning rates, or None if they are fewer than four, if
-    all diverged, or if the best one is at the edge of the grid."""
+    """Returns what the runs at hand say of a rule's learning rates, or None if there are none, if all
+    diverged, or if the best one is at the edge of the grid."""
     tried = {one.lr: loss for one, loss in losses.items() if one == run(name, steps, one.lr, TUNING_SEED)}
     best = min(tried, key=tried.get, default=None)
-    if len(tried) < 4 or math.isinf(tried[best]) or best in (min(tried), max(tried)):
+    if best is None or math.isinf(tried[best]) or best in (min(tried), max(tried)):
         return None
     return Tuning(tried, best, True)
 
@@ -135,7 +135,8 @@ def places(study: Study, rules: dict[str, Rule]) -> list[Place]:
     level = level_of_many(len(judged), called_different) if judged else math.nan
     for found, verdict in zip(judged, verdicts_at(level)):
         found.verdict = verdict
-        plan = Audition(found.candidate, found.reference, steps, first=len(found.seeds), finest=COARSE)
+        first = min(Audition.first, len(found.seeds))    # the seeds that have other lengths
+        plan = Audition(found.candidate, found.reference, steps, first=first, finest=COARSE)
         plan.measure_lengths(found, losses)
     ranked = []
     for name, found in known.items():
