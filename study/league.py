@@ -135,8 +135,7 @@ def places(study: Study, rules: dict[str, Rule]) -> list[Place]:
     level = level_of_many(len(judged), called_different) if judged else math.nan
     for found, verdict in zip(judged, verdicts_at(level)):
         found.verdict = verdict
-        first = min(Audition.first, len(found.seeds))    # the seeds that have other lengths
-        plan = Audition(found.candidate, found.reference, steps, first=first, finest=COARSE)
+        plan = Audition(found.candidate, found.reference, steps, finest=COARSE)
         plan.measure_lengths(found, losses)
     ranked = []
     for name, found in known.items():
