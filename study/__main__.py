@@ -37,7 +37,7 @@ from study import audition
 from study.claims import report
 from study.evidence import Study
 from study.figures import all_figures, draw_study
-from study.league import Times, league
+from study.league import Times, league, places_of
 from study.look import draw_look
 from study.tables import (
     RecordedRun,
@@ -91,8 +91,9 @@ def everything(runs: list[RecordedRun], options: Options) -> None:
     (folder / "table.md").write_text(table(study))
     auditions = list(map(parsed, rows_below(Path(options.auditions))))
     all_rows = Study(study.rows + auditions, [], options.setting)
-    (folder / "league.md").write_text(league(all_rows, RULES, read_times(folder / "rules.json")))
-    missing = all_figures(study, read_curves(folder), RULES, folder)
+    places = places_of(all_rows, RULES)
+    (folder / "league.md").write_text(league(places, RULES, read_times(folder / "rules.json")))
+    missing = all_figures(study, read_curves(folder), RULES, places, folder)
     verdicts = report([study, *study.other_bases()])
     (folder / "claims.md").write_text(verdicts)
     print(verdicts)

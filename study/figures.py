@@ -4,6 +4,7 @@ The figures of the study. They follow the order of the paper's figures.
 all_figures() draws them out of the results, each as far as there are runs for it, and draw_study() draws one
 picture of run folders alone.
 """
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from optim import Rule
 from study.claims import FIVE
 from study.evidence import Study
+from study.league import REFERENCE, Place
 from study.panels import (
     COLORS,
     HEIGHT,
@@ -38,6 +40,7 @@ from study.panels import (
     write_above,
 )
 from study.tables import RecordedRun, mean_loss
+from study.verdict import Verdict
 from trainer.measure import blank_figure
 from zoo import RULES
 
@@ -52,19 +55,24 @@ KINDS = {"optim": "the paper's rules", "adaptive": "Adam's relatives", "curvatur
          "signs": "signs", "momentum": "momentum", "compressed": "less state", "subspace": "subspaces",
          "kronecker": "two preconditioners", "spectral": "more orthogonal steps", "classics": "classics",
          "relatives": "more relatives of Adam", "schedule_free": "schedule-free", "eight_bit": "8 bits"}
+# the colour and the mark of each verdict of the league
+VERDICTS = {"better": (COLORS[3], "o"), "same": (COLORS[1], "s"), "cannot tell": (COLORS[7], "D"),
+            "worse": (COLORS[4], "v")}
+SHOWN = (-0.35, 0.7)    # nats: the differences that the league's picture has room for
 
 # {run: {"step": steps, "loss": mean training losses}}
 TrainingCurves = dict[str, dict[str, Any]]
 
 
 def all_figures(study: Study, training_curves: TrainingCurves, rules: dict[str, Rule],
-                folder: Path) -> dict[str, list[str]]:
+                places: list[Place], folder: Path) -> dict[str, list[str]]:
     """Draws all figures into a folder.
 
     Args:
         study: the results.
         training_curves: the training losses of runs.
         rules: all update rules by name, for the league.
+        places: the league.
         folder: where the files go.
 
     Returns:
@@ -83,7 +91,8 @@ def all_figures(study: Study, training_curves: TrainingCurves, rules: dict[str, 
         "adasgd.png": partial(draw_adasgd, study),
         "curves.png": partial(draw_training_curves, study, training_curves),
         "sophia.png": partial(draw_sophia, study),
-        "league.png": partial(draw_league, study, rules),
+        "league_lr.png": partial(draw_league_lrs, study, rules),
+        "league.png": partial(draw_league, places, study.command("league")),
     }
     missing = {name: draw_figure(folder / name) for name, draw_figure in figures.items()}
     return {name: sorted(set(sweeps)) for name, sweeps in missing.items() if sweeps}
@@ -388,7 +397,7 @@ def draw_sophia(study: Study, path: Path) -> list[str]:
                              [line_of(study, "signum")])])
 
 
-def draw_league(study: Study, rules: dict[str, Rule], path: Path) -> list[str]:
+def draw_league_lrs(study: Study, rules: dict[str, Rule], path: Path) -> list[str]:
     """The losses of all rules over the learning rate, in a panel for each file of rules."""
     names_of: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for name, rule in rules.items():
@@ -399,6 +408,44 @@ def draw_league(study: Study, rules: dict[str, Rule], path: Path) -> list[str]:
         panels.append(Panel(KINDS.get(kind, kind), PEAK_LR, curves, study.command("league"),
                             [line_of(study, "adamw")], top=1.2, legend=True))
     return draw(path, panels)
+
+
+def draw_league(places: list[Place], missing: str, path: Path) -> list[str]:
+    """The differences to AdamW of all rules that have a verdict, each with its interval, the best rule first.
+
+    missing: the command of the sweep that supplies the league's runs.
+    """
+    verdicts = {place.name: place.found.verdict for place in places if place.found.verdict}
+    intervals = {name: verdict.interval for name, verdict in verdicts.items() if verdict.interval}
+    names = sorted(intervals, key=lambda name: intervals[name].mean)
+    if not names:
+        path.unlink(missing_ok=True)
+        return [missing]
+    across = min(2, len(names))
+    figure = blank_figure(2 * WIDTH, 1.5 + 0.17 * math.ceil(len(names) / across))
+    all_axes = figure.subplots(1, across, squeeze=False)[0]
+    for axes, names_of_panel in zip(all_axes, np.array_split(names, across)):
+        draw_differences(axes, [(name, verdicts[name]) for name in names_of_panel])
+    finish(figure, all_axes, path)
+    return []
+
+
+def draw_differences(axes, verdicts: list[tuple[str, Verdict]]) -> None:
+    """Draws the differences of some rules, which have names, from the top down. One that is too large for the
+    picture is a number."""
+    for y, (_, verdict) in enumerate(verdicts):
+        mean, low, high, *_ = verdict.interval
+        color, marker = VERDICTS[verdict.word]
+        if mean > SHOWN[1]:
+            axes.text(SHOWN[1] - 0.01, y, f"{mean:+.2f}", size=SMALL, color=color, ha="right", va="center")
+            continue
+        axes.errorbar(mean, y, xerr=[[mean - low], [high - mean]], color=color, fmt=marker, ms=5, lw=1.4,
+                      label=verdict.word)
+    axes.axvline(0, color="black", ls="--", lw=1.2, label=f"{REFERENCE} at its best")
+    axes.set_xlim(*SHOWN)
+    axes.set_ylim(len(verdicts) - 0.5, -0.5)
+    axes.set_yticks(range(len(verdicts)), [name for name, _ in verdicts])
+    label_axes(axes, "", f"difference to {REFERENCE}, nats per token")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def findings(name: str, steps: int, losses: Losses) -> Findings | None:
     return found
 
 
-def places(study: Study, rules: dict[str, Rule]) -> list[Place]:
+def places_of(study: Study, rules: dict[str, Rule]) -> list[Place]:
     """Returns all rules whose best learning rate is bracketed, the best rule first. The level of the verdicts
     allows for the number of rules. A rule with fewer than two pairs has no verdict."""
     steps = int(study.unchanged(REFERENCE)[0]["steps"]) if study.unchanged(REFERENCE) else 0
@@ -145,16 +145,16 @@ def places(study: Study, rules: dict[str, Rule]) -> list[Place]:
     return sorted(ranked, key=lambda place: np.mean(place.losses))
 
 
-def league(study: Study, rules: dict[str, Rule], times: Times) -> str:
+def league(places: list[Place], rules: dict[str, Rule], times: Times) -> str:
     """Returns the league as a table, with a legend.
 
     Args:
-        study: the results.
+        places: what places_of() returns.
         rules: the update rules by name.
         times: what bench.py measured.
     """
     rows = []
-    for place in places(study, rules):
+    for place in places:
         step = times.of_step.get(place.name)
         rows.append((place.name, lr_text(place.lr), f"{np.mean(place.losses):.3f}",
                      sd(place.losses), len(place.losses), *words_of(place), *speed_of(place, times),

@@ -18,7 +18,7 @@ import torch
 
 from conftest import ROOT
 from study import __main__ as command
-from study import claims, evidence, figures, panels, tables, thresholds
+from study import claims, evidence, figures, league, panels, tables, thresholds
 from tiny_runs import final, run
 from trainer import measure, settings
 from zoo import RULES
@@ -301,7 +301,7 @@ def picture(path):
 
 
 FIGURES = ("lr", "lr_shifted", "momentum", "tied", "others", "effective_lr", "hybrids", "frozen", "adalayer",
-           "adasgd", "curves", "sophia", "league")
+           "adasgd", "curves", "sophia", "league_lr", "league")
 
 
 @pytest.mark.slow
@@ -723,16 +723,23 @@ def test_only_runs_of_sweeps_enter_the_results(tmp_path, capsys, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------
 # The figures of the project's own results
 
-RESULTS = ROOT / "study/results"
+RESULTS, AUDITIONS = ROOT / "study/results", ROOT / "study/auditions"
+
+
+def own_places():
+    """The league of the project's own results."""
+    rows = tables.read_study(RESULTS, "study").rows + list(map(tables.parsed, tables.rows_below(AUDITIONS)))
+    return league.places_of(evidence.Study(rows, [], "study"), RULES)
 
 
 @pytest.fixture(scope="module")
 def own_figures(tmp_path_factory):
     """The figures of the project's own results, as {name of the file: figure}."""
-    kept, study = [], tables.read_study(RESULTS, "study")
+    kept, study, places = [], tables.read_study(RESULTS, "study"), own_places()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
-        figures.all_figures(study, tables.read_curves(RESULTS), RULES, tmp_path_factory.mktemp("figures"))
+        folder = tmp_path_factory.mktemp("figures")
+        figures.all_figures(study, tables.read_curves(RESULTS), RULES, places, folder)
     assert len(kept) == len(FIGURES)
     return dict(zip(FIGURES, kept))
 
@@ -762,7 +769,8 @@ def test_a_rule_has_one_colour(own_figures):
 
 
 def test_hidden_curves_are_said_in_the_legend(own_figures):
-    labels = {text.get_text() for legend in legends_of(own_figures["league"]) for text in legend.get_texts()}
+    legends = legends_of(own_figures["league_lr"])
+    labels = {text.get_text() for legend in legends for text in legend.get_texts()}
     assert {"SGD (above)", "muon (under normuon)", "Adam (under Adafactor)"} <= labels
     assert "losses above the scale" in labels
     assert not {"SGD", "muon"} & labels
@@ -770,13 +778,35 @@ def test_hidden_curves_are_said_in_the_legend(own_figures):
 
 @pytest.mark.slow
 def test_numbers_above_the_scale_do_not_overlap(own_figures):
-    figure = own_figures["league"]
+    figure = own_figures["league_lr"]
     figure.draw_without_rendering()
     assert [len(axes.texts) for axes in figure.axes] == [11, 3, 0, 0, 0, 0]
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in axes.texts]
         assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
         assert all(axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max) for box in boxes)
+
+
+def test_the_league_is_drawn_as_it_is_judged(own_figures):
+    """The rules stand in the order of their differences, and each bar has the ends of its interval."""
+    verdicts = {place.name: place.found.verdict for place in own_places() if place.found.verdict}
+    names, bars = [], {}
+    for axes in own_figures["league"].axes:
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+        for container in axes.containers:
+            (low, y), (high, _) = container.lines[2][0].get_segments()[0]
+            bars[labels[int(y)]] = container.get_label(), low, high
+        names += labels
+    beyond = [name for name in names if name not in bars]
+    assert sorted(verdicts, key=lambda name: verdicts[name].interval.mean) == names
+    assert beyond == [name for name in names if verdicts[name].interval.mean > figures.SHOWN[1]]
+    assert beyond and len(bars) > 20
+    for name, (word, low, high) in bars.items():
+        verdict = verdicts[name]
+        assert word == verdict.word
+        assert (low, high) == pytest.approx((verdict.interval.low, verdict.interval.high), abs=1e-9)
+    texts = [text.get_text() for axes in own_figures["league"].axes for text in axes.texts]
+    assert texts == [f"{verdicts[name].interval.mean:+.2f}" for name in beyond]
 
 
 def test_figures_can_be_read_at_half_their_width(own_figures):

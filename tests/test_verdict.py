@@ -503,13 +503,14 @@ def test_the_league_judges_with_the_runs_at_hand():
                  for lr in (-5, -4, -3) for seed in range(4 if lr == -4 else 1)]
     rows += [row("scion", 10.0**lr, 0, 5 + lr) for lr in range(4)]
     study = Study(rows, [], "study")
-    found = {place.name: place for place in league.places(study, RULES)}
+    places = league.places_of(study, RULES)
+    found = {place.name: place for place in places}
     assert list(found)[0] in ("muon", "soap") and "scion" not in found
     words = {name: place.found.verdict and place.found.verdict.word for name, place in found.items()}
     assert words == {"adamw": None, "muon": "better", "lion": "same", "soap": None}
     assert found["muon"].found.speedup(500).value == pytest.approx(2**0.75, rel=0.05)    # 0.3 of 0.4 nats
     times = league.Times(dict(adamw=2.0, muon=7.0), 98.0)
-    text = league.league(study, RULES, times)
+    text = league.league(places, RULES, times)
     muon = next(line for line in text.splitlines() if line.startswith("| muon"))
     muons, soaps = found["muon"].found, found["soap"].found
     ends = muons.speedup(500)
