@@ -58,7 +58,7 @@ KINDS = {"optim": "the paper's rules", "adaptive": "Adam's relatives", "curvatur
 # the colour and the mark of each verdict of the league
 VERDICTS = {"better": (COLORS[3], "o"), "same": (COLORS[1], "s"), "cannot tell": (COLORS[7], "D"),
             "worse": (COLORS[4], "v")}
-SHOWN = (-0.35, 0.7)    # nats: the differences that the league's picture has room for
+SHOWN = (-0.45, 0.7)    # nats: the differences that the league's picture has room for
 
 # {run: {"step": steps, "loss": mean training losses}}
 TrainingCurves = dict[str, dict[str, Any]]
