@@ -431,8 +431,11 @@ def draw_league(places: list[Place], missing: str, path: Path) -> list[str]:
 
 
 def draw_differences(axes, verdicts: list[tuple[str, Verdict]]) -> None:
-    """Draws the differences of some rules, which have names, from the top down. One that is too large for the
-    picture is a number."""
+    """Draws the differences of some rules from the top down, each with its interval. A difference beyond
+    SHOWN is written as a number.
+
+    verdicts: (name of a rule, its verdict), the best rule first.
+    """
     for y, (_, verdict) in enumerate(verdicts):
         mean, low, high, *_ = verdict.interval
         color, marker = VERDICTS[verdict.word]
