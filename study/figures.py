@@ -415,17 +415,18 @@ def draw_league(places: list[Place], missing: str, path: Path) -> list[str]:
 
     missing: the command of the sweep that supplies the league's runs.
     """
-    verdicts = {place.name: place.found.verdict for place in places if place.found.verdict}
-    intervals = {name: verdict.interval for name, verdict in verdicts.items() if verdict.interval}
-    names = sorted(intervals, key=lambda name: intervals[name].mean)
-    if not names:
-        path.unlink(missing_ok=True)
+    verdicts = [(place.name, place.found.verdict) for place in places
+                if place.found.verdict and place.found.verdict.interval]
+    verdicts.sort(key=lambda pair: pair[1].interval.mean)
+    if not verdicts:
+        path.unlink(missing_ok=True)    # it would show other results
         return [missing]
-    across = min(2, len(names))
-    figure = blank_figure(2 * WIDTH, 1.5 + 0.17 * math.ceil(len(names) / across))
+    across = min(2, len(verdicts))
+    half = math.ceil(len(verdicts) / across)
+    figure = blank_figure(2 * WIDTH, 1.5 + 0.17 * half)
     all_axes = figure.subplots(1, across, squeeze=False)[0]
-    for axes, names_of_panel in zip(all_axes, np.array_split(names, across)):
-        draw_differences(axes, [(name, verdicts[name]) for name in names_of_panel])
+    for axes, start in zip(all_axes, (0, half)):
+        draw_differences(axes, verdicts[start:start + half])
     finish(figure, all_axes, path)
     return []
 
