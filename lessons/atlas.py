@@ -32,7 +32,9 @@ import optim
 import zoo
 import zoo.__main__
 from lessons import pictures, toys
+from study.audition_plan import lr_text
 from study.figures import NAMES
+from study.league import places_of, words_of
 from study.tables import as_table, read_study
 from trainer.errors import UserError
 from trainer.measure import blank_figure
@@ -230,18 +232,22 @@ def parts_of(doc: str) -> tuple[str, dict[str, str]]:
 
 @functools.cache
 def study_results() -> dict[str, dict]:
-    """Returns {rule: {"curve": rows [lr, mean loss, standard deviation, seeds], "best": the row with the
-    lowest loss, "place": its place among the rules that have one}}. A run that diverged has the loss None. A
-    rule without runs has no rows, and neither a best nor a place."""
-    study, found = read_study(ROOT / "study/results", "study"), {}
+    """Returns {rule: {"curve": rows [lr, mean loss, standard deviation, seeds], "best": the row of the league,
+    "place": its place there, "difference": the one to AdamW with its interval, "verdict": text}}. A run that
+    diverged has the loss None. A rule that the league lacks has only a curve, which may be empty."""
+    def row_of(lr: float, losses: list[float]) -> list:
+        numbers = np.mean(losses), np.std(losses, ddof=1) if len(losses) > 1 else np.nan
+        return [lr, *(round(float(x), 3) if np.isfinite(x) else None for x in numbers), len(losses)]
+
+    study, found = read_study(ROOT / "study/results", "study", ROOT / "study/auditions"), {}
     for name in zoo.RULES:
-        rows = {lr: [lr, *((round(float(x), 3) if np.isfinite(x) else None) for x in (
-            np.mean(losses), np.std(losses, ddof=1) if len(losses) > 1 else np.nan)), len(losses)]
-            for lr, losses in study.curve(name).items()}
-        found[name] = dict(curve=list(rows.values()), best=rows.get(study.lowest(name).value))
-    order = sorted((name for name in found if found[name]["best"]), key=lambda name: found[name]["best"][1])
-    places = {name: place for place, name in enumerate(order, 1)}
-    return {name: found[name] | dict(place=places.get(name)) for name in found}
+        curve = [row_of(lr, losses) for lr, losses in study.curve(name).items()]
+        found[name] = dict(curve=curve, best=None, place=None, difference="", verdict="")
+    for number, place in enumerate(places_of(study, zoo.RULES), 1):
+        best, (difference, verdict) = row_of(float(lr_text(place.lr)), place.losses), words_of(place)
+        curve = [best if row[0] == best[0] else row for row in found[place.name]["curve"]]
+        found[place.name] = dict(curve=curve, best=best, place=number, difference=difference, verdict=verdict)
+    return found
 
 
 @functools.cache
@@ -353,14 +359,20 @@ def verified(name: str) -> str:
             "version of it in float64.")
 
 
-def in_the_study(name: str, curve: list[list], best: list | None, place: int | None) -> str:
+def in_the_study(name: str, curve: list[list], best: list | None, place: int | None, difference: str,
+                 verdict: str) -> str:
     """Returns the part of a page that shows a rule's place in the study. The arguments are a row of
     study_results()."""
     if not best:
         return fill("no_study.md", name=name)
     table = as_table(("lr", "final loss"), [(f"{row[0]:g}", loss_text(row)) for row in curve]).rstrip()
     count = sum(one["best"] is not None for one in study_results().values())
-    return fill("study.md", place=place, count=count, best_lr=best[0], loss=loss_text(best), curve=table)
+    against = ""
+    if difference:
+        interval, pairs = difference.rsplit(", ", 1)
+        against = f"\n\nIts difference to AdamW is {interval} in {pairs} pairs of runs: **{verdict}**."
+    return fill("study.md", place=place, count=count, best_lr=best[0], loss=loss_text(best), against=against,
+                curve=table)
 
 
 def toys_on_page(name: str, runs: dict[str, dict]) -> str:
@@ -385,7 +397,7 @@ def list_of_rules() -> str:
         best = facts["study"]["best"]
         rows.append((link(name), f"`{name}`", facts["idea"], f"{facts['bytes']:.2f}", f"{facts['lr']:.3g}",
                      loss_text(best) if best else "not run"))
-    columns = ("rule", "--optimizer=", "idea", "bytes of state per weight", "usual lr", "loss in the study")
+    columns = ("rule", "--optimizer=", "idea", "bytes of state per weight", "usual lr", "loss in the league")
     text = fill("rules.md", tree=branch("sgd", 0), table=as_table(columns, rows).rstrip())
     return re.sub(rf"`({'|'.join(zoo.RULES)})`(?=.*\|$)", r"[`\1`](\1.md)", text, flags=re.M)
 

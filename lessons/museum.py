@@ -1,5 +1,5 @@
 """
-The museum of bugs: rules that look right, each after a mistake in public code. The grader finds every one.
+The museum of bugs: rules that look right. Each copies a mistake in public code. The grader finds every one.
 
 python -m lessons.museum > docs/lessons/museum.md     writes the page: who, what a run and the check say
 
@@ -328,7 +328,7 @@ def page() -> str:
 PAGE = """
     # The museum of bugs
 
-    Each exhibit is a rule, or a class that applies one, that looks right. Each is after a mistake that was
+    Each exhibit is a rule, or a class that applies one, that looks right. Each copies a mistake that was
     really made in public code. Many are mended today. The code is in [museum.py](../../lessons/museum.py). To
     find a bug, compare an exhibit with the rule of its [exercise](exercises.md), and only then read on here.
     The docstring of an exhibit names its bug, so cover it.

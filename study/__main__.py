@@ -35,7 +35,6 @@ from dataclasses import dataclass
 
 from study import audition
 from study.claims import report
-from study.evidence import Study
 from study.figures import all_figures, draw_study
 from study.league import Times, league, places_of
 from study.look import draw_look
@@ -46,12 +45,10 @@ from study.tables import (
     differences,
     mean_loss,
     merge,
-    parsed,
     read_curves,
     read_run,
     read_runs,
     read_study,
-    rows_below,
     sd,
     table,
     variant_of,
@@ -89,9 +86,7 @@ def everything(runs: list[RecordedRun], options: Options) -> None:
     merge(runs, folder, base="" if options.match else options.setting)
     study = read_study(folder, options.setting)
     (folder / "table.md").write_text(table(study))
-    auditions = list(map(parsed, rows_below(Path(options.auditions))))
-    all_rows = Study(study.rows + auditions, [], options.setting)
-    places = places_of(all_rows, RULES)
+    places = places_of(read_study(folder, options.setting, Path(options.auditions)), RULES)
     (folder / "league.md").write_text(league(places, RULES, read_times(folder / "rules.json")))
     missing = all_figures(study, read_curves(folder), RULES, places, folder)
     verdicts = report([study, *study.other_bases()])

@@ -271,6 +271,8 @@ class Study:
         "longer" or "unstabilized"."""
         if kind == "larger" and self.base in SIZES[:-1]:
             return self.command("lr", SIZES[SIZES.index(self.base) + 1], more)
+        if kind == "longer" and self.base == SIZES[0]:
+            return self.command("lr", f"{self.base}-long", more)    # the paper's longer training has a config
         config, options = parts_of(self.base)
         steps = [row["steps"] for row in self.rows if row["setting"] == self.base and not row["changed"]]
         options |= {"larger": {"width": "128", "heads": "4"},

@@ -403,14 +403,16 @@ def parsed(texts: dict[str, str]) -> dict[str, Any]:
     return row | {"changed": {option: number(value) for option, _, value in pairs}, "loss": loss}
 
 
-def read_study(folder: Path, base: str) -> Study:
+def read_study(folder: Path, base: str, auditions: Path | None = None) -> Study:
     """Returns the content of the files in a folder.
 
     Args:
         folder: the results folder.
         base: the setting that the claims are about.
+        auditions: a folder with rows of auditions, which the league counts as well.
     """
-    rows = list(map(parsed, read_csv(folder / "results.csv")))
+    of_auditions = rows_below(auditions) if auditions else []
+    rows = list(map(parsed, read_csv(folder / "results.csv") + of_auditions))
     effective = [{column: value if column in ("run", "role") else float(value)
                   for column, value in texts.items()}
                  for texts in read_csv(folder / "effective_lr.csv")]

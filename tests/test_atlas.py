@@ -46,6 +46,20 @@ def test_pages_are_up_to_date(runs):
         assert steps == pytest.approx(made_steps, rel=1e-4, abs=1e-5), f"{path}: {MAKE}"
 
 
+def test_the_study_on_the_pages_is_the_league():
+    """A page has the place, learning rate, loss and verdict that study/results/league.md has."""
+    table = (atlas.ROOT / "study/results/league.md").read_text().rpartition("| --- |\n")[2]
+    league = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    results = {name: found for name, found in atlas.study_results().items() if found["best"]}
+    assert sorted(results) == sorted(row[0] for row in league) and len(league) > 24
+    for place, (name, lr, loss, spread, n, difference, verdict, *_) in enumerate(league, 1):
+        found = results[name]
+        assert (found["place"], found["difference"]) == (place, difference)
+        assert found["verdict"] == verdict
+        assert found["best"] == [float(lr), float(loss), float(spread), int(n)] in found["curve"]
+    assert "Its place is 2 of " in (atlas.PAGES / f"{league[1][0]}.md").read_text()
+
+
 def test_the_literature_names_what_there_is():
     """Each name in the last column is that of a rule or a modifier, or it is an option or a command."""
     table = (atlas.TEMPLATES / "rules.md").read_text().partition("## The literature")[2]

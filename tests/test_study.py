@@ -367,6 +367,8 @@ def test_a_longer_base_has_variants_of_its_own():
     assert longer.unstabilized() == ["study qk_norm=false steps=2000 z_loss=0"]
     assert longer.variant_command("longer", "optimizer=sgd") == (
         "./sweep.sh lr configs/study.toml steps=8000 optimizer=sgd seed=0,1,2")
+    of_paper = short.other_bases()[-1]    # without a row, so only the config says how long four times longer is
+    assert of_paper.variant_command("longer") == "./sweep.sh lr configs/150m-long.toml seed=0,1,2"
 
 
 def test_no_runs_and_no_results(tmp_path, capsys):
