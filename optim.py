@@ -169,7 +169,7 @@ def adasgd(g, m, v: scalar, t, g2, *, beta1=0.9, beta2=0.95, eps=1e-15):
 def hat(x, beta, t):    # x / (1 - beta^t) corrects a running mean for its start at 0
     return x * (1 / (1 - power(beta, t)))
 
-def power(beta, t):    # beta^t. beta**t makes compiled Adam 1.6 times slower: anew for every 16 weights
+def power(beta, t):    # beta^t. Compiled Adam would compute beta**t for every 16 weights: 1.6 times slower
     return torch.exp(t * (math.log(beta) if beta else -math.inf))
 
 def factored(r, c):    # (r / mean(r)) c. To divide first prevents underflow. clamp_min prevents 0/0
@@ -181,7 +181,7 @@ def mean_to(x, s):    # the mean of x in the shape of s: over every axis where s
     return x.sum_to_size(s.shape) / (x.numel() // s.numel())
 
 def mean_of_blocks(x, v):    # the mean of x over each block. To average each row first is 1.1 times as fast
-    row = min([x.numel() // len(v), *x.shape[-1:]])
+    row = math.gcd(x.numel() // len(v), *x.shape[-1:])    # of a row, what lies in one block
     return x.reshape(len(v), -1, row).mean(2).mean(1)
 
 class Rule:
@@ -287,7 +287,7 @@ def batches_of_one_kind(members, most=4):
             same = same[size:]
 
 class Optimizer(torch.optim.Optimizer):
-    """Applies an update rule. In all else it is a torch optimizer, with groups, closures and schedulers.
+    """Applies an update rule. In all else it is a torch optimizer. A ValueError names what does not fit.
     params             tensors, (name, tensor) pairs, or groups, as torch takes them. A group may have its own
                        rule, lr, decay and hyperparameters, and blocks: how many blocks each tensor has
     rule, **hyper      the rule: a name of RULES, a function or a Rule; then values of its hyperparameters
@@ -295,8 +295,7 @@ class Optimizer(torch.optim.Optimizer):
     weight_decay_kind  "coupled": a step multiplies weights by 1 - lr * weight_decay, as torch does;
                        "independent": by 1 - weight_decay * lr / lr_peak, the paper's. lr_peak is the first lr
     strict             raise an error if a gradient is missing; otherwise skip that parameter, as torch does
-    compile            run compiled code, which is faster after its first step
-    Raises a ValueError that names what does not fit together."""
+    compile            run compiled code, which is faster after its first step"""
     rule_of, compiled = staticmethod(rule_of), staticmethod(compiled)
 
     def __init__(self, params, rule, *, lr, weight_decay=0.0, weight_decay_kind="coupled", strict=False,
@@ -348,7 +347,7 @@ class Optimizer(torch.optim.Optimizer):
     def each_parameter(self):    # yields (group, number in the group, parameter)
         return ((group, i, p) for group in self.param_groups for i, p in enumerate(group["params"]))
 
-    def constants(self, group, i):    # inputs that never change are compiled into the code. Here are none
+    def constants(self, group, i):    # inputs that never change, for the compiler. No rule here has any
         return {}
 
     def start(self, group, i, device=None, starts=None):
@@ -456,10 +455,11 @@ def make(rule, roles, *, lr, rows=(), by_role={}, weight_decay=0.0, weight_decay
     roles     triples (name, parameter, role), such as those of model.roles(). A role is one of ROLES
     lr        the peak learning rate, in the unit that the rule's docstring states
     rows      roles in which each row is a block. rows=("head",) makes Adalayer Adalayer*
-    by_role   {role: dict of settings}: lr, weight_decay, hyperparameters; or another Rule with all its
-              settings. {role: None} leaves a role untrained
+    by_role   {role: settings}: lr, weight_decay, hyperparameters, or all of another Rule. None: untrained
     The rest is as in Optimizer, but the decay is the paper's. A ValueError names what is wrong."""
     rule, groups = rule_of(rule), {}
+    if unknown := {*rows, *by_role} - {*ROLES}:
+        raise ValueError(f"rows, by_role: there is no role {min(unknown)!r}; there are {', '.join(ROLES)}")
     for name, p, role in triples(roles):
         if role not in ROLES:
             raise ValueError(f"{name}: has the unknown role {role!r}; there are {', '.join(ROLES)}")
@@ -474,7 +474,7 @@ def make(rule, roles, *, lr, rows=(), by_role={}, weight_decay=0.0, weight_decay
         group["roles"].append(role)
         group["blocks"].append(blocks if own["rule"].has_blocks else 1)
     return optimizer(list(groups.values()), rule, lr=lr, weight_decay=weight_decay,
-                     weight_decay_kind=weight_decay_kind, strict=True, compile=compile)
+                     weight_decay_kind=weight_decay_kind, strict=True, compile=compile, **hyper)
 
 if __name__ == "__main__":    # a short way to start this other program, in which optim.py is a module
     sys.exit(subprocess.call([sys.executable, "-m", "zoo", *sys.argv[1:]], cwd=sys.path[0]))

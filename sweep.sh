@@ -50,6 +50,13 @@ check_word() {    # refuses a word that is not key=a,b,c
     *) refuse "'$1': give key=a,b,c" ;;
   esac
 }
+check_once() {    # refuses words of which two have the same key
+  local word keys=" "
+  for word in "$@"; do
+    case $keys in *" ${word%%=*} "*) refuse "${word%%=*}: is given two times; give ${word%%=*}=a,b,c" ;; esac
+    keys="$keys${word%%=*} "
+  done
+}
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
     --print) print=yes ;;
@@ -60,6 +67,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
   shift
 done
 [ "${1-}" != -- ] || shift
+check_once $asked
 case $jobs in "" | *[!0-9]* | 0*) refuse "--jobs $jobs: give how many runs at a time, 1 or more" ;; esac
 
 [ -f "$config" ] || [ -f "$here/$config" ] ||
@@ -152,7 +160,7 @@ case $sweep in
       case $line in "" | "#"*) continue ;; esac
       for word in $line; do check_word "$word"; done
       # shellcheck disable=SC2086    # words without blanks or globs, as checked above
-      grid $line
+      check_once $line && grid $line
     done ;;
   lr)
     grid optimizer=adamw,adafactor,adalayer_star lr=$lrs
@@ -213,9 +221,10 @@ case $sweep in
   sophia)    # for comparison with Signum
     grid optimizer=sophia lr=$sign_lrs ;;
   league)    # not in the paper: every rule, with five learning rates about its usual one
-    half_decades=(1e-5 3.16e-5 1e-4 3.16e-4 1e-3 3.16e-3 1e-2 3.16e-2 0.1 0.316 1 3.16 10 31.6 100 316 1000)
+    half_decades=(1e-6 3.16e-6 1e-5 3.16e-5 1e-4 3.16e-4 1e-3 3.16e-3 1e-2 3.16e-2 0.1 0.316 1 3.16 10 31.6
+                  100 316 1000 3160 10000)
     middles=$(ask 'for name in RULES:
-        print(name, round(2 * math.log10(defaults(config, name)["lr"])) + 10)') || exit 2
+        print(name, round(2 * math.log10(defaults(config, name)["lr"])) + 12)') || exit 2
     while read -r name middle; do    # middle: where the usual learning rate is in half_decades
       five=${half_decades[*]:middle-2:5}
       grid "optimizer=$name" "lr=${five// /,}"

@@ -437,6 +437,16 @@ TRIPLES = [("a", torch.ones(4, 2), "mlp_up"), ("b", torch.ones(4, 2), "head"), (
     (lambda: make("adamw", TRIPLES, lr=1, untrained="matrix+head+norm"),
      "untrained: leaves nothing to train"),
     (lambda: make("signum", TRIPLES, lr=1, beta2=1), "beta2: is not a hyperparameter of signum"),
+    (lambda: optim.make("sgd", TRIPLES, lr=1, nesterov=True), "nesterov: is not a hyperparameter of sgd"),
+    (lambda: optim.make("adalayer", TRIPLES, lr=1, rows=("haed",)), "rows, by_role: there is no role 'haed'"),
+    (lambda: optim.make("sgd", TRIPLES, lr=1, by_role={"nom": None}), "rows, by_role: there is no role 'nom'"),
+    (lambda: make("adamw", TRIPLES, lr=1, modify="agc+cautious+agc"), "modify='agc.*': names agc twice"),
+    (lambda: make("adasgd", TRIPLES, lr=1, modify="agc"), "modify=agc: changes the gradient, but adasgd also"),
+    (lambda: make("prodigy", TRIPLES, lr=1, modify="mars_g"), "modify=mars_g: changes the gradient, but "),
+    (lambda: make("schedule_free_sgd", TRIPLES, lr=1, modify="cautious_decay"),
+     "modify=cautious_decay: changes the step, but schedule_free_sgd keeps an average"),
+    (lambda: make("stable_adamw", TRIPLES, lr=1, modify="lookahead+mgup", weight_decay=0.1),
+     "modify=mgup: would take the weight decay of stable_adamw"),
 ])
 def test_wrong_use(call, words):
     with pytest.raises(ValueError, match=words) as caught:

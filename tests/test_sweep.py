@@ -79,7 +79,8 @@ def test_failed_runs_are_listed(tiny, copy):
     ["nonsense", "{tiny}"], ["lr", "{tiny}", "optimizer=adam,signum"], ["lr", "{tiny}", "--jobs", "0"],
     ["grid", "{tiny}", "heads=2,3"], ["lr", "{tiny}", "optimzer=adamw"],
     ["lr", "{tiny}", "optimzer=adamw", "--print"],
-    ["lr", "{tiny}", "--jobs"], ["batch_size", "{tiny}", "steps=9"], ["lr", "{tiny}", "--threads=1"]])
+    ["lr", "{tiny}", "--jobs"], ["batch_size", "{tiny}", "steps=9"], ["lr", "{tiny}", "--threads=1"],
+    ["grid", "{tiny}", "seed=0", "lr=1", "seed=1"]])
 def test_wrong_use(tiny, copy, arguments):
     result = sweep(copy, *(a.format(tiny=tiny) for a in arguments))
     assert result.returncode == 2 and result.stderr and not result.stdout
@@ -201,9 +202,10 @@ def test_the_papers_grids(name, copy, stub):
         assert len(same) == 1, (one, same)
 
 
-def test_the_league_has_every_rule(stub):
+@pytest.mark.parametrize("config", ["study", "class"])    # in class, schedule_free_sgd has an lr of 316
+def test_the_league_has_every_rule(stub, config):
     """Every rule has five learning rates, half a decade apart, with the usual one between them."""
-    done = sweep(ROOT, "league", "configs/study.toml", "--print", PYTHON=stub)
+    done = sweep(ROOT, "league", f"configs/{config}.toml", "--print", PYTHON=stub)
     assert done.returncode == 0, done.stderr
     lrs = {}
     for line in done.stdout.splitlines()[:-1]:
@@ -247,6 +249,18 @@ def test_the_command_line_narrows_replaces_and_adds(stub):
     assert shared == {f"nano,optimizer={name}" for name in SIX}    # all sweeps share the run of the defaults
     assert names("grid", "lr_of=head:0.5,head:0.5+embed:2") == [
         f"nano,lr_of={value}" for value in ("head:0.5", "head:0.5+embed:2")]
+
+
+def test_a_list_of_grids_is_read_from_a_file(stub):
+    def listed(lines):
+        return subprocess.run(["bash", "sweep.sh", "list", "configs/nano.toml", "seed=1", "--print"], cwd=ROOT,
+                              input=lines, env=os.environ | dict(PYTHON=stub), text=True, capture_output=True)
+    done = listed("# why\n\noptimizer=sgd lr=1,2\noptimizer=adamw beta1=0.5")
+    assert re.findall(r"--name=(\S+)", done.stdout) == [
+        "nano,optimizer=sgd,lr=1,seed=1", "nano,optimizer=sgd,lr=2,seed=1",
+        "nano,optimizer=adamw,beta1=0.5,seed=1"]
+    refused = listed("lr=1 optimizer=sgd lr=2")
+    assert refused.returncode == 2 and "lr: is given two times; give lr=a,b,c" in refused.stderr
 
 
 def test_jobs_share_the_machine_and_a_signal_ends_them_in_order(tiny, copy, stub):

@@ -276,6 +276,17 @@ def test_lookahead_with_alpha_1_or_every_step():
                  trained("signum", grads, lr=0.025))
 
 
+@pytest.mark.parametrize("name", [name for name, rule in zoo.RULES.items()
+                                  if "decay" in rule.inputs and not rule.evaluated])
+def test_trust_ratio_sees_a_decay_that_the_rule_puts_into_u(name):
+    """Then the length of the whole step is lr times that of the weights. A tensor that does not move has a
+    ratio of 1, such as those of the layers at which BAdam is not."""
+    start = {role: p.detach() for role, p in weights().items()}
+    w = trained(zoo.modified(name, "trust_ratio"), gradients(1), lr=0.01, decays=dict(weight_decay=3.0))
+    ratios = [((w[role] - p).norm() / p.norm()).item() for role, p in start.items()]
+    assert {round(ratio, 9) for ratio in ratios if ratio} == {0.01}
+
+
 def test_norm_loss_with_gradients():
     """Restated: the decay, then the pull of Ranger21 on what the decay has left, then the step."""
     grads, lrs, factor = gradients(9), [0.1 * 0.9**t for t in range(9)], 0.2

@@ -32,7 +32,8 @@ def decoder_shape(settings: Settings) -> dict:
 def build_optimizer(model: Decoder, settings: Settings, hyper: dict) -> zoo.Optimizer:
     """Returns the optimizer of a model. Raises UserError that names the option that does not fit."""
     choices = {name: getattr(settings, name) for name in CHOICES}
-    chosen = {name: value for name, value in choices.items() if value not in ("", 0, None)}
+    chosen = {name: value for name, value in choices.items()
+              if value not in ("", None) and (name, value) != ("freeze_steps", 0)}
     for prefix, name in (("", settings.optimizer), ("rest_", settings.rest)):
         for key in zoo.find(name).from_run if name else ():
             chosen[prefix + key] = getattr(settings, key)    # such as steps, heads, seed

@@ -327,7 +327,7 @@ def hyperparameters(settings: Settings, tables: dict) -> dict:
     try:
         modifiers = zoo.find_modifiers(settings.modify) if settings.modify else []
     except ValueError as error:
-        raise UserError(f"--modify: {error}") from None
+        raise UserError(f"--{error}") from None
     if settings.average and settings.average not in zoo.AVERAGES:
         raise UserError(f"--average={settings.average!r}: must be one of {', '.join(zoo.AVERAGES)}"
                         f"{nearest(settings.average, zoo.AVERAGES)}")

@@ -127,6 +127,8 @@ def find_modifiers(text: str) -> list:
     names = text.split("+")
     if not set(names) <= set(MODIFIERS):
         raise ValueError(f"modify={text!r}: must be one or more of {', '.join(MODIFIERS)}, joined by +")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"modify={text!r}: names {twice[0]} twice")
     return [MODIFIERS[name] for name in names]
 
 def modified(rule: str | ZooRule, modify: str = "") -> ZooRule:
@@ -192,6 +194,13 @@ def check_blocks(group, rule) -> None:
             raise ValueError(f"{name}: blocks={blocks}, but {rule.name} has no blocks; leave them out")
         if "blocks" in rule.inputs and p.dim() > 1 and len(p) % blocks:
             raise ValueError(f"{name}: the {len(p)} rows do not divide into {blocks} matrices")
+
+def check_decay(group, rule) -> None:
+    """Raises ValueError if a modifier would take a rule's own weight decay for a part of its update."""
+    if group["weight_decay"] and rule.not_with_decay:
+        name, modifier = rule.name.partition("+")[0], rule.not_with_decay[0]
+        raise ValueError(f"modify={modifier}: would take the weight decay of {name}, which its update holds, "
+                         f"for a part of the step; give a weight decay of 0, or leave {modifier} out")
 
 TRIED = set()    # functions of rules that have returned a right update once in this process
 NOT_COMPILED = set()    # rules that torch could not compile in this process
@@ -268,6 +277,7 @@ class Optimizer(optim.Optimizer):
             raise ValueError(f"average={self.averaging['average']}: {rule.name} has an average of its own")
         self.param_groups[-1] |= self.averaging
         check_blocks(self.param_groups[-1], rule)
+        check_decay(self.param_groups[-1], rule)
         if any("layer" in one.inputs for one in self.rules.values()):
             self.layer_of = self.layers()
         if rule.function not in TRIED and not rule.refresh:    # a refresh comes before the first update
@@ -341,7 +351,9 @@ class Optimizer(optim.Optimizer):
 
     def check_gradients(self):
         super().check_gradients()
-        if not self.sampled and self.wants_sampled():
+        if not self.wants_sampled():
+            self.sampled = None    # what a step of only some tensors has left
+        elif not self.sampled:
             raise RuntimeError("this step needs gradients on sampled labels; see wants_sampled(). Set "
                                "`sampled` on this optimizer, not on a wrapper of it, such as Accelerate's")
         if any("norm" in rule.inputs for rule in self.rules.values()):

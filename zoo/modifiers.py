@@ -114,7 +114,7 @@ MODIFIERS = {
     "cautious_decay": Modifier(cautious_decay, changes="decay", elementwise=True),
     "adagc":          Modifier(adagc, changes="g", bounds=dict(adagc_beta=BELOW_ONE,
                                                                adagc_warmup_steps=AT_LEAST_ONE)),
-    "trust_ratio":    Modifier(trust_ratio, changes="u", last=2),
+    "trust_ratio":    Modifier(trust_ratio, changes="u", last=2, whole=True),
     "l2":             Modifier(l2, changes="g", elementwise=True),
-    "blockwise_lr":   Modifier(blockwise_lr, changes="u", last=2),
+    "blockwise_lr":   Modifier(blockwise_lr, changes="u", last=2, whole=True),
 }

@@ -213,7 +213,7 @@ MODIFIERS = {
     "update_floor":      Modifier(update_floor, changes="u"),
     "norm_loss":         Modifier(norm_loss, changes="u", last=1),
     "hyperball":         Modifier(hyperball, changes="u", last=2),
-    "lookahead":         Modifier(lookahead, changes="u", last=3, elementwise=True,
+    "lookahead":         Modifier(lookahead, changes="u", last=3, whole=True, elementwise=True,
                                   bounds=dict(lookahead_steps=AT_LEAST_ONE)),
     "stable_decay":      Modifier(stable_decay, changes="decay", elementwise=True,
                                   bounds=dict(stable_decay_beta=BELOW_ONE)),

@@ -67,7 +67,7 @@ class ZooRule(Rule):
     The rest is as Rule takes it. Raises a ValueError if the line names a hyperparameter that the rule does
     not have."""
     given = (*Rule.given, "norm", "blocks", "role", "decay", "lr_peak", "layer", "sums")
-    changes_decay = False
+    changes_decay, not_with_decay = False, ()    # see ModifiedRule
 
     def __init__(self, function, *, roles="", rest="", measures=0, refresh=None, sums=None, from_run=(),
                  stacks=False, evaluated=None, rarely_changes=(), schedule="cosine", **line):
@@ -104,13 +104,15 @@ class Modifier(ZooRule):
               update, or "decay", the factor that multiplies the weights, after the rule
     last      its place among those after the rule, where a larger number comes later: 0 for most, 1 for what
               adds a pull on the weights, 2 for what must see the whole step, 3 for what sees the new weight
+    whole     whether it looks at the step as a whole, with the decay. Only such a modifier fits a rule that
+              puts a decay of its own into u
     The names of its state and of its hyperparameters begin with its own name, so that they differ from all
     names of the rule."""
     given = (*ZooRule.given, "u")
 
-    def __init__(self, function, *, changes, last=0, **line):
+    def __init__(self, function, *, changes, last=0, whole=False, **line):
         super().__init__(function, **line)
-        self.changes, self.last = changes, last
+        self.changes, self.last, self.whole = changes, last, whole
 
 class ModifiedRule(ZooRule):
     """A rule together with its modifiers. The result is a rule too: one function that returns u.
@@ -118,13 +120,21 @@ class ModifiedRule(ZooRule):
     A modifier that changes the decay gives each weight its own decay, d. But the optimizer multiplies all
     weights by the same decay. So the difference goes into u:
 
-        decay w - lr u' = d w - lr u    with    u' = u + (decay - d) w / lr"""
-    given = Modifier.given
+        decay w - lr u' = d w - lr u    with    u' = u + (decay - d) w / lr
+
+    Raises a ValueError if a modifier would not reach all that the rule does."""
 
     def __init__(self, rule, modifiers):
         before = [part for part in modifiers if part.changes == "g"]
         after = sorted((part for part in modifiers if part.changes != "g"), key=lambda part: part.last)
+        if before and sees_gradient_elsewhere(rule):
+            raise ValueError(f"modify={before[0].name}: changes the gradient, but {rule.name} also looks at "
+                             "the gradients before its step, where they are unchanged; leave one of them out")
+        if after and rule.evaluated:
+            raise ValueError(f"modify={after[0].name}: changes the step, but {rule.name} keeps an average "
+                             "that knows only its own steps; leave one of them out")
         self.__dict__ |= rule.__dict__
+        self.not_with_decay = [part.name for part in after if "decay" in rule.inputs and not part.whole]
         self.parts = [*((part, part.changes) for part in before), (rule, "u"),
                       *((part, part.changes) for part in after)]
         self.name = "+".join(part.name for part in [rule, *modifiers])
@@ -141,6 +151,11 @@ class ModifiedRule(ZooRule):
         self.elementwise = all(part.elementwise for part, _ in self.parts)
         self.stacks = False    # a modifier may look at the tensor as a whole
         self.function = functools.partial(apply_parts, self.inputs, self.parts, self.changes_decay)
+
+def sees_gradient_elsewhere(rule) -> bool:
+    """Whether a rule uses gradients outside of its function: in g2, in its sums or in its refresh."""
+    functions = [function for function in (rule.sums, rule.refresh) if function]
+    return "g2" in rule.inputs or any("g" in parameter_names(function) for function in functions)
 
 def apply_parts(inputs, parts, changes_decay, *tensors, **hyper):
     """Returns the update of a rule and its modifiers.
