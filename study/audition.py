@@ -77,7 +77,7 @@ class Options:
     jobs: int = option(0, None, "runs at a time; 0: one for each core, 8 at most", low=0, high=1024)
     runs: str = option("runs", None, "folders of earlier runs, joined by commas; new runs are in runs/")
     results: str = option(RESULTS, None, "folders with rows of earlier runs, joined by commas")
-    out: str = option("", None, "folder for the page; default: auditions/RULE")
+    out: str = option("", None, "folder for the page; default: one in auditions/, named after the audition")
     anyway: bool = option(False, None, "train a rule that lacks a property, too")
     print: bool = option(False, None, "only print what is to be run next, and where to run it elsewhere")
 
@@ -332,7 +332,7 @@ def audition(words: list[str], options: Options) -> int:
     for fault in faults:
         print(f"it lacks a property: {fault}")
     report = Report(
-        folder=Path(options.out or Path("auditions") / "_".join([Path(words[0]).stem, *words[1:]])),
+        folder=Path(options.out or Path("auditions") / folder_name(words, options)),
         command=shlex.join(["python", "-m", "study", "audition", *words, *chosen(options)]),
         config=options.config, steps=settings.steps, margin=options.margin, first=options.seeds,
         machine=here._asdict(), code=Path(words[0]).read_text() if is_new else "", faults=faults,
@@ -344,6 +344,17 @@ def audition(words: list[str], options: Options) -> int:
         print(f"So it is not trained; --anyway trains it nonetheless. The page is {report.folder}/verdict.md")
         return 0
     return train_until_known(plan, options, settings, here, jobs, report, deadline)
+
+
+def folder_name(words: list[str], options: Options) -> str:
+    """Returns the name of the usual folder of a page. Auditions with other questions have other folders."""
+    def questions(of: Options) -> dict[str, str]:
+        return dict(against=of.against, config=Path(of.config).stem, tune=of.tune)
+
+    usual = questions(Options())
+    unusual = [f"{name}={value}" for name, value in questions(options).items() if value != usual[name]]
+    parts = " ".join([Path(words[0]).stem, *words[1:], *unusual]).split()
+    return "_".join(part.removesuffix(".py").replace("/", "-") for part in parts)
 
 
 def chosen(options: Options) -> list[str]:
@@ -373,6 +384,7 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
     out = sys.stderr if options.print else sys.stdout
     stopped = power = ""
     seconds_per_step = None
+    last_wanted: list[Run] = []
     while True:
         by_machine = known_rows(options, here)
         losses = {kind: {run: parsed(row)["loss"] for run, row in rows.items()}
@@ -382,6 +394,9 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
             print(power, file=out)
         found = plan.assess(with_first_ahead(losses), losses)
         rows = with_first_ahead(by_machine)
+        if last_wanted and not rows.keys() & set(last_wanted):
+            raise UserError("none of the last runs is one that was wanted. Has the file of a rule changed "
+                            "since the audition began? Then give the same command again")
         used = [by_machine[kind][run] if kind else rows[run]
                 for run, kind in plan.used(found).items() if run in rows]
         if not found.wanted:
@@ -407,6 +422,7 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
         report.write(found, used, STILL_RUNNING, measure=False)
         if code := train(lines, options.config, jobs):
             return code
+        last_wanted = wanted
         # The same machine may be half as fast on another day, so this audition's own runs tell its speed.
         seconds_per_step = (time.monotonic() - began) / steps
     if options.print:

@@ -160,8 +160,8 @@ class Tuning:
 
     def gain_at_untrained(self, votes: LossesByLr) -> float:
         """Returns by how many nats the loss may be lower at a contender that lacks pairs than at the chosen
-        learning rate. At the tuning seed it was higher by d, and one seed is off by less than CONTENDS, so it
-        is lower by less than CONTENDS - d."""
+        learning rate. At the tuning seed the contender's loss was higher by d. One seed is off by less than
+        CONTENDS. So the contender's true loss is lower by less than CONTENDS - d."""
         return max((self.losses[self.best] + CONTENDS - self.losses[lr] for lr in self.contenders()
                     if lr not in votes), default=0.0)
 
@@ -228,6 +228,7 @@ class Findings:
         candidate, reference: the sides, with the hyperparameters that were tuned.
         tunings: (the candidate's Tuning, the reference's).
         choices: what --tune tried: (the name of a side, its final loss) in the order of trial.
+        tuned_by: the runs that all tuning used, also of sides that --tune has not chosen.
         sides: all sides of which runs may be wanted.
         seeds: the seeds of the pairs.
         machines: {seed: the kind of machine that trained both runs of its pair}.
@@ -245,6 +246,7 @@ class Findings:
     reference: Side
     tunings: tuple[Tuning, Tuning] | None = None
     choices: list[tuple[str, float]] = field(default_factory=list)
+    tuned_by: list[Run] = field(default_factory=list)
     sides: list[Side] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     machines: dict[int, Hashable] = field(default_factory=dict)
@@ -394,8 +396,8 @@ class Audition:
         """Returns {run that the findings come from: the kind of machine that trained it if it is of a pair;
         otherwise None}."""
         sides, tunings = (found.candidate, found.reference), found.tunings or ()
-        used = {Run(side.optimizer, side.changed, self.steps, lr, TUNING_SEED)
-                for side, tuning in zip(sides, tunings) for lr in tuning.losses}
+        used = set(found.tuned_by) | {Run(side.optimizer, side.changed, self.steps, lr, TUNING_SEED)
+                                      for side, tuning in zip(sides, tunings) for lr in tuning.losses}
         for steps, tuning in found.length_tunings.items():
             run = Run(found.reference.optimizer, found.reference.changed, steps, TUNING_SEED, TUNING_SEED)
             used |= {run._replace(lr=lr) for lr in tuning.losses}
@@ -419,6 +421,7 @@ class Audition:
                 found.wanted += missing
                 break
             found.choices += [(one.name, losses[run]) for one, run in zip(sides, runs)]
+            found.tuned_by += runs
             chosen = sides[int(np.argmin([losses[run] for run in runs]))]
             if chosen != side:
                 side, tuning = chosen, self.tuned_lr(chosen, self.steps, losses, tuning.best, found)
@@ -427,6 +430,7 @@ class Audition:
     def tuned_lr(self, side: Side, steps: int, losses: Losses, start: int, found: Findings) -> Tuning:
         """Tunes a learning rate, and adds the runs that it needs to found.wanted."""
         tuning = tune(side, steps, losses, start, self.finest)
+        found.tuned_by += [Run(side.optimizer, side.changed, steps, lr, TUNING_SEED) for lr in tuning.losses]
         found.wanted += [Run(side.optimizer, side.changed, steps, lr, TUNING_SEED) for lr in tuning.wanted]
         likely = [Run(side.optimizer, side.changed, steps, lr, TUNING_SEED) for lr in tuning.likely]
         found.likely += [run for run in likely if run not in losses]

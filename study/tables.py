@@ -157,7 +157,9 @@ def usual(config_file: str, optimizer: str, rest: str) -> dict[str, Any]:
 
 def text(value: object) -> str:
     """Returns a value as it is written on a command line."""
-    return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def changed_options(config: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:

@@ -239,9 +239,9 @@ def test_usual_seconds_per_step():
 
 class Trained(MadeUp):
     """Stands for sweep.sh: the runs of its grids get rows with made-up losses in rows/results.csv."""
-    def __init__(self, here, **world):
+    def __init__(self, here, forgets=False, **world):
         super().__init__(0, **world)
-        self.here, self.rows, self.calls = here, [], 0
+        self.here, self.rows, self.calls, self.forgets = here, [], 0, forgets
 
     def __call__(self, lines, config, jobs, *more):
         self.calls += 1
@@ -259,7 +259,7 @@ class Trained(MadeUp):
                            loss=loss, status="done" if math.isfinite(loss) else "diverged",
                            tokens_per_second=1e4, command=f"python train.py {line} {seed}", **self.here)
                 self.rows.append(as_texts(row))
-        write_csv(Path("rows/results.csv"), COLUMNS, self.rows)
+        write_csv(Path("rows/results.csv"), COLUMNS, [] if self.forgets else self.rows)
         return 0
 
 
@@ -278,7 +278,7 @@ def whole(tmp_path, monkeypatch):
                             lambda found, config, threads: Speed(2.0, 1.0, 99.0, (4.0, 8.0)))
         options = audition.Options(config=CONFIG, results="rows", **dict(options))
         assert audition.audition(["lion"], options) == 0
-        folder = tmp_path / "auditions/lion"
+        folder = tmp_path / "auditions" / audition.folder_name(["lion"], options)
         return (folder / "verdict.md").read_text(), json.loads((folder / "verdict.json").read_text()), trained
     return run_it
 
@@ -350,8 +350,24 @@ def test_a_tuned_hyperparameter(whole):
     """Each side tries two values of beta1. One of them is lion's own, so it trains one more run only once."""
     page, numbers, trained = whole(dict(tune="beta1:0.8,0.95"), noise=0.001)
     assert {"beta1=0.8", "beta1=0.95", ""} <= {row["changed"] for row in trained.rows}
+    assert sorted(row["command"] for row in trained.rows) == sorted(numbers["runs"])
     assert "Other hyperparameters" in page and page.count("`lion beta1=0.8`") >= 1
     assert numbers["verdict"] == "same"
+
+
+def test_other_questions_have_other_folders():
+    for words, options, name in (
+            ("mine/new.py beta1=0.8", {}, "new_beta1=0.8"),
+            ("lion", dict(against="mine/old.py beta1=0.8"), "lion_against=mine-old_beta1=0.8"),
+            ("lion", dict(config="mine/class.toml", tune="eps:1e-8,1e-6"), "lion_config=class_tune=eps:1e-8,1e-6"),
+            ("lion", dict(config=CONFIG, seeds=5), "lion")):
+        assert audition.folder_name(words.split(), audition.Options(**options)) == name
+
+
+def test_a_file_that_changes_while_its_audition_runs_ends_it(whole):
+    """Its new runs are then those of another rule, which the audition would wait for in vain."""
+    with pytest.raises(UserError, match="none of the last runs is one that was wanted. Has the file of a rule"):
+        whole(forgets=True)
 
 
 def test_what_cannot_be_tuned():
