@@ -232,9 +232,9 @@ def parts_of(doc: str) -> tuple[str, dict[str, str]]:
 
 @functools.cache
 def study_results() -> dict[str, dict]:
-    """Returns {rule: {"curve": rows [lr, mean loss, standard deviation, seeds], "best": the row of the league,
-    "place": its place there, "difference": the one to AdamW with its interval, "verdict": text}}. A run that
-    diverged has the loss None. A rule that the league lacks has only a curve, which may be empty."""
+    """Returns {rule: {"curve": rows [lr, mean loss, standard deviation, seeds], "best": the row of the
+    league, "place": its place there, "difference": the one to AdamW with its interval, "verdict": text}}. A
+    run that diverged has the loss None. A rule that the league lacks has only a curve, which may be empty."""
     def row_of(lr: float, losses: list[float]) -> list:
         numbers = np.mean(losses), np.std(losses, ddof=1) if len(losses) > 1 else np.nan
         return [lr, *(round(float(x), 3) if np.isfinite(x) else None for x in numbers), len(losses)]

@@ -54,7 +54,8 @@ KINDS = {"optim": "the paper's rules", "adaptive": "Adam's relatives", "curvatur
          "factored": "shared second moments", "lowrank": "low rank", "orthogonal": "matrices as matrices",
          "signs": "signs", "momentum": "momentum", "compressed": "less state", "subspace": "subspaces",
          "kronecker": "two preconditioners", "spectral": "more orthogonal steps", "classics": "classics",
-         "relatives": "more relatives of Adam", "schedule_free": "schedule-free", "eight_bit": "8 bits"}
+         "relatives": "more relatives of Adam", "schedule_free": "schedule-free",
+         "distance": "a learned distance", "eight_bit": "8 bits"}
 # the colour and the mark of each verdict of the league
 VERDICTS = {"better": (COLORS[3], "o"), "same": (COLORS[1], "s"), "cannot tell": (COLORS[7], "D"),
             "worse": (COLORS[4], "v")}
@@ -411,13 +412,13 @@ def draw_league_lrs(study: Study, rules: dict[str, Rule], path: Path) -> list[st
 
 
 def draw_league(places: list[Place], missing: str, path: Path) -> list[str]:
-    """The differences to AdamW of all rules that have a verdict, each with its interval, the best rule first.
+    """The differences to AdamW of all rules that have a verdict, each with its interval, in the order of the
+    places.
 
     missing: the command of the sweep that supplies the league's runs.
     """
     verdicts = [(place.name, place.found.verdict) for place in places
                 if place.found.verdict and place.found.verdict.interval]
-    verdicts.sort(key=lambda pair: pair[1].interval.mean)
     if not verdicts:
         path.unlink(missing_ok=True)    # it would show other results
         return [missing]
@@ -440,8 +441,9 @@ def draw_differences(axes, verdicts: list[tuple[str, Verdict]]) -> None:
     for y, (_, verdict) in enumerate(verdicts):
         mean, low, high, *_ = verdict.interval
         color, marker = VERDICTS[verdict.word]
-        if mean > SHOWN[1]:
-            axes.text(SHOWN[1] - 0.01, y, f"{mean:+.2f}", size=SMALL, color=color, ha="right", va="center")
+        if not SHOWN[0] < mean < SHOWN[1]:
+            x, side = (SHOWN[0] + 0.01, "left") if mean < 0 else (SHOWN[1] - 0.01, "right")
+            axes.text(x, y, f"{mean:+.2f}", size=SMALL, color=color, ha=side, va="center")
             continue
         axes.errorbar(mean, y, xerr=[[mean - low], [high - mean]], color=color, fmt=marker, ms=5, lw=1.4,
                       label=verdict.word)

@@ -34,14 +34,16 @@ LEGEND = """# The league
 
 Each rule is at the learning rate that is best in its pairs, or else at seed 0. The loss is a mean over all
 n seeds, with seed 0. The difference to AdamW leaves seed 0 out, because it chose the learning rates. The
-difference is a mean over pairs of runs with the same seed, with its interval and the number of pairs. Two
-pairs decide only if they nearly agree.
+difference is a mean over pairs of runs with the same seed, with its interval and the number of pairs. It
+gives the rules their order. Two pairs decide only if they nearly agree.
 
 * **better, worse, same, cannot tell**: as in an audition, at a level that allows for the number of rules.
   [Auditions](../../docs/audition.md#many-rules-against-one-reference) says what this level promises.
 * **cannot tell: about 1 more**: one more pair would decide, if mean and spread stayed what they are. Two
   pairs say too little about the spread for this.
-* **cannot tell: pairs at other learning rates**: a neighbour of the best one may be better, without pairs.
+* **cannot tell: pairs at other learning rates**: a neighbour of the best learning rate may be better, but
+  has no pairs.
+* **cannot tell: over 100 pairs**: more pairs would decide than anyone may want to run.
 * **speedup**: AdamW needs this many times as many steps for the loss. The interval is the difference's.
 * **time to AdamW's loss**: relative to AdamW's own time, with the times of a step on two threads.
 * **bytes of state**: for each weight of a matrix. An audition has them for each weight of the model.
@@ -115,8 +117,8 @@ def findings(name: str, steps: int, losses: Losses) -> Findings | None:
 
 
 def places_of(study: Study, rules: dict[str, Rule]) -> list[Place]:
-    """Returns all rules whose best learning rate is bracketed, the best rule first. The level of the verdicts
-    allows for the number of rules. A rule with fewer than two pairs has no verdict."""
+    """Returns all rules whose best learning rate is bracketed, by their difference to AdamW. The level of the
+    verdicts allows for the number of rules. A rule with fewer than two pairs has no verdict."""
     steps = int(study.unchanged(REFERENCE)[0]["steps"]) if study.unchanged(REFERENCE) else 0
     losses = losses_of([row for row in study.rows if row["setting"].split()[0] == study.base], study.base)
     known = {name: found for name in rules if (found := findings(name, steps, losses))}
@@ -142,7 +144,14 @@ def places_of(study: Study, rules: dict[str, Rule]) -> list[Place]:
         lr = best_lr(found.votes[0]) if found.seeds else found.tunings[0].best
         all_losses = [loss for one, loss in losses.items() if one == run(name, steps, lr, one.seed)]
         ranked.append(Place(name, steps, lr, all_losses, found))
-    return sorted(ranked, key=lambda place: np.mean(place.losses))
+    of_reference = [np.mean(place.losses) for place in ranked if place.name == REFERENCE]
+
+    def difference(place: Place) -> float:    # of pairs: means over other seeds may have another order
+        if place.found.verdict and place.found.verdict.interval:
+            return place.found.verdict.interval.mean
+        return np.mean(place.losses) - of_reference[0]
+
+    return sorted(ranked, key=difference)
 
 
 def league(places: list[Place], rules: dict[str, Rule], times: Times) -> str:

@@ -136,11 +136,12 @@ def bounds(candidate: LossesByLr, reference: LossesByLr, level: float,
     candidate's true loss is at most its loss at that one, and the reference's true loss is its loss at one of
     its own. So the difference is at most the largest of the differences between the candidate's best one and
     any of the reference's, and likewise for the lower end. The truly best learning rate may also lie between
-    two that were tried.
+    two that were tried. The same pairs choose the best one and measure it, so no proof says that `level` is
+    kept. Simulations say how often a verdict is wrong: see docs/audition.md.
 
     Args:
         candidate, reference: the losses at the learning rates that may be the best.
-        level: how often the interval may miss the truth.
+        level: how often an interval of fixed learning rates may miss the truth.
         gains: by how many nats the loss of (the candidate, the reference) may be lower between two learning
             rates.
     """
@@ -245,11 +246,11 @@ def visible(sd: float, n: int, level: float) -> float:
     return half_width(sd, n, level) + half_width(sd, n, 2 * (1 - POWER))
 
 
-def level_of_many(candidates: int, called_different: Callable[[float], int], error: float = ERROR) -> float:
-    """Returns the level at which many candidates may be judged against one reference: error * k / candidates,
+def level_of_many(candidates: int, called_different: Callable[[float], int]) -> float:
+    """Returns the level at which many candidates may be judged against one reference: ERROR * k / candidates,
     for the largest k such that at least k of them are called different at this level, or for k = 1.
 
-    Of the candidates that are called different, a fraction of at most `error` is expected to be called so
+    Of the candidates that are called different, a fraction of at most ERROR is expected to be called so
     wrongly. If all are equal to the reference, then at most this fraction of leagues calls any of them
     different.
 
@@ -259,12 +260,11 @@ def level_of_many(candidates: int, called_different: Callable[[float], int], err
     Args:
         candidates: their number, 1 or more.
         called_different: a function that returns how many of them are called different at a level.
-        error: the fraction above.
     """
     for k in range(candidates, 1, -1):
-        if called_different(error * k / candidates) >= k:
-            return error * k / candidates
-    return error / candidates
+        if called_different(ERROR * k / candidates) >= k:
+            return ERROR * k / candidates
+    return ERROR / candidates
 
 
 # ---------------------------------------------------------------------------------------------------------

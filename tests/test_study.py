@@ -19,6 +19,7 @@ import torch
 from conftest import ROOT
 from study import __main__ as command
 from study import claims, evidence, figures, league, panels, tables, thresholds
+from study.verdict import Interval, Verdict
 from tiny_runs import final, run
 from trainer import measure, settings
 from zoo import RULES
@@ -367,7 +368,7 @@ def test_a_longer_base_has_variants_of_its_own():
     assert longer.unstabilized() == ["study qk_norm=false steps=2000 z_loss=0"]
     assert longer.variant_command("longer", "optimizer=sgd") == (
         "./sweep.sh lr configs/study.toml steps=8000 optimizer=sgd seed=0,1,2")
-    of_paper = short.other_bases()[-1]    # without a row, so only the config says how long four times longer is
+    of_paper = short.other_bases()[-1]    # without a row that says how long four times longer is
     assert of_paper.variant_command("longer") == "./sweep.sh lr configs/150m-long.toml seed=0,1,2"
 
 
@@ -730,8 +731,7 @@ RESULTS, AUDITIONS = ROOT / "study/results", ROOT / "study/auditions"
 
 def own_places():
     """The league of the project's own results."""
-    rows = tables.read_study(RESULTS, "study").rows + list(map(tables.parsed, tables.rows_below(AUDITIONS)))
-    return league.places_of(evidence.Study(rows, [], "study"), RULES)
+    return league.places_of(tables.read_study(RESULTS, "study", AUDITIONS), RULES)
 
 
 @pytest.fixture(scope="module")
@@ -809,6 +809,20 @@ def test_the_league_is_drawn_as_it_is_judged(own_figures):
         assert (low, high) == pytest.approx((verdict.interval.low, verdict.interval.high), abs=1e-9)
     texts = [text.get_text() for axes in own_figures["league"].axes for text in axes.texts]
     assert texts == [f"{verdicts[name].interval.mean:+.2f}" for name in beyond]
+
+
+def test_differences_beyond_the_picture_are_written_at_its_edges():
+    axes = measure.blank_figure(4, 4).subplots()
+    verdicts = [(f"{mean:+}", Verdict("better", "", Interval(mean, mean - 0.1, mean + 0.1, 0.01, 3, 0.05)))
+                for mean in (-0.6, -0.3, 0.8)]
+    figures.draw_differences(axes, verdicts)
+    at_edges = [(text.get_text(), text.get_ha()) for text in axes.texts]
+    assert at_edges == [("-0.60", "left"), ("+0.80", "right")]
+    assert len(axes.containers) == 1
+
+
+def test_every_file_of_rules_has_a_title():
+    assert {rule.function.__module__.removeprefix("zoo.") for rule in RULES.values()} <= set(figures.KINDS)
 
 
 def test_figures_can_be_read_at_half_their_width(own_figures):

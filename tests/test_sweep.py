@@ -253,8 +253,9 @@ def test_the_command_line_narrows_replaces_and_adds(stub):
 
 def test_a_list_of_grids_is_read_from_a_file(stub):
     def listed(lines):
-        return subprocess.run(["bash", "sweep.sh", "list", "configs/nano.toml", "seed=1", "--print"], cwd=ROOT,
-                              input=lines, env=os.environ | dict(PYTHON=stub), text=True, capture_output=True)
+        command = ["bash", "sweep.sh", "list", "configs/nano.toml", "seed=1", "--print"]
+        return subprocess.run(command, cwd=ROOT, env=os.environ | dict(PYTHON=stub), input=lines, text=True,
+                              capture_output=True)
     done = listed("# why\n\noptimizer=sgd lr=1,2\noptimizer=adamw beta1=0.5")
     assert re.findall(r"--name=(\S+)", done.stdout) == [
         "nano,optimizer=sgd,lr=1,seed=1", "nano,optimizer=sgd,lr=2,seed=1",

@@ -778,7 +778,8 @@ def test_a_state_that_never_changes_is_named():
         "hyperparameters go after a *"]
 
 
-SEE_GRADIENTS_ELSEWHERE = ("adasgd", "adam_snsm", "conda", "osd", "shampoo", "kron", "dion", "cosmos", "prodigy")
+SEE_GRADIENTS_ELSEWHERE = ("adasgd", "adam_snsm", "conda", "osd", "shampoo", "kron", "dion", "cosmos",
+                           "prodigy")
 HAVE_AN_AVERAGE = ("schedule_free_adamw", "schedule_free_sgd")
 
 

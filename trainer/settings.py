@@ -78,7 +78,8 @@ class Settings:
                                                   "before", low=0)
     warmup: float = option(0.1, "train", "fraction of the steps, at the start, in which the lr rises",
                            low=0, high=1)
-    warmup_from: float = option(0.1, "train", "first lr, as a fraction of the peak lr", low=0, high=1)
+    warmup_from: float = option(0.1, "train", "lr before the first step, as a fraction of the peak lr",
+                                low=0, high=1)
     floor: float = option(0.1, "train", "last lr, as a fraction of the peak lr", low=0, high=1)
     clip: float = option(1.0, "train", "largest allowed norm of the whole gradient; 0: no clipping", low=0)
     stop_loss: float = option(0.0, "train", "end the run as diverged if the training loss exceeds this; "

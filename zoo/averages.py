@@ -76,7 +76,8 @@ def naswa(average, w, distance, naswa_count: scalar, naswa_total: scalar, naswa_
     Source     Not verified against published code: none was found. The published form takes the norms of some
                chosen layers. A language model has no obvious choice, so here all tensors count."""
     naswa_seen.add_(1)
-    naswa_total.add_(distance)    # with the newest distance, which is above the mean with it or without it
+    # The newest distance may be added first: it is above the mean with itself if and only if it is without.
+    naswa_total.add_(distance)
     adds = (distance * naswa_seen > naswa_total) | (naswa_count == 0)
     naswa_count.add_(adds)
     average.lerp_(w, torch.where(adds, 1 / naswa_count, 0.0))

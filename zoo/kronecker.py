@@ -81,8 +81,8 @@ def kl_soap(g, m, s, gl: left, gr: right, ql: left, qr: right, dl: row_values, d
         At t = 1 the rule only changes gl and gr, with a = b = g.
 
     Remembers  what SOAP remembers, and dl and dr, one number per row and per column. They estimate the
-               eigenvalues of gl and gr and start at 0.1. No 1 / sqrt(dl) is above the number of rows, or
-               above 10 or 4,000 if that number is smaller or larger. dr has the same limits.
+               eigenvalues of gl and gr and start at 0.1. 1 / sqrt(dl) is at most the number of rows, or 10
+               if there are fewer, or 4,000 if there are more. dr has the same limits.
     Moves      weights as Adam does. m and s are not corrected for their start at 0, so the first step is
                0.7 times as long as Adam's.
     lr         is in weight, as Adam's lr is. Typical 3e-3, SOAP's.

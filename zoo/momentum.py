@@ -24,7 +24,8 @@ def sgd_sai(g, m, ratio: scalar, t, *, beta1=0.9, eps=1e-8):
                gradient is the same everywhere, has the ratio |g| / eps, which is far too large.
     lr         is in weight per unit of gradient, divided by the ratio. Typical 1e-2, the default of the
                authors' package.
-    Defaults   are those of the authors' package. It starts m at g, and not at 0.
+    Defaults   are those of version 1.0.3 of the authors' package. It starts m at g, and not at 0. Version
+               1.0.4 also divides every ratio by the largest one, so it needs a larger lr.
     For        every tensor.
     Source     Xu, Xiang, Cai, Wen (2024), arXiv 2412.11768."""
     deviation = ((g - g.mean()).square().sum() / max(g.numel() - 1, 1)).sqrt()

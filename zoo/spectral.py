@@ -65,8 +65,9 @@ def auon(g, m, blocks, *, beta1=0.95):
     x = x / (x.cosh().square().mean(dim=(1, 2), keepdim=True).sqrt() + 1e-8)
     return max(1, x.shape[1] / x.shape[2]) ** 0.5 * x.reshape(g.shape)
 
-# The paper's polynomials for singular values from 0.001 to 1. Each is the best one after those before it. All
-# but the last are made for values that are 1.01 times as large, so that rounding does no harm.
+# The paper's polynomials for singular values from 0.001 to 1. Each is the best one after those before it, if
+# a value below 0.024 of the largest counts as one of 0.024, which the authors call a cushion. All but the
+# last are made for values that are 1.01 times as large, so that rounding does no harm.
 POLAR_EXPRESS = tuple((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -81,8 +82,9 @@ def polar_express(g, m, blocks, *, beta1=0.95, iterations=5):
         m <- b1 m + (1 - b1) g
         u  = sqrt(max(1, rows / columns)) orthogonal(b1 m + (1 - b1) g)      with the paper's polynomials
 
-    Each polynomial has the least error at worst, given those before it. The first are steep, and the later
-    ones converge at 1. Muon repeats one polynomial, which never converges.
+    Each polynomial has the least error at worst, given those before it, for all but the smallest singular
+    values. The first are steep, and the later ones converge at 1. Muon repeats one polynomial, which never
+    converges.
 
     Remembers  m, the running mean of gradients: 4 bytes per weight.
     Moves      a matrix by about lr sqrt(max(1, rows / columns)) in each of its directions. After five
