@@ -305,6 +305,8 @@ def test_a_page(whole, capsys):
     assert lr_text(-9) in page and "verdict.png" in page and "nats lower than that of `adamw`" in page
     assert len(numbers["runs"]) == len(set(numbers["runs"])) and len(numbers["runs"]) <= len(trained.rows)
     assert "power: unknown, because no pairs with adamw are known yet" in capsys.readouterr().out
+    formats = (ROOT / "docs/formats.md").read_text()
+    assert [key for key in (*COLUMNS, *numbers) if f"`{key}`" not in formats] == []
     calls = trained.calls
     kept = read_csv(Path("auditions/lion/results.csv"))
     assert sorted(row["command"] for row in kept) == sorted(numbers["runs"])

@@ -10,14 +10,14 @@ import torch
 
 from optim import hat
 from zoo.lowrank import normal_like
-from zoo.orthogonal import change_basis, left, matrices, right, square
+from zoo.orthogonal import change_basis, left, matrices, right, square_matrix
 from zoo.rule import AT_LEAST_ONE, ZooRule
 
 # ---- Shampoo --------------------------------------------------------------------------------------------
 
 def columns_or_vector(w, blocks):
     """Makes a matrix for the columns, where a vector counts as one row."""
-    return square(w, blocks, matrices(w, blocks).shape[2])
+    return square_matrix(w, blocks, matrices(w, blocks).shape[2])
 
 def shampoo(g, gl: left, gr: columns_or_vector, pl: left, pr: columns_or_vector, blocks, *, eps=1e-6,
             refresh_steps=20):

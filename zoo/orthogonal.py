@@ -165,18 +165,19 @@ def scion(g, m, blocks, role, *, beta1=0.9, radius=50.0, radius_embed=4.0, radiu
 # ---------------------------------------------------------------------------------------------------------
 # Adam in a basis that belongs to the matrix
 
-def square(w, blocks, side):
+def square_matrix(w, blocks, side):
     """Makes a (side, side) matrix for each block, or an empty one if the side is longer than 10,000."""
     side = side if side <= 10000 else 0
     return w.new_zeros(blocks, side, side)
 
 def left(w, blocks, *, role):
     """Makes a matrix for the rows. It is empty for a vector, and where the rows are the vocabulary."""
-    return square(w, blocks, 0 if w.dim() < 2 or role in ("embed", "head") else matrices(w, blocks).shape[1])
+    has_basis = w.dim() > 1 and role not in ("embed", "head")
+    return square_matrix(w, blocks, matrices(w, blocks).shape[1] if has_basis else 0)
 
 def right(w, blocks):
     """Makes a matrix for the columns. It is empty for a vector."""
-    return square(w, blocks, matrices(w, blocks).shape[2] if w.dim() > 1 else 0)
+    return square_matrix(w, blocks, matrices(w, blocks).shape[2] if w.dim() > 1 else 0)
 
 def change_basis(x, ql, qr):
     """Returns ql' x qr. An empty basis changes nothing."""
