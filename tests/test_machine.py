@@ -302,6 +302,8 @@ def test_a_lock_without_flock(tmp_path, no_flock, capsys, owner, is_free):
     assert capsys.readouterr().out.startswith(f"note: no file locks here, using {path}; if a run was killed")
     if is_free:
         assert runs.lock(tmp_path / "lock") is None
+        runs.unlock(path)
+        assert runs.lock(tmp_path / "lock") == path
 
 
 def test_who_waits_for_a_lock_gets_it(tmp_path, monkeypatch, capsys):

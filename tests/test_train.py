@@ -13,17 +13,18 @@ import pytest
 import torch
 
 import prepare_c4
+import sample
 import train
 import zoo
 from conftest import ROOT, documents
 from model import Decoder
 from tiny_runs import VARIANTS, ZOO, assert_same_run, final, rewound, run
-from trainer import data, measure, runs
+from trainer import announce, data, measure, runs
 from trainer.build import build_optimizer, decoder_shape
 from trainer.errors import UserError
 from trainer.machine import Machine, compiler_works
 from trainer.restore import difference
-from trainer.settings import (FOREIGN_NAMES, FOREIGN_OPTIMIZERS, Settings, defaults, read,
+from trainer.settings import (FOREIGN_NAMES, FOREIGN_OPTIMIZERS, Settings, defaults, is_tuned, read,
                               refuse_ranks_that_differ, split_batch)
 
 
@@ -256,6 +257,20 @@ def test_a_run_is_resumed_with_a_config_that_has_moved(tiny, tmp_path):
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_config_that_is_named_again_does_not_override_the_options_of_the_run(tiny, tmp_path):
+    """Another config does, as far as a run may change."""
+    own = ["--steps=11", "--schedule=constant", "--warmup=0", "--beta1=0.8", "--eval_every=4"]
+    assert run(tiny, tmp_path, "a", *own, "--keep=9") == 0
+    rewound(tmp_path / "a", tmp_path / "b", 10)
+    assert run(tiny, tmp_path, "b", "--resume") == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    other = tmp_path / "other.toml"
+    other.write_text(tiny.read_text())
+    rewound(tmp_path / "a", tmp_path / "c", 10)
+    assert run(other, tmp_path, "c", "--resume", *own[1:4]) == 0
+    assert final(tmp_path / "c")[2][-1]["step"] == 12
+
+
 @pytest.mark.slow
 def test_resume_at_every_step_and_after_the_end(tiny, tmp_path, no_picture, capsys):
     assert run(tiny, tmp_path, "a", "--save_every=1", "--keep=99") == 0
@@ -305,6 +320,31 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(tiny, tmp_pa
     assert run(tiny, tmp_path, "c", f"--init_from={path}") == 2
     missing, damaged = capsys.readouterr().err.splitlines()
     assert "nothing.pt: No such file" in missing and "step-00000010.pt: is damaged" in damaged
+
+
+def test_a_damaged_checkpoint_does_not_count_among_those_to_keep(tmp_path):
+    for step in (1, 2, 3):
+        runs.save_checkpoint(runs.checkpoint_path(tmp_path, step), dict(step=step))
+    runs.checkpoint_path(tmp_path, 3).write_bytes(b"damaged")
+    own = runs.Run(tmp_path.parent, tmp_path.name, resume=True)
+    assert own.newest() == (2, dict(step=2))
+    for step, kept in ((4, {2, 3, 4}), (3, {3, 4})):    # step 3 is then saved once more
+        own.save(step, dict(step=step), keep=2)
+        assert {runs.step_of(path) for path in own.checkpoints()} == kept
+    own.release()
+
+
+@pytest.mark.parametrize("validates, left", [(True, [1, 2]), (False, [1, 2, 2])])
+def test_a_validation_is_only_deleted_if_it_is_made_again(tmp_path, validates, left):
+    own = runs.Run(tmp_path, "a")
+    for kind, step in (("train", 1), ("train", 2), ("val", 2), ("train", 3)):
+        own.log(kind, step)
+    own.rewind(2, {}, validates)
+    assert [row["step"] for row in own.read_metrics()] == left
+    own.log("val", 2, final=True)    # the end of a run that then gets more steps
+    own.rewind(2, {}, validates)
+    assert [row["step"] for row in own.read_metrics()] == left
+    own.release()
 
 
 def test_plain_torch_load_reads_a_checkpoint(tiny, tmp_path):
@@ -573,6 +613,39 @@ def test_interrupted_runs_say_their_name(tiny, tmp_path, capsys, monkeypatch):
             f"interrupted at step 3; go on with python {script}{option} --name=0001 --resume\n")
 
 
+@pytest.mark.parametrize("ranks, ranks_here, command", [
+    (1, 1, "python {} --name=a --resume"), (8, 8, "torchrun --nproc_per_node=8 {} --name=a --resume"),
+    (8, 4, "the same torchrun command on each machine, with --name=a --resume")])
+def test_the_resume_command_keeps_the_ranks(monkeypatch, ranks, ranks_here, command):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks_here))
+    assert announce.resume_command(Settings(), "a") == command.format(os.path.relpath(train.__file__))
+
+
+def test_a_config_may_be_edited_while_its_run_trains(tiny, tmp_path, monkeypatch, capsys):
+    path, log = tmp_path / "own.toml", runs.Run.log
+    path.write_text(tiny.read_text())
+
+    def logged(self, kind, step, **numbers):
+        log(self, kind, step, **numbers)
+        path.write_text("[train]\nsteps = ")
+    monkeypatch.setattr(runs.Run, "log", logged)
+    assert run(path, tmp_path, "a") == 0
+    assert "no loss is promised for these settings" in capsys.readouterr().out
+
+
+def test_an_average_that_is_not_finite_is_no_result(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "validation_losses", lambda *_: dict(loss=1.0, average_loss=math.nan))
+    assert run(tiny, tmp_path, "a", "--average=ema", "--eval_every=0") == 3
+    assert json.loads((tmp_path / "a/status.json").read_text())["status"] == "diverged"
+
+
+def test_data_without_a_tokenizer_give_no_sample(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "read_meta", lambda folder: {})
+    sample.show(None, "data/mine", 8)
+    assert capsys.readouterr().out == "note: no sample: data/mine/meta.json: does not name a tokenizer\n"
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Ranks
 
@@ -690,6 +763,7 @@ BAD = [(["--optimzer=adamw"], "--optimzer: no such option; did you mean optimize
        (["--rows=head"], "rows: adamw, the rule of head, has no blocks"),
        (["--untrained=feet"], "untrained='feet': must be one or more of"),
        (["--adaptive=head"], "adaptive, rest and rest_lr"),
+       (["--cooldown=0", "--cooldown_beta2=0.99"], "--cooldown_beta2: needs a cooldown; give more"),
        (["--heads=3"], "--heads=3"), (["--heads=16"], "--heads=16"),
        (["--padded_vocab=10"], "--padded_vocab=10"), (["--vocab_size=299"], "has 300"),
        (["--context=99999"], "context"), (["--micro_batch=3"], "try 2 or 4"),
@@ -753,6 +827,22 @@ def test_values_come_from_the_command_line_then_the_file_then_the_default(tmp_pa
     config, hyper, _ = read([file, "--adaptive=head", "--rest=sgd_ema", "--rest_beta1=0.5",
                                            "--beta2=0.5"])
     assert config.rest_lr == 3.0 and numbers(hyper) == dict(beta1=0.9, beta2=0.5, rest_beta1=0.5)
+
+
+def test_both_rules_of_a_hybrid_may_have_values_by_role_in_the_file(tmp_path):
+    (tmp_path / "own.toml").write_text("[hyper.adamw]\nbeta1_of = 'head:0.8'\nbeta2_of = 'head:0.9'\n"
+                                       "[hyper.sgd_ema]\nbeta1_of = 'embed:0.5'\n")
+    _, hyper, _ = read([f"--config={tmp_path / 'own.toml'}", "--adaptive=head", "--rest=sgd_ema"])
+    assert hyper["beta1_of"] == "head:0.8,embed:0.5" and hyper["beta2_of"] == "head:0.9"
+
+
+def test_what_counts_as_tuned():
+    tables = dict(lr=dict(adamw=1e-2, lion=2e-3), rest_lr=dict(sgd_ema=30.0))
+    for name, lr, table, tuned in (
+            ("lion", 2e-3, "lr", True), ("signum", 1e-3, "lr", False), ("signum", 3e-3, "lr", True),
+            ("adamw", 1e-2, "rest_lr", True), ("sgd_ema", 30.0, "rest_lr", True),
+            ("sgd", 3.0, "rest_lr", False), ("sgd", 1.0, "rest_lr", True)):
+        assert is_tuned(tables, name, lr, table) is tuned, (name, lr, table)
 
 
 def test_help_explains_every_option(capsys):

@@ -7,9 +7,10 @@ import shlex
 from dataclasses import fields
 from pathlib import Path
 
-from zoo.table import state_bytes
+import zoo
 from trainer.measure import promise, sizes_of
 from trainer.settings import Settings, is_tuned, settings_of_roles
+from zoo.table import state_bytes
 
 
 def print_values(title: str, values: dict) -> None:
@@ -53,9 +54,12 @@ def print_optimizer(settings: Settings, hyper: dict, tables: dict, optimizer) ->
     """Prints a line for each group of the optimizer. It shows the rule, the lr, the settings that only these
     roles have, the roles, and the bytes of state."""
     by_role = settings_of_roles(settings, hyper)
-    note = "" if is_tuned(settings, tables) else " (not tuned at this size)"
+    adaptive = zoo.role_set("adaptive", settings.adaptive) if settings.rest else set(zoo.ROLES)
     for group in optimizer.param_groups:
         roles = sorted(set(group["roles"]))
+        chosen = ((settings.optimizer, settings.lr, "lr") if set(roles) <= adaptive else
+                  (settings.rest, settings.rest_lr, "rest_lr"))
+        note = "" if is_tuned(tables, *chosen) else " (not tuned at this size)"
         own = sorted({name for role in roles for name in by_role.get(role, {})} - {"lr"})
         settings_of_group = "".join(f", {name} {group[name]:g}" for name in own)
         print(f"optimizer  {group['rule'].replace('+', ' + ')}, lr {group['lr_peak']:g} ({settings.schedule})"
@@ -85,13 +89,17 @@ def print_end(training, losses: dict, bits: float, windows: int) -> None:
     print(f"final validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte ({windows} windows)")
     if average:
         print(f"with averaged weights {average[0]:.4f} nats per token")
-    print(promise(training.config, training.hyper, training.tables, loss))
+    print(promise(training.config.optimizer, training.unpromised, training.tables, loss))
     newest = training.run.checkpoints()[0].name
     print(f"everything is in {training.run.folder}: metrics.jsonl, loss.png, {newest}")
 
 
 def resume_command(settings: Settings, name: str) -> str:
-    """Returns the command that goes on with a run of this name."""
+    """Returns the command that goes on with a run of this name on as many ranks as there are now."""
     script = shlex.quote(os.path.relpath(Path(__file__).parents[1] / "train.py"))
     runs = "" if settings.runs == Settings.runs else f" --runs={shlex.quote(settings.runs)}"
-    return f"python {script}{runs} --name={name} --resume"
+    ranks, ranks_here = (int(os.environ.get(key, 1)) for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if ranks_here < ranks:    # torchrun's other options are those of this cluster
+        return f"the same torchrun command on each machine, with{runs} --name={name} --resume"
+    program = f"torchrun --nproc_per_node={ranks}" if ranks > 1 else "python"
+    return f"{program} {script}{runs} --name={name} --resume"

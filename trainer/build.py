@@ -18,7 +18,7 @@ def open_data(settings: Settings) -> tuple[str, data.Tokens, data.Tokens]:
     meta = data.read_meta(settings.data)
     if meta["vocab_size"] != settings.vocab_size:
         raise UserError(f"--vocab_size={settings.vocab_size}: the data in {settings.data} "
-                        f"has {meta['vocab_size']}")
+                        f"has {meta['vocab_size']}; give --vocab_size={meta['vocab_size']}, or other --data")
     train_set, val_set = (data.Tokens(settings.data, split, settings.context, settings.verify_data)
                           for split in ("train", "val"))
     return data.fingerprint(meta), train_set, val_set

@@ -169,8 +169,8 @@ def file_texts(path: str) -> Iterator[str]:
 
 
 def parts_of_text(file: TextIO) -> Iterator[str]:
-    """Yields a text file in parts of PART characters, each up to the end of its last line. A cut between two
-    lines changes no token. A line of more than PART further characters is cut, too."""
+    """Yields a text file in parts of PART characters, each up to the end of its last line, so that no cut
+    splits a word. A line of more than PART further characters is cut, too."""
     while part := file.read(PART):
         yield part + file.readline(PART)
 

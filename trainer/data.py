@@ -203,11 +203,13 @@ class Tokens:
         return batch
 
 
-def uniform_numbers(seed: int, first_window: int, shape: tuple[int, int]) -> np.ndarray:
-    """Returns random numbers in [0, 1) for the tokens of consecutive windows, shape (windows, tokens). They
-    depend only on the seed and on the window, so any number of ranks and any resume get the same ones."""
-    windows, tokens = shape
-    return np.stack([np.random.default_rng([seed, first_window + i]).random(tokens) for i in range(windows)])
+def uniform_numbers(seed: int, first_sequence: int, shape: tuple[int, int]) -> np.ndarray:
+    """Returns random numbers in [0, 1) for the tokens of consecutive sequences, shape (sequences, tokens).
+    They depend only on the seed and on the sequence's number in training, so any number of ranks and any
+    resume get the same ones."""
+    sequences, tokens = shape
+    return np.stack([np.random.default_rng([seed, first_sequence + i]).random(tokens)
+                     for i in range(sequences)])
 
 
 class Order:
@@ -279,7 +281,9 @@ def load_tokenizer(folder: str | Path) -> tiktoken.Encoding | T5:
         and eot_token, the id that ends a document.
     Raises: UserError if the tokenizer's file is missing or changed, or sentencepiece is not installed.
     """
-    meta = read_meta(folder)["tokenizer"]
+    meta = read_meta(folder).get("tokenizer")
+    if not meta:
+        raise UserError(f"{folder}/meta.json: does not name a tokenizer")
     path = Path(folder) / Path(meta["file"]).name
     try:
         content = path.read_bytes()

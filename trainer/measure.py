@@ -198,16 +198,25 @@ def checksum(model: torch.nn.Module, optimizer: zoo.Optimizer) -> int:
     return sum(int(x.sum(dtype=torch.int64)) * (i + 1) for i, x in enumerate(bytes_of_all)) % 2**53
 
 
-def promise(settings: Settings, hyper: dict, tables: dict, loss: float) -> str:
-    """Returns a line that compares the loss with the loss that the file's table [expect] promises.
-
-    The file promises a loss only for its own settings. If others are in force, the line names them."""
-    entry = tables.get("expect", {}).get(settings.optimizer)
+def unpromised(settings: Settings, hyper: dict) -> list[str]:
+    """Returns the names of the options in force for which the config file promises no loss: those that differ
+    from the file's own. It reads the file, so call it at the start: later, somebody may have edited it."""
     usual = defaults(settings.config, settings.optimizer)
     tolerated = FREE - {"data", "final_windows"}
     tolerated |= {"seed", "device", "precision", "attention", "loss_chunk", "compile"}
     in_force = asdict(settings) | hyper
-    changed = [name for name in in_force if name not in tolerated and in_force[name] != usual.get(name)]
+    return [name for name in in_force if name not in tolerated and in_force[name] != usual.get(name)]
+
+
+def promise(optimizer: str, changed: list[str], tables: dict, loss: float) -> str:
+    """Returns a line that compares the loss with the loss that the file's table [expect] promises.
+
+    Args:
+        optimizer: the name of the rule.
+        changed: the options for which nothing is promised; see unpromised().
+        tables: those of the config file.
+        loss: the final validation loss, in nats per token."""
+    entry = tables.get("expect", {}).get(optimizer)
     if not entry or changed:
         return f"no loss is promised for these settings{' (' + ', '.join(changed) + ')' if entry else ''}"
     verdict = "as promised" if abs(loss - entry["loss"]) <= entry["tolerance"] else "NOT AS PROMISED"

@@ -177,7 +177,8 @@ def fill_in(cls: type, typed: dict, extra_tables=(), base=None, foreign_names={}
 
     Args:
         typed: {field: value} from the command line. These values come before all others.
-        base: {field: value} of an earlier run. They come before the file's, unless `typed` names a file."""
+        base: {field: value} of an earlier run. They come before the file's, unless `typed` names another file
+            than that of the earlier run."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     earlier = {key: check(key, value, fields[key].type, **fields[key].metadata)
                for key, value in (base or {}).items() if key in fields and value is not None}
@@ -185,8 +186,15 @@ def fill_in(cls: type, typed: dict, extra_tables=(), base=None, foreign_names={}
     if "config" in fields:
         tables = read_toml((earlier | typed).get("config", fields["config"].default))
     filed = from_tables(tables, cls, extra_tables, foreign_names)
-    lowest, higher = (earlier, filed) if "config" in typed else (filed, earlier)
+    lowest, higher = (earlier, filed) if names_another_file(typed, base) else (filed, earlier)
     return cls(**(lowest | higher | typed)), tables
+
+
+def names_another_file(typed: dict, base: dict | None) -> bool:
+    """Returns whether the command line names a config file that is not the one of an earlier run. The
+    arguments are those of fill_in()."""
+    earlier = (base or {}).get("config", "")
+    return "config" in typed and Path(typed["config"]).resolve() != Path(earlier).resolve()
 
 
 def no_extra_flags(values, tables) -> tuple:
@@ -227,7 +235,7 @@ def load(cls: type, argv: list, about: str = "", *, complete: Callable = no_extr
              for name, field in fields.items() if getattr(given, name) is not None}
     values, tables = fill_in(cls, typed, extra_tables, base, foreign_names)
     values, extra = complete(values, tables)
-    if base and "config" not in typed:
+    if base and not names_another_file(typed, base):
         extra = {name: base.get(name, default) for name, default in extra.items()}
 
     second = Parser(allow_abbrev=False, add_help=False)

@@ -153,6 +153,15 @@ def lock(path: str | Path, waits: bool = False) -> TextIO | Path | None:
     return held
 
 
+def unlock(held_lock: TextIO | Path) -> None:
+    """Gives back what lock() returned. Without this, the lock would last as long as anything refers to the
+    object, such as a frame that an exception inside of some library keeps alive."""
+    if isinstance(held_lock, Path):
+        held_lock.unlink(missing_ok=True)
+    else:
+        held_lock.close()
+
+
 def try_lock(path: str | Path) -> TextIO | Path | None:
     """Takes a lock file at once. Returns None if another process has the lock."""
     file = open(path, "a+")
@@ -293,6 +302,7 @@ class Run:
             raise UserError(f"--name={name!r}: use up to 200 letters, digits and _ . , : = + @ -, "
                             "and begin with a letter, a digit or _")
         self.saved_step = None    # step of the newest checkpoint of this process
+        self.damaged: set[Path] = set()    # checkpoints that newest() could not load
         runs.mkdir(parents=True, exist_ok=True)
         name = name or make_numbered_folder(runs)
         self.folder, self.metrics = runs / name, runs / name / "metrics.jsonl"
@@ -352,12 +362,8 @@ class Run:
         print(f"{self.folder}: already complete, final validation loss {status['loss']:.4f}")
 
     def release(self) -> None:
-        """Gives the lock back. Without this, the lock would last as long as anything refers to this object,
-        such as a frame that an exception inside of some library keeps alive."""
-        if isinstance(self.held_lock, Path):
-            self.held_lock.unlink(missing_ok=True)
-        else:
-            self.held_lock.close()
+        """Gives the lock back."""
+        unlock(self.held_lock)
 
     def write_config(self, in_force: dict) -> None:
         """Writes config.json. Raises UserError if it cannot be written."""
@@ -412,10 +418,12 @@ class Run:
                 rows.append(json.loads(line))
         return [row for row in rows if row["step"] <= up_to]
 
-    def rewind(self, step: int, in_force: dict) -> None:
-        """Deletes from metrics.jsonl what was measured after a step, and the validation of that step. A run
-        that resumes from this step measures both again. The line of the settings gets those in force."""
-        rows = [row for row in self.read_metrics(step) if row["step"] < step or row["kind"] == "train"]
+    def rewind(self, step: int, in_force: dict, validates: bool) -> None:
+        """Deletes from metrics.jsonl what a run that resumes from a step measures again: all after this step,
+        and its validation if `validates`. A final validation goes, too, because more steps follow. The line
+        of the settings gets those in force."""
+        rows = [row for row in self.read_metrics(step) if row["step"] < step or row["kind"] == "train"
+                or row["kind"] == "val" and not validates and not row.get("final")]
         rows = [row | dict(config=in_force) if row["kind"] == "config" else row for row in rows]
         with whole_file(self.metrics) as file:
             file.write(b"".join(map(to_json, rows)))
@@ -430,7 +438,7 @@ class Run:
         Args:
             step: the number of steps that were trained. A step that is already saved is not saved again.
             content: see save_checkpoint.
-            keep: how many checkpoints to keep, this one included.
+            keep: how many undamaged checkpoints to keep, this one included.
         Raises: UserError if the checkpoint cannot be written.
         """
         if step == self.saved_step:
@@ -441,8 +449,10 @@ class Run:
                 os.fsync(file.fileno())    # a checkpoint must not survive the measurements that led to it
         save_checkpoint(path, content)
         self.saved_step = step
+        self.damaged.discard(path)
         tqdm.write(f"saved {path}")
-        for old in self.checkpoints()[keep:]:
+        undamaged = [saved for saved in self.checkpoints() if saved not in self.damaged]
+        for old in undamaged[keep:]:
             try:
                 old.unlink()
             except OSError as error:
@@ -459,6 +469,7 @@ class Run:
             try:
                 return step_of(path), load_checkpoint(path)
             except UserError as error:
+                self.damaged.add(path)
                 print(f"note: skipped {error}")
         if paths:
             raise UserError(f"{self.folder}: none of its {len(paths)} checkpoints can be read; "
@@ -486,23 +497,11 @@ class SilentRun:
     def draw(self, draw_run: Callable, title: str) -> None:
         """Does nothing."""
 
-    def read_status(self) -> dict:
-        """Returns {}."""
-        return {}
-
     def log(self, kind: str, step: int, **numbers) -> None:
         """Does nothing."""
 
-    def read_metrics(self, up_to: float = math.inf) -> list[dict]:
-        """Returns []."""
-        return []
-
-    def rewind(self, step: int, in_force: dict) -> None:
+    def rewind(self, step: int, in_force: dict, validates: bool) -> None:
         """Does nothing."""
-
-    def checkpoints(self) -> list[Path]:
-        """Returns []."""
-        return []
 
     def save(self, step: int, content: dict, keep: int) -> None:
         """Does nothing."""

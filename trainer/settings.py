@@ -261,6 +261,8 @@ def complete(settings: Settings, tables: dict) -> tuple:
         checked("cooldown_beta2", rule, dict(beta2=settings.cooldown_beta2))
         if settings.schedule == "constant":
             raise UserError("--cooldown_beta2: needs a cooldown, and --schedule=constant has none")
+        if zoo.steps_before_fall(settings.steps, settings.warmup, settings.cooldown) == settings.steps:
+            raise UserError("--cooldown_beta2: needs a cooldown; give more --cooldown or less --warmup")
     if settings.lr is None:
         settings = replace(settings, lr=learning_rate(tables, settings.optimizer))
     if settings.adaptive and settings.rest and settings.rest_lr is None:
@@ -322,7 +324,9 @@ def hyperparameters(settings: Settings, tables: dict) -> dict:
             raise UserError(f"--{option_name}: {min(clash)}: is an option of the run; the line of {name} "
                             "must name it in from_run")
         own = {key: "" for key in rule.hyper if key not in rule.from_run}
-        names |= {f"{key}_of": tuned.pop(f"{key}_of", "") for key in own}
+        for key in own:    # both rules of a hybrid may have values for roles of their own
+            texts = filter(None, (names.get(f"{key}_of"), tuned.pop(f"{key}_of", "")))
+            names[f"{key}_of"] = ",".join(map(str, texts))
         values = checked(option_name, rule, tuned)
         flags |= {prefix + key: value for key, value in values.items() if key in own}
     try:
@@ -351,10 +355,12 @@ def learning_rate(tables: dict, name: str, table: str = "lr") -> float:
     return float(tables.get(table, {}).get(name, usual))
 
 
-def is_tuned(settings: Settings, tables: dict) -> bool:
-    """Returns whether the file's author or the user chose the lr for this size."""
-    usual = learning_rate(tables, settings.optimizer)
-    return settings.optimizer in tables.get("lr", {}) or settings.lr != usual
+def is_tuned(tables: dict, name: str, lr: float, table: str) -> bool:
+    """Returns whether the file's author or the user chose the lr of a rule for this size.
+
+    table: "lr" for the optimizer, "rest_lr" for the rest of a hybrid."""
+    of_file = [tables.get(kind, {}).get(name) for kind in ("lr", table)]
+    return lr in of_file or lr != learning_rate(tables, name, table)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -388,8 +394,8 @@ def refuse_changes(stored: dict, now: dict, folder: Path, step: int) -> None:
 
 
 def refuse_another_past(name: str, stored: dict, now: dict, folder: Path, step: int) -> None:
-    """Raises UserError that names an option of the schedule, if the run would have had other steps with it.
-    The arguments are those of refuse_changes()."""
+    """Raises UserError that names an option of the schedule, if a finished step would have had another lr
+    with it. The arguments are those of refuse_changes()."""
     changed = f"--{name}={now[name]}: this run was started with {stored[name]}"
     if now["freeze_steps"] + now["steps"] < step:
         raise UserError(f"{changed}, and has already done {step} steps")

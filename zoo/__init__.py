@@ -520,8 +520,10 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
     for text, settings in of_role.items():
         for role in role_set("of_role", text):
             set_role(role, by_role[role], settings)
-    if all(by_role.get(role, main) is None for _, _, role in roles):
-        raise ValueError("untrained: leaves nothing to train")
+    present = {role for _, _, role in roles}
+    if given and adaptive != rule.roles and present <= by_main:
+        raise ValueError(f"adaptive={adaptive!r}: names all roles, so rest trains nothing; leave both out")
+    check_untrained(present, by_main, by_none, rows=by_rows if rows else (), updating=still_measuring)
     return optim.make(rule, roles, lr=lr, rows=by_rows, by_role=by_role,
                       weight_decay=weight_decay, weight_decay_kind=weight_decay_kind, compile=compile,
                       optimizer=functools.partial(Optimizer, **averaging))
@@ -534,6 +536,22 @@ def check_roles(roles, **options) -> None:
         for name in text.split("+") if text not in (None, "none") else ():
             if name in ROLE_SETS and not present & set(ROLE_SETS[name]):
                 raise ValueError(f"{option}={text!r}: no parameter has the role {name}")
+
+def check_untrained(present, by_main, by_none, **options) -> None:
+    """Raises ValueError if nothing is left for a rule to train, or if an option names an untrained role.
+
+    present    the roles of the model
+    by_main    the roles that the main rule trains; without a hybrid these are all
+    by_none    the roles that stay as they are
+    options    {option: the roles that it names}"""
+    if present <= by_none:
+        raise ValueError("untrained: leaves nothing to train")
+    for part, roles in dict(adaptive=present & by_main, rest=present - by_main).items():
+        if roles and roles <= by_none:
+            raise ValueError(f"untrained: leaves nothing for {part} to train")
+    for option, roles in options.items():
+        if useless := by_none.intersection(roles):
+            raise ValueError(f"{option}: names {min(useless)}, which is untrained")
 
 def check_variant(name, rule, given, rows, freeze_steps, updating) -> None:
     """Raises ValueError for options of hybrids, rows and frozen ratios that do not fit together.
