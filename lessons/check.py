@@ -133,15 +133,17 @@ def wrong_step(subject, t, role, ours, right) -> str:
     meanings = [(m, subject.exercise.too_small),
                 (v**-0.5, "v is not corrected for its start at 0"),
                 (m / v**0.5, "neither m nor v is corrected for its start at 0"),
-                (m / m1 * (v1 / v)**0.5, "the corrections use 1 - beta, and should use 1 - beta^t"),
-                (-1, "it goes uphill, because the optimizer subtracts u")]
+                (m / m1 * (v1 / v)**0.5, "the corrections use 1 - beta, and should use 1 - beta^t")]
     why = next((f": {words}" for factor, words in meanings if abs(ratio / factor - 1) < 1e-5), "")
     return f"{step} is {ratio:.3f} of what it should be{why}"
 
 
 def tiny_gradients(subject) -> str:
     found = "eps" in subject.rule.hyper and difference(subject, size=1e-9)
-    return f"with gradients of 1e-9, {found}: is eps inside of the root, or too large?" if found else ""
+    if found:
+        return f"with gradients of 1e-9, {found}: is eps inside of the root, or too large?"
+    found = subject.exercise.clips and difference(subject, steps=2, size=1e-3)    # the first step is the same
+    return f"with gradients of 1e-3, {found}: gradients below clip stay as they are" if found else ""
 
 
 def compiles(subject) -> str:
@@ -177,18 +179,29 @@ def fault_of_accumulation(function: Callable) -> str:
     batch = torch.linspace(-1, 2, 24, dtype=torch.float64).reshape(8, 3)
     w = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64, requires_grad=True)
 
-    def loss(x):
+    def mean_loss(x):
         return (x @ w).exp().mean()
-    right, = torch.autograd.grad(loss(batch), w)
+
+    def loss(x):
+        if len(x) > len(batch) // pieces:
+            raise Failed("micro-batches: loss gets more than one of them, and more may not fit into memory")
+        if in_memory:
+            raise Failed("micro-batches: call backward() after each loss, or all of them stay in memory")
+        y = mean_loss(x)
+        in_memory.append(y)
+        y.register_hook(lambda _: in_memory.clear())
+        return y
+    right, = torch.autograd.grad(mean_loss(batch), w)
     for pieces in (1, 2, 4):
-        w.grad = None
+        w.grad, in_memory = None, []
         logged = function(loss, list(batch.chunk(pieces)))
         times = 0.0 if w.grad is None else (w.grad.norm() / right.norm()).item()
         if w.grad is None or not torch.allclose(w.grad, right):
             return f"micro-batches: cut into {pieces}, the gradient is {times:.3g} times the whole batch's"
-        if not isinstance(logged, float) or abs(logged - loss(batch).item()) > 1e-9:
+        of_batch = mean_loss(batch).item()
+        if not isinstance(logged, float) or abs(logged - of_batch) > 1e-9:
             logged = f"{logged:.4f}" if isinstance(logged, float) else repr(logged)
-            return f"micro-batches: cut into {pieces}, the log says {logged}, the loss is {loss(batch):.4f}"
+            return f"micro-batches: cut into {pieces}, the log says {logged}, the loss is {of_batch:.4f}"
     return ""
 
 

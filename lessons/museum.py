@@ -263,9 +263,12 @@ def logs_the_last(loss, micro_batches):
 @exhibit("accumulation", "micro-batches", "openai/guided-diffusion#111")
 def adds_up_gradients(loss, micro_batches):
     """The gradients are not divided by the number of pieces: more pieces are a larger step of SGD."""
-    losses = [loss(x) for x in micro_batches]
-    sum(losses).backward()
-    return sum(losses).item() / len(losses)
+    total = 0.0
+    for x in micro_batches:
+        y = loss(x)
+        y.backward()
+        total += y.item()
+    return total / len(micro_batches)
 
 # ---------------------------------------------------------------------------------------------------------
 # The page

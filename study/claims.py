@@ -197,9 +197,10 @@ def other_hyperparameters(study: Study) -> Comparisons:
 
     for name in FIVE:
         curve = study.curve(name, "batch", paired=True)
-        if len(curve) < 4:
+        batch = next((row["batch"] for row in study.unchanged(name)), 0)    # the usual one
+        if len(curve) < 4 or not {batch, 4 * batch} <= curve.keys():
             raise NotEnough(study.command("batch_size", more=f"optimizer={name}"))
-        usual, _, fourfold = list(curve.values())[-3:]    # 1, 2 and 4 times the batch
+        usual, fourfold = curve[batch], curve[4 * batch]
         yield (np.mean(fourfold) - np.mean(usual) > COUNTS * study.sd(),
                f"{name}: {show('four times the batch', fourfold)} is above {show('the usual', usual)}")
 

@@ -10,7 +10,9 @@ import zoo
 from zoo import properties
 from rule_cases import (CASES, NEEDS, OTHER_VALUES, PAPER_CASES, ZOO_RULES, built, cases_with, gradients,
                         moves_by_itself, run, weights)
+from study.audition import optimizer_of_rule
 from zoo.frozen import FROZEN
+from zoo.rule import ZooRule
 
 
 # Torch 2.13 cannot compile these for a CPU. A later version may.
@@ -42,6 +44,37 @@ def test_doubling_the_lr_doubles_the_first_step(case):
 @pytest.mark.parametrize("case", cases_with("newest gradient"))
 def test_the_first_step_moves(case):
     assert properties.first_step_moves(builder(case)) == ""
+
+
+@pytest.mark.parametrize("case", cases_with("downhill"))
+def test_the_first_step_goes_downhill(case):
+    assert properties.first_step_goes_downhill(builder(case)) == ""
+
+
+def uphill(g, m, *, beta1=0.9):
+    m.lerp_(g, 1 - beta1)
+    return -m
+
+
+def late(g, m, t, factor: optim.scalar, *, beta1=0.9, power=2.0, refresh_steps=20):
+    """Has a hyperparameter of at least 1, another that acts seldom, and eight steps that only measure."""
+    m.lerp_(g, 1 - beta1)
+    return torch.where(t > 8, factor * m.sign() * m.abs() ** (1 / power), 0.0)
+
+
+def double(factor):
+    factor.add_(1)
+
+
+def test_a_new_rule_is_judged_by_all_properties():
+    def first_fault(rule):
+        build = functools.partial(optimizer_of_rule, rule)
+        faults = ((name, check(build, rule)) for name, check in properties.PROPERTIES.items())
+        return next(((name, fault) for name, fault in faults if fault), None)
+
+    assert first_fault(ZooRule(uphill))[0] == "downhill"
+    bounds = dict(power=(1, 9), refresh_steps=(1, 9999))
+    assert first_fault(ZooRule(late, measures=8, refresh=double, bounds=bounds)) is None
 
 
 @pytest.mark.parametrize("case", cases_with("momentum"))

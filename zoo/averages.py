@@ -33,9 +33,9 @@ def lawa(lawa_ring: last_checkpoints, w, t, *, lawa_last=5, lawa_every=100):
         every lawa_every steps    the oldest of lawa_last copies <- w
         average = mean of the copies
 
-    Remembers  lawa_last copies: 20 bytes per weight with 5. Nothing smaller is exact between two copies. Each
-               new copy must take out the oldest, so all of them must be there. At lawa_last 1 it is a
-               checkpoint that gets old. Before the first copy, the average is w itself.
+    Remembers  lawa_last copies: 20 bytes per weight with 5. A sum of the copies is not enough, because a new
+               copy replaces the oldest. With lawa_last 1 the average is the newest copy. Before the first
+               copy, the average is w itself.
     Defaults   are this project's. The authors average the checkpoints at the ends of epochs, which a language
                model hardly has. For a run with a falling learning rate, lawa_last * lawa_every steps should
                be a small part of all steps.

@@ -7,6 +7,7 @@ returns "" if the property holds. Otherwise it returns a line that says what hap
 The table PROPERTIES has all of them by name, and EXEMPT says which published rules lack which property.
 """
 import io
+import math
 from unittest import mock
 
 import torch
@@ -76,6 +77,8 @@ def moved(build, grads: list, lr: float = 0.1, **options) -> dict:
 
 def zero_gradient_moves_nothing(build) -> str:
     for role, x in moved(build, [zeros()] * 4).items():
+        if x.isnan().any():
+            return f"a gradient of 0 gives {role} an update of nan: look for a 0 / 0"
         if x.any():
             return (f"four gradients of 0 move {role} by up to {x.abs().max():.3g}: the state does not start "
                     "at 0, or u holds more than gradients")
@@ -119,7 +122,7 @@ def wrong_decay(role, before, after, factor, rate) -> str:
 
 def doubling_the_lr_doubles_the_first_step(build, moves_by_itself=lambda optimizer, role: True) -> str:
     optimizer = build(weights())
-    first = gradients()[:measuring_steps(optimizer) + 1]
+    first = gradients(measuring_steps(optimizer) + 1)
     once, twice = moved(build, first), moved(build, first, lr=0.2)
     for role in groups_of(optimizer):
         factor = 2 if moves_by_itself(optimizer, role) else 1    # the other rule's lr stayed
@@ -136,10 +139,11 @@ def first_step_moves(build) -> str:
     w, start = weights(), weights()
     optimizer = build(w)
     trained, measuring = groups_of(optimizer), measuring_steps(optimizer)
-    run(optimizer, w, gradients()[:measuring])
+    run(optimizer, w, gradients(measuring))
     if any(not torch.equal(w[role], start[role]) for role in w):
         return "a step that should only measure moves weights"
-    run(optimizer, w, gradients()[measuring:measuring + 1])
+    newest = gradients(measuring + 1)[-1]
+    run(optimizer, w, [newest])
     for role in w:
         still = int((w[role] == start[role]).sum())
         if role in trained and still:
@@ -150,20 +154,33 @@ def first_step_moves(build) -> str:
     return ""
 
 
+def first_step_goes_downhill(build) -> str:
+    """The first step that moves lowers a loss that has this gradient, if the lr is small enough."""
+    measuring = measuring_steps(build(weights()))
+    grads = gradients(measuring + 1)
+    slope = sum((x * grads[-1][role]).sum() for role, x in moved(build, grads).items())
+    if slope > 0:
+        return "the first step goes uphill: the optimizer subtracts u, so u must point along the gradient"
+    return ""
+
+
 def momentum_matters(build, **rest) -> str:
     """rest: other settings without momentum, for the second rule of a hybrid."""
-    trained = groups_of(build(weights()))
+    optimizer = build(weights())
+    trained, grads = groups_of(optimizer), gradients(6 + measuring_steps(optimizer))
     rest_with = {name: 0.9 for name in rest}
-    with_momentum = moved(build, gradients(), beta1=0.9, **rest_with)
-    without = moved(build, gradients(), beta1=0.0, **rest)
+    with_momentum = moved(build, grads, beta1=0.9, **rest_with)
+    without = moved(build, grads, beta1=0.0, **rest)
     for role in with_momentum:
         if torch.equal(with_momentum[role], without[role]) == (role in trained):
-            return f"{role} moves alike with beta1 0.9 and 0: the rule forgets the older gradients"
+            return (f"{role} moves alike with beta1 0.9 and 0: the rule does not use beta1, or it forgets "
+                    "the older gradients")
     return ""
 
 
 def hyperparameter_matters(build, name: str, value, **base) -> str:
-    ends = [moved(build, gradients(12), **base | changed) for changed in ({}, {name: value})]
+    grads = gradients(12 + measuring_steps(build(weights())))
+    ends = [moved(build, grads, **base | changed) for changed in ({}, {name: value})]
     if all(torch.equal(ends[0][role], ends[1][role]) for role in ends[0]):
         return f"{name}={value} gives the same 12 steps as the default: {name} is accepted and not used"
     return ""
@@ -177,7 +194,7 @@ def own_lr_is_honoured(build) -> str:
         if i is not None:
             optimizer.param_groups[i]["lr"] = 0.0
         rates = [group["lr"] for group in optimizer.param_groups]
-        run(optimizer, w, gradients())
+        run(optimizer, w, gradients(6 + measuring_steps(optimizer)))
         if (after := [group["lr"] for group in optimizer.param_groups]) != rates:
             return f"six steps change a group's lr from {rates[0]} to {after[0]:.3g}, and must not do that"
         for role, group in groups_of(optimizer).items():
@@ -248,10 +265,11 @@ def compiled_is_eager(build, device="cpu") -> str:
 
 
 def state_changes(build, rule) -> str:
-    """Every state changes in some tensor within three steps, unless the rule says that it rarely does."""
+    """Every state changes in some tensor within three steps that move weights, unless the rule says that it
+    rarely does."""
     w = weights()
     optimizer = build(w)
-    run(optimizer, w, gradients()[:3])
+    run(optimizer, w, gradients(3 + measuring_steps(optimizer)))
     started = [(optimizer.start(group, i), optimizer.state[p]) for group, i, p in optimizer.each_parameter()]
     for name in (name for name in started[0][0] if name not in rule.rarely_changes):
         pairs = [(torch.as_tensor(before[name]), torch.as_tensor(after[name])) for before, after in started]
@@ -282,12 +300,25 @@ def decay(build, rule) -> str:
 
 
 def hyperparameters(build, rule) -> str:
-    for name, default in rule.hyper.items():
-        value = {bool: not default, int: default + 1, float: 0.25 if default == 0.5 else 0.5}[type(default)]
-        value = 100.0 if name == "clip" else value    # Adam's steps are alike for all clips below every norm
-        if found := hyperparameter_matters(build, name, value):
+    for name in rule.hyper:
+        if found := hyperparameter_matters(build, name, other_value(rule, name)):
             return found
     return ""
+
+
+def other_value(rule, name: str) -> float | int | bool:
+    """Another value of a hyperparameter, which should change twelve steps."""
+    default, (low, high) = rule.hyper[name], rule.bounds.get(name, (0, math.inf))
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int):
+        near = default + 1 if default < 12 else 2    # a number of steps above 12 changes nothing in 12 steps
+        return near if low <= near < high else default + 1
+    if name == "clip":    # Adam's steps are alike for all clips below every norm
+        return 100.0
+    between = low + (min(high, 2 * default + 1) - low) / 3    # for bounds that leave out 0.5 and 0.25
+    return next(value for value in (0.5, 0.25, between, default / 2)
+                if low <= value < high and value != default)
 
 
 def resume(build, rule) -> str:
@@ -302,6 +333,7 @@ PROPERTIES = {
     "own lr": lambda build, rule: own_lr_is_honoured(build),
     "weight decay": decay,
     "newest gradient": lambda build, rule: first_step_moves(build),
+    "downhill": lambda build, rule: first_step_goes_downhill(build),
     "momentum": lambda build, rule: momentum_matters(build) if "beta1" in rule.hyper else "",
     "hyperparameters": hyperparameters,
     "bfloat16": lambda build, rule: stays_finite(build),

@@ -62,7 +62,7 @@ class Subject(NamedTuple):
 
     def build(self, w: dict, lr: float = 0.1, **options):
         """The optimizer of this rule for {role: weight}. The head has a group and an lr of its own."""
-        if "wd" in self.rule.hyper:    # the rule decays by itself
+        if self.exercise and "wd" in self.rule.hyper:    # the rule decays by itself
             options = dict(wd=0.0) | options
             options["wd"] = options.pop("weight_decay", options["wd"])
             options.pop("weight_decay_kind", None)

@@ -6,7 +6,7 @@ each column, and rebuilds v from them:
 
     r <- beta2 r + (1 - beta2) (mean of g^2 over each row)
     c <- beta2 c + (1 - beta2) (mean of g^2 over each column)
-    v  = r c / mean(r)
+    v  = r c / max(mean(r), 1e-30)        1e-30 is only there to prevent 0 / 0
 
 All weights are matrices in this exercise. Adam's other lines are done for you.
 
@@ -18,6 +18,7 @@ t       the number of this step, from 1
 Replace the dots. Then run: python -m lessons check lessons/exercises/adafactor.py
 
 Hint: x.mean(1, keepdim=True) has the shape of r. A product of (rows, 1) and (1, columns) is a matrix.
+x.clamp_min(1e-30) is max(x, 1e-30).
 """
 from optim import hat, per_column, per_row
 
