@@ -253,6 +253,13 @@ def test_unused_parameters_are_skipped_and_keep_their_own_time(compile):
     same(unused, torch.full((3,), 0.9), 1e-6)    # Adam's first step is lr, whenever it comes
 
 
+@pytest.mark.parametrize("option", ["--lr=0", "--lr=-1", "--lr=nan", "--steps=0"])
+def test_the_pencil_needs_a_step_that_moves(option, capsys):
+    with pytest.raises(SystemExit):
+        pencil_main(["adamw", option])
+    assert "--lr must be above 0, and --steps 1 or more" in capsys.readouterr().err
+
+
 def test_a_missing_gradient_is_named_by_make():
     w = weights()
     optimizer = built("adamw", w)

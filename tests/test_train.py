@@ -271,6 +271,16 @@ def test_a_config_that_is_named_again_does_not_override_the_options_of_the_run(t
     assert final(tmp_path / "c")[2][-1]["step"] == 12
 
 
+def test_some_options_of_a_run_may_be_repeated(tiny, tmp_path):
+    """Each makes sense beside the others of the run, and not beside the config alone."""
+    own = ["--optimizer=muon", "--rest_eps=1e-9", "--width=24", "--heads=3"]
+    assert run(tiny, tmp_path, "a", *own, "--keep=9") == 0
+    for name, option in (("b", "--rest_eps=1e-9"), ("c", "--heads=3")):
+        rewound(tmp_path / "a", tmp_path / name, 10)
+        assert run(tiny, tmp_path, name, "--resume", option) == 0
+        assert_same_run(tmp_path / "a", tmp_path / name)
+
+
 @pytest.mark.slow
 def test_resume_at_every_step_and_after_the_end(tiny, tmp_path, no_picture, capsys):
     assert run(tiny, tmp_path, "a", "--save_every=1", "--keep=99") == 0

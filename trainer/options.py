@@ -153,6 +153,15 @@ def add_flag(group, name: str, kind: type, default, help: str, choices=None):
                        help=(help + shown).replace("%", "%%"), **bare_bool)
 
 
+def peek(argv: list, names: tuple[str, ...]) -> dict[str, str | None]:
+    """Returns {name: text} of some options of a command line, None for those that it lacks. It checks
+    nothing. A name without a value has the text "true"."""
+    parser = Parser(allow_abbrev=False, add_help=False)
+    for name in names:
+        parser.add_argument(f"--{name}", nargs="?", const="true")
+    return vars(parser.parse_known_args(normalized(argv, has_config=True))[0])
+
+
 def typed_value(key: str, kind: type, texts: list, limits: dict):
     """Returns the value that the command line gives to --key. Raises UserError."""
     if len(texts) > 1:

@@ -171,7 +171,7 @@ FOREIGN_OPTIMIZERS = {"adam": "adamw", "adamw_torch": "adamw", "adamw_fused": "a
 # ---------------------------------------------------------------------------------------------------------
 # From options to complete settings
 
-def read(argv: list, about: str = "", stored: dict | None = None) -> tuple:
+def read(argv: list, about: str = "") -> tuple:
     """Reads a command line of train.py.
 
     A resumed run takes the options that the command line does not give from its own config.json. The command
@@ -181,17 +181,15 @@ def read(argv: list, about: str = "", stored: dict | None = None) -> tuple:
     Args:
         argv: the words after train.py.
         about: the text at the beginning of --help.
-        stored: the settings of the run that is resumed. If None, they are read from the run's config.json.
     Returns: (settings, {hyperparameter: value}, tables of the file). The settings are complete, except for
         those that depend on the machine. Machine.complete() fills them in.
     Raises: UserError."""
+    stored = stored_settings(argv)    # comes first, so that the command line is checked beside them
     settings, hyper, tables = options.load(Settings, argv, about, complete=complete, extra_tables=TABLES,
                                            base=stored, foreign_names=FOREIGN_NAMES)
     if settings.resume and (settings.overwrite or not settings.name):
         raise UserError("--resume: needs --name=NAME, and excludes --overwrite")
     folder = Path(settings.runs, settings.name)
-    if settings.resume and stored is None and (folder / "config.json").exists():
-        return read(argv, about, read_stored(folder / "config.json"))
     chosen = {name: stored.get(name, "auto") for name in ("device", "precision", "attention")
               if stored and getattr(settings, name) == "auto"}    # the machine chose them at the start
     settings = replace(settings, init_from=newest_checkpoint(settings.init_from), **chosen)
@@ -219,6 +217,15 @@ def newest_checkpoint(path: str) -> str:
     if not (found := checkpoints_of(Path(path))):
         raise UserError(f"--init_from={path}: this folder holds no checkpoint")
     return str(found[0])
+
+
+def stored_settings(argv: list) -> dict | None:
+    """Returns the settings in config.json of the run that a command line resumes. None if it resumes no run,
+    or one that has no config.json yet. Raises UserError."""
+    words = options.peek(argv, ("runs", "name", "resume"))
+    path = Path(words["runs"] or Settings.runs, words["name"] or "", "config.json")
+    is_resumed = words["name"] and words["resume"] not in (None, "false")
+    return read_stored(path) if is_resumed and path.exists() else None
 
 
 def read_stored(path: Path) -> dict:

@@ -99,6 +99,8 @@ def main(argv: list) -> int:
     if not given.rule:
         print(table())
         return 0
+    if not given.lr > 0 or given.steps < 1:
+        parser.error("--lr must be above 0, and --steps 1 or more")
     # Prodigy's own d0 would show nothing but zeros.
     hyper = dict(adalayer_frozen=dict(freeze_steps=1), prodigy=dict(d0=0.1)).get(given.rule, {})
     of_run = dict(steps=given.steps, layers=0)    # no layers: these weights belong to none
