@@ -189,17 +189,17 @@ class Study:
             sweep: the sweep that supplies missing runs; the other arguments are those of curve().
 
         Raises:
-            NotEnough: the curve has fewer than four points, or no finite one, or its best learning rate is
-                at its edge.
+            NotEnough: the curve has fewer than four points, or no finite one, or its best learning rate, or
+                that of the rest, is at its edge.
         """
         curve = self.curve(optimizer, along, setting, **fixed)
         value, losses = self.lowest(optimizer, along, setting, **fixed)
         more = f"optimizer={optimizer}" if sweep in ("lr", "league") else ""
         if len(curve) < 4 or not losses:
             raise NotEnough(self.command(sweep, setting, more))
-        if along == "lr" and value in (min(curve), max(curve)):
+        if along in ("lr", "rest_lr") and value in (min(curve), max(curve)):
             half_decades = round(2 * math.log10(value)) + (-1 if value == min(curve) else 1)
-            more = f"{more} lr={10**(half_decades / 2):.3g}"
+            more = f"{more} {along}={10**(half_decades / 2):.3g}"
             raise NotEnough(self.command(sweep, setting, more) + "    (the best is at the edge)")
         return Best(value, losses)
 

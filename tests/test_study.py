@@ -372,6 +372,38 @@ def test_a_longer_base_has_variants_of_its_own():
     assert of_paper.variant_command("longer") == "./sweep.sh lr configs/150m-long.toml seed=0,1,2"
 
 
+def parabola(optimizer, setting, steps, half_decades, curvature, best=4.5):
+    """Rows of two seeds for each learning rate. Losses rise with the square of the distance from 1e-2."""
+    return [dict(optimizer=optimizer, setting=setting, steps=steps, batch=32, hidden=1, changed={}, seed=seed,
+                 lr=10 ** (k / 2), loss=best + curvature * (k / 2 + 2)**2 + 0.01 * seed)
+            for k in half_decades for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("half_decades, is_known", [((-5, -4, -3, -2), False), (range(-9, 2), True)])
+def test_a_width_that_is_only_a_lower_bound_decides_nothing(half_decades, is_known):
+    """The longer runs have a flat curve, of which only 1.5 decades may be known, beside 1.5 of the others."""
+    rows = []
+    for name in claims.FIVE:
+        rows += parabola(name, "study", 500, range(-8, 1), 0.35)
+        rows += parabola(name, "study steps=2000", 2000, half_decades, 0.05, best=4.0)
+    of_claim = claims.longer_training(evidence.Study(rows, [], "study"))
+    found = [next(of_claim) for _ in claims.FIVE]
+    assert all(is_lower for is_lower, _ in found)
+    if is_known:
+        assert next(of_claim)[0]
+        return
+    with pytest.raises(evidence.NotEnough, match="sweep.sh lr configs/study.toml steps=2000 optimizer=adamw"):
+        next(of_claim)
+
+
+def test_a_best_rate_of_the_rest_at_the_edge_is_not_judged():
+    rows = [dict(setting="study", optimizer="adalayer_star", lr=0.01, seed=0, loss=1 / lr, rest_lr=lr,
+                 changed=dict(adaptive="head", rest="sgd_ema", rest_lr=lr)) for lr in (0.1, 1.0, 10.0, 100.0)]
+    study = evidence.Study(rows, [], "study")
+    with pytest.raises(evidence.NotEnough, match="rest_lr=316 seed=0,1,2    .the best is at the edge"):
+        study.best("hybrid_last", "adalayer_star", "rest_lr", adaptive="head", rest="sgd_ema")
+
+
 def test_no_runs_and_no_results(tmp_path, capsys):
     assert command.main([f"--runs={tmp_path / 'a'}", f"--results={tmp_path / 'b'}"]) == 2
     assert "hold no runs and no results" in capsys.readouterr().err and not (tmp_path / "b").exists()
