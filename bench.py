@@ -223,13 +223,9 @@ def bench_optimizer(options: Options, device: torch.device) -> list[dict]:
     return rows + bench_many_tensors(options, clock, device, compile)
 
 
-def step_with_sampled(optimizer: zoo.Optimizer, gradients: dict) -> None:
-    """Makes a step. The gradients also serve as those on sampled labels, for rules that need these.
-
-    Args:
-        gradients: {parameter: gradient}.
-    """
-    optimizer.sampled = dict(gradients)    # the step takes them out of the dict
+def make_step(optimizer: zoo.Optimizer) -> None:
+    """Makes a step. The gradients also serve as those on sampled labels, for rules that need these."""
+    optimizer.sampled = {p: p.grad for _, _, p in optimizer.each_parameter()}
     optimizer.step()
 
 
@@ -238,7 +234,7 @@ def bench_rules(options: Options, device: torch.device) -> list[dict]:
     rules refresh something every k steps, so some of the turns include it. The mean has its share of it, the
     median has none."""
     (model, weights, compile), clock = given_model(options, device), Clock(device)
-    count, gradients = sum(w.numel() for w in weights), {w: w.grad for w in weights}
+    count = sum(w.numel() for w in weights)
     chosen = {name: {} for name in zoo.RULES}
     chosen |= {f"adamw, {name}": dict(modify=name) for name in zoo.MODIFIERS}
     calls, state = dict(fused=torch.optim.AdamW(weights, lr=1e-4, fused=True).step), dict(fused=8.0)
@@ -247,7 +243,7 @@ def bench_rules(options: Options, device: torch.device) -> list[dict]:
         if zoo.find(name).roles:    # it is for some roles only; another rule trains the others
             more["rest_lr"] = 1e-4
         optimizer = zoo.make(name, model.roles(), lr=1e-4, compile=compile, **more)
-        calls[label] = functools.partial(step_with_sampled, optimizer, gradients)
+        calls[label] = functools.partial(make_step, optimizer)
         state[label] = state_per_weight(optimizer, count)
     # Torch refuses more than 256 versions of a function, and all rules together need more of apply().
     with torch._dynamo.config.patch(accumulated_recompile_limit=4096):
@@ -270,8 +266,7 @@ def bench_step(options: Options, device: torch.device) -> list[dict]:
     for label, text in (("optimizer", options.options), ("against", options.against)):
         parts = build(replace(options, options=text))
         _, weights = with_gradients(device, parts.model)
-        gradients = {w: w.grad for w in weights}
-        calls[label] = functools.partial(step_with_sampled, parts.optimizer, gradients)
+        calls[label] = functools.partial(make_step, parts.optimizer)
         state[label] = state_per_weight(parts.optimizer, sum(w.numel() for w in weights))
     taken = in_turns(calls, options.rounds, clock)
     taken["forward and backward"] = time_the_rest(parts, options.rounds)
@@ -353,6 +348,9 @@ class Parts(NamedTuple):
 def build(options: Options) -> Parts:
     """Makes of --options what train.py would make of them in one process."""
     settings, hyper, _ = read(shlex.split(options.options))
+    for name in ("device", "threads"):
+        if getattr(settings, name) != getattr(Settings, name):
+            raise UserError(f"--options: has --{name}; give it to bench.py itself")
     settings = replace(settings, device=options.device, threads=options.threads)
     machine = Machine(settings)
     settings, _, _ = machine.complete(settings)
@@ -389,7 +387,7 @@ def bench_train(options: Options, device=None) -> list[dict]:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), settings.clip, norm)
             numbers = loss.item(), norm.item()    # the one point at which the program waits for the device
             clock.mark()
-            optimizer.step()
+            make_step(optimizer)
             clock.mark()
             model.zero_grad()
             log.write(json.dumps(numbers) + "\n")
@@ -423,7 +421,7 @@ def bench_profile(options: Options, device: torch.device) -> list[dict]:
 
     def step():
         forward_and_backward(parts, ids)
-        optimizer.step()
+        make_step(optimizer)
         model.zero_grad()
 
     for _ in range(3):
@@ -475,7 +473,7 @@ def bench_first_step(options: Options, device=None) -> list[dict]:
     ids = torch.from_numpy(parts.windows[range(parts.settings.micro_batch)]).to(parts.device)
     forward_and_backward(parts, ids)
     trained = time.perf_counter()
-    parts.optimizer.step()
+    make_step(parts.optimizer)
     return [{"compiler's trial, model, data": built - begun, "forward and backward": trained - built,
              "optimizer": time.perf_counter() - trained, "ended": time.time()}]
 
@@ -487,7 +485,8 @@ def bench_start(options: Options, device=None) -> list[dict]:
     with tempfile.TemporaryDirectory() as cache:
         for label in ("empty", "kept", "kept", "kept"):
             (row,), begun = again("--only=first_step", f"--options={options.options}",
-                                  f"--threads={options.threads}", TORCHINDUCTOR_CACHE_DIR=cache)
+                                  f"--threads={options.threads}", f"--device={options.device}",
+                                  TORCHINDUCTOR_CACHE_DIR=cache)
             seconds = row.pop("ended") - begun
             rows.append({"cache": label, "start to first step, s": seconds,
                          "imports": seconds - sum(row.values())} | row)
@@ -508,7 +507,7 @@ def bench_scaling(options: Options, device=None) -> list[dict]:
             heads = max(1, shape["width"] // 64)
             text += f" --batch={shape['micro_batch']} --heads={heads} {options.options}"
             (row,), _ = again("--only=train", f"--options={text}", f"--threads={options.threads}",
-                              f"--rounds={options.rounds}")
+                              f"--device={options.device}", f"--rounds={options.rounds}")
             rows.append({"axis": axis, "value": value} | row)
     table("Scaling", rows)
     draw_scaling(rows, Path(options.out).with_suffix(".png"))

@@ -32,10 +32,12 @@ def test_ratios_are_of_neighbours():
 
 
 @pytest.mark.slow
-def test_a_training_step_in_parts(tiny, tmp_path, capsys):
+@pytest.mark.parametrize("optimizer", ["adamw", "sophia"])    # sophia also wants gradients on sampled labels
+def test_a_training_step_in_parts(tiny, tmp_path, capsys, optimizer):
     out = tmp_path / "bench.json"
-    assert bench.main(["--only=train", f"--options=--config={tiny} --compile=false", "--rounds=3",
-                       "--threads=1", f"--out={out}"]) == 0
+    options = f"--config={tiny} --compile=false --optimizer={optimizer}"
+    assert bench.main(["--only=train", f"--options={options}", "--rounds=3", "--threads=1",
+                       f"--out={out}"]) == 0
     row, = json.loads(out.read_text())["train"]
     assert row["tokens/s"] > 0 and row["precision"] in ("bf16", "fp32")
     parts = ("data", "forward", "backward", "clip", "optimizer", "logging")
@@ -48,8 +50,9 @@ def test_wrong_use_is_one_line(capsys):
     assert bench.main(["--only=nothing"]) == 2
     assert bench.main(["--only=train", "--options=--heads=3"]) == 2
     assert bench.main(["--only=train", "--scaling"]) == 2
+    assert bench.main(["--only=train", "--options=--threads=1"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3 and all(line.startswith("bench.py: error: --") for line in errors)
+    assert len(errors) == 4 and all(line.startswith("bench.py: error: --") for line in errors)
 
 
 @pytest.mark.slow
@@ -88,11 +91,13 @@ def test_scaling_changes_one_thing_at_a_time(monkeypatch, tmp_path):
     asked = []
 
     def again(*arguments):
+        assert "--device=cpu" in arguments
         asked.append(dict(word.split("=") for word in arguments[1].removeprefix("--options=").split()))
         return [{"tokens/s": 1000, "quartiles": "900-1100", "peak memory, MB": 500}], 1.0
 
     monkeypatch.setattr(bench, "again", again)
-    assert bench.main(["--scaling", "--threads=1", "--rounds=3", f"--out={tmp_path}/scaling.json"]) == 0
+    options = ["--threads=1", "--device=cpu", "--rounds=3", f"--out={tmp_path}/scaling.json"]
+    assert bench.main(["--scaling", *options]) == 0
     rows = json.loads((tmp_path / "scaling.json").read_text())["scaling"]
     base = {"--width": "128", "--layers": "4", "--context": "128", "--micro_batch": "32"}
     for row, options in zip(rows, asked, strict=True):
