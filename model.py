@@ -188,9 +188,9 @@ class Decoder(nn.Module):
         return x
 
     def sample_labels(self, tokens: Tensor, uniform: Tensor) -> Tensor:
-        """Draws labels (B, T) from the model's own prediction for `tokens` (B, T). Sophia estimates the
-        curvature with them. Each label is the id at which the running sum of the probabilities reaches the
-        label's random number in [0, 1), from `uniform` (B, T)."""
+        """Draws labels (B, T), also padded ids, from the model's own prediction for `tokens` (B, T). Sophia
+        estimates the curvature with them. Each label is the id at which the running sum of the probabilities
+        reaches the label's random number in [0, 1), from `uniform` (B, T)."""
         # The blocks are compiled with gradients enabled. Disabling them here would compile the blocks again.
         x, labels = self.stream(tokens).detach(), []
         with torch.no_grad():
