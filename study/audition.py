@@ -395,8 +395,8 @@ def train_until_known(plan: Audition, options: Options, settings: Settings, here
         found = plan.assess(with_first_ahead(losses), losses)
         rows = with_first_ahead(by_machine)
         if last_wanted and not rows.keys() & set(last_wanted):
-            raise UserError("none of the last runs is one that was wanted. Has the file of a rule changed "
-                            "since the audition began? Then give the same command again")
+            raise UserError(f"{plan.candidate.words}: none of the last runs is one that was wanted. Has the "
+                            "file of a rule changed since the audition began? Then give the command again")
         used = [by_machine[kind][run] if kind else rows[run]
                 for run, kind in plan.used(found).items() if run in rows]
         if not found.wanted:

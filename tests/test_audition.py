@@ -368,7 +368,7 @@ def test_other_questions_have_other_folders():
 
 def test_a_file_that_changes_while_its_audition_runs_ends_it(whole):
     """Its new runs are then those of another rule, which the audition would wait for in vain."""
-    with pytest.raises(UserError, match="none of the last runs is one that was wanted. Has the file of"):
+    with pytest.raises(UserError, match="lion: none of the last runs is one that was wanted. Has the f"):
         whole(forgets=True)
 
 

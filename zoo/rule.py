@@ -134,6 +134,7 @@ class ModifiedRule(ZooRule):
             raise ValueError(f"modify={after[0].name}: changes the step, but {rule.name} keeps an average "
                              "that knows only its own steps; leave one of them out")
         self.__dict__ |= rule.__dict__
+        # A rule that asks for the decay puts a decay of its own into u. These would take it for a step.
         self.not_with_decay = [part.name for part in after if "decay" in rule.inputs and not part.whole]
         self.parts = [*((part, part.changes) for part in before), (rule, "u"),
                       *((part, part.changes) for part in after)]
