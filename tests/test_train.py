@@ -844,6 +844,8 @@ def test_both_rules_of_a_hybrid_may_have_values_by_role_in_the_file(tmp_path):
                                        "[hyper.sgd_ema]\nbeta1_of = 'embed:0.5'\n")
     _, hyper, _ = read([f"--config={tmp_path / 'own.toml'}", "--adaptive=head", "--rest=sgd_ema"])
     assert hyper["beta1_of"] == "head:0.8,embed:0.5" and hyper["beta2_of"] == "head:0.9"
+    _, hyper, _ = read([f"--config={tmp_path / 'own.toml'}", "--adaptive=head", "--rest=adamw"])
+    assert hyper["beta1_of"] == "head:0.8"
 
 
 def test_what_counts_as_tuned():

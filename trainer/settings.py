@@ -333,7 +333,7 @@ def hyperparameters(settings: Settings, tables: dict) -> dict:
         own = {key: "" for key in rule.hyper if key not in rule.from_run}
         for key in own:    # both rules of a hybrid may have values for roles of their own
             texts = filter(None, (names.get(f"{key}_of"), tuned.pop(f"{key}_of", "")))
-            names[f"{key}_of"] = ",".join(map(str, texts))
+            names[f"{key}_of"] = ",".join(dict.fromkeys(map(str, texts)))    # once if both are one rule
         values = checked(option_name, rule, tuned)
         flags |= {prefix + key: value for key, value in values.items() if key in own}
     try:
