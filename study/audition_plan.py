@@ -395,13 +395,12 @@ class Audition:
     def used(self, found: Findings) -> dict[Run, Hashable]:
         """Returns {run that the findings come from: the kind of machine that trained it if it is of a pair;
         otherwise None}."""
-        sides, tunings = (found.candidate, found.reference), found.tunings or ()
-        used = set(found.tuned_by) | {Run(side.optimizer, side.changed, self.steps, lr, TUNING_SEED)
-                                      for side, tuning in zip(sides, tunings) for lr in tuning.losses}
+        used = set(found.tuned_by)
         for steps, tuning in found.length_tunings.items():
             run = Run(found.reference.optimizer, found.reference.changed, steps, TUNING_SEED, TUNING_SEED)
             used |= {run._replace(lr=lr) for lr in tuning.losses}
             used |= {run._replace(lr=tuning.best, seed=seed) for seed in found.lengths}
+        sides = (found.candidate, found.reference)
         pairs = {run: found.machines[run.seed] for side, votes in zip(sides, found.votes)
                  for lr in votes for run in self.runs_of(side, lr, found.seeds)}
         return dict.fromkeys(used) | pairs
