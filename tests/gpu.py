@@ -222,7 +222,8 @@ def optimizer(options: Options) -> dict:
     """A step of each rule of optim.py against fused AdamW, and against the time that its bytes need."""
     more = ["--rounds=20"]
     if options.device == "cpu":
-        more = ["--rounds=3", "--threads=1", f"--options={' '.join(options.sizes('nano'))}"]
+        sizes = [word for word in options.sizes("nano") if not word.startswith(("--device=", "--threads="))]
+        more = ["--rounds=3", "--threads=1", f"--options={' '.join(sizes)}"]    # those two are bench.py's own
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "bench.json")
         code = bench.main(["--only=optimizer", "--first_steps=false", f"--device={options.device}",
