@@ -774,6 +774,8 @@ BAD = [(["--optimzer=adamw"], "--optimzer: no such option; did you mean optimize
        (["--untrained=feet"], "untrained='feet': must be one or more of"),
        (["--adaptive=head"], "adaptive, rest and rest_lr"),
        (["--cooldown=0", "--cooldown_beta2=0.99"], "--cooldown_beta2: needs a cooldown; give more"),
+       (["--schedule=constant", "--cooldown=0.2"], "--cooldown=0.2: --schedule=constant has none"),
+       (["--warmup=0.5", "--cooldown=0.8"], "--cooldown=0.8: the warmup of 0.5 leaves 0.5 of the steps"),
        (["--heads=3"], "--heads=3"), (["--heads=16"], "--heads=16"),
        (["--padded_vocab=10"], "--padded_vocab=10"), (["--vocab_size=299"], "has 300"),
        (["--context=99999"], "context"), (["--micro_batch=3"], "try 2 or 4"),

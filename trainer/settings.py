@@ -264,12 +264,7 @@ def complete(settings: Settings, tables: dict) -> tuple:
     settings = replace(settings, adaptive=settings.adaptive or rule.roles, rest=settings.rest or rule.rest,
                        schedule=settings.schedule or rule.schedule)
     hyper = hyperparameters(settings, tables)
-    if settings.cooldown_beta2 is not None:
-        checked("cooldown_beta2", rule, dict(beta2=settings.cooldown_beta2))
-        if settings.schedule == "constant":
-            raise UserError("--cooldown_beta2: needs a cooldown, and --schedule=constant has none")
-        if zoo.steps_before_fall(settings.steps, settings.warmup, settings.cooldown) == settings.steps:
-            raise UserError("--cooldown_beta2: needs a cooldown; give more --cooldown or less --warmup")
+    check_schedule(settings, rule)
     if settings.lr is None:
         settings = replace(settings, lr=learning_rate(tables, settings.optimizer))
     if settings.adaptive and settings.rest and settings.rest_lr is None:
@@ -280,9 +275,25 @@ def complete(settings: Settings, tables: dict) -> tuple:
     if settings.padded_vocab and settings.padded_vocab < settings.vocab_size:
         raise UserError(f"--padded_vocab={settings.padded_vocab}: must be 0 or at least "
                         f"{settings.vocab_size}")
+    return settings, hyper
+
+
+def check_schedule(settings: Settings, rule: zoo.ZooRule) -> None:
+    """Checks that the options of the schedule fit together. Raises UserError."""
+    cooldown, warmup = settings.cooldown, settings.warmup
+    if settings.schedule == "constant" and 0 < cooldown < 1:
+        raise UserError(f"--cooldown={cooldown:g}: --schedule=constant has none; give another schedule")
+    if cooldown < 1 and warmup + cooldown > 1 + 1e-9:    # sums such as 0.7 + 0.3 are rounded
+        raise UserError(f"--cooldown={cooldown:g}: the warmup of {warmup:g} leaves {1 - warmup:g} of the "
+                        "steps; 1 means all steps after the warmup")
     if settings.schedule == "exponential" and not 0 < settings.floor < 1:
         raise UserError(f"--floor={settings.floor:g}: must be above 0 and below 1 for --schedule=exponential")
-    return settings, hyper
+    if settings.cooldown_beta2 is not None:
+        checked("cooldown_beta2", rule, dict(beta2=settings.cooldown_beta2))
+        if settings.schedule == "constant":
+            raise UserError("--cooldown_beta2: needs a cooldown, and --schedule=constant has none")
+        if zoo.steps_before_fall(settings.steps, warmup, cooldown) == settings.steps:
+            raise UserError("--cooldown_beta2: needs a cooldown; give more --cooldown or less --warmup")
 
 
 def find_rule(option_name: str, name: str) -> zoo.ZooRule:
