@@ -1004,6 +1004,16 @@ def test_threads(tiny, tmp_path, monkeypatch, capsys):
     assert Machine(Settings(device="cpu", threads=3)).threads == torch.get_num_threads() == 3
 
 
+def test_a_resumed_run_shares_the_cores_anew(tiny, tmp_path, monkeypatch, capsys):
+    """A run keeps the number of threads that --threads asked for, not the number that it became."""
+    cores = len(os.sched_getaffinity(0))
+    assert run(tiny, tmp_path, "a", *CONSTANT, "--threads=0", "--steps=1") == 0
+    assert json.loads((tmp_path / "a/config.json").read_text())["threads"] == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * cores))
+    assert run(tiny, tmp_path, "a", "--threads=0", "--resume", "--steps=2") == 0
+    assert cores == 1 or f"note: threads was {cores} and is 1" in capsys.readouterr().out
+
+
 def test_a_device_that_is_not_there(tiny, tmp_path, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")

@@ -111,16 +111,17 @@ class Machine:
         """Fills in the settings that depend on the machine. The same machine always gets the same values.
 
         Args:
-            settings: a frozen dataclass with the options device, threads, precision, attention, context,
-                loss_chunk and compile.
+            settings: a frozen dataclass with the options device, precision, attention, context, loss_chunk
+                and compile.
         Returns: (new settings, reason of the precision, reason of the attention).
         """
         provide_cache(settings.compile)
         precision, why_precision = self.precision(settings.precision)
         attention, why_attention = self.attention(settings.attention, settings.context)
         usual_chunk = 512 if self.device.type == "cpu" else 4096
-        settings = dataclasses.replace(settings, device=self.device.type, threads=self.threads,
-                                       precision=precision, attention=attention,
+        # threads stays as it was given: a run that resumes with another number of ranks shares the cores anew.
+        settings = dataclasses.replace(settings, device=self.device.type, precision=precision,
+                                       attention=attention,
                                        loss_chunk=settings.loss_chunk or usual_chunk,
                                        compile=settings.compile and compiler_works(precision))
         return settings, why_precision, why_attention
