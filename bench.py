@@ -314,7 +314,8 @@ def bench_many_tensors(options: Options, clock: Clock, device: torch.device, com
 
 def flops_per_token(model: Decoder, layers: int) -> int:
     """Returns the FLOPs of a token, forward and backward: 6 per weight of a matrix, and 12 D T of attention
-    per layer."""
+    per layer. Shares of a peak are published with this count (Chowdhery et al. 2022, arXiv 2204.02311,
+    appendix B). train.py --plan counts 6 D T, because the causal mask leaves half of the products."""
     matrices = sum(p.numel() for _, p, role in model.roles() if role not in ("embed", "norm"))
     return 6 * matrices + 12 * layers * model.embed.weight.shape[1] * model.context
 
