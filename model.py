@@ -1,7 +1,7 @@
 """
 The decoder of "Deconstructing What Makes a Good Optimizer for Language Models" (arXiv 2407.07972), as its
 authors ran it: pre-norm blocks, LayerNorm with a gain and no bias, one fused projection for q, k and v,
-rotary positions, QK-norm over the full width, exact GELU, no biases, an untied head, and an initialisation
+rotary positions, QK-norm over the full width, exact GELU, no biases, an untied head, and an initialization
 that shrinks with depth (OLMo's "mitchell").
 
 Shapes: B sequences, T tokens, D width, H heads, V rows of the padded vocabulary, N tokens of a chunk.

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Runs many trainings: one of the paper's sweeps, by name, or a grid of your own.
 #
-#   ./sweep.sh lr configs/study.toml seed=0,1,2                      a sweep, at three seeds
-#   ./sweep.sh lr configs/study.toml optimizer=adamw,signum lr=1e-3,1e-2      fewer optimizers, other values
-#   ./sweep.sh lr configs/study.toml steps=4000 --jobs 2 -- --compile=false   longer; two runs at a time
-#   ./sweep.sh grid configs/nano.toml optimizer=adamw,signum lr=1e-3,1e-2 seed=0,1      a grid of your own
-#   ./sweep.sh grid configs/nano.toml lr_of=head:0.5,head:0.5+embed:2      + joins roles within one value
-#   ./sweep.sh grid configs/nano.toml optimizer=~/mine.py lr=1e-3,1e-2      a rule in a file of your own
-#   ./sweep.sh list configs/nano.toml <grids.txt      a grid for each line of a file, such as lr=1e-3 seed=0,1;
-#                                                     empty lines and lines that begin with # are left out
-#   ./sweep.sh momentum configs/150m.toml --print      only prints one command a line, and the hours
+#   ./sweep.sh lr configs/study.toml seed=0,1,2                      # a sweep, at three seeds
+#   ./sweep.sh lr configs/study.toml optimizer=adamw,signum lr=1e-3,1e-2      # fewer optimizers, other values
+#   ./sweep.sh lr configs/study.toml steps=4000 --jobs 2 -- --compile=false   # longer, two at a time
+#   ./sweep.sh grid configs/nano.toml optimizer=adamw,signum lr=1e-3,1e-2 seed=0,1      # a grid of your own
+#   ./sweep.sh grid configs/nano.toml lr_of=head:0.5,head:0.5+embed:2      # + joins roles within one value
+#   ./sweep.sh grid configs/nano.toml optimizer=../mine.py lr=1e-3,1e-2      # a rule in a file of your own
+#   ./sweep.sh list configs/nano.toml <grids.txt      # a grid for each line of the file
+#   ./sweep.sh momentum configs/150m.toml --print     # only prints one command a line, and the hours
+#
+# A line of grids.txt is such as "lr=1e-3 seed=0,1". Empty lines and lines that begin with # are left out.
 #
 # These are the sweeps: lr, momentum, tied, weight_decay, warmup, batch_size, beta2, eps, adalayer,
 # hybrid_last, hybrid_last_norm, hybrid_reverse, hybrid_adafactor, norms_untrained, frozen, adasgd,

@@ -49,6 +49,9 @@ def form(subject) -> str:
             raise Failed(f"{rule.name} returns {u!r}, and must return u, a tensor")
         if u.shape != given["g"].shape:
             raise Failed(f"u has the shape {tuple(u.shape)}, and g has {tuple(given['g'].shape)}")
+        if u.dtype != given["g"].dtype:
+            raise Failed(f"u has the type {u.dtype}, and g has {given['g'].dtype}: make new tensors with "
+                         "torch.zeros_like(g), and signs with sign()")
         if not u.isfinite().all():
             raise Failed("u is not finite in the first steps: look for a division by 0")
         for name, value in before.items():
@@ -65,10 +68,10 @@ def form(subject) -> str:
     return ""
 
 
-def updates(build, grads: list, decay: float = 0.0) -> list:
+def updates(build, grads: list, decay: float = 0.0, **hyper) -> list:
     """[{role: u}], one for each step: by how many lr the weights move."""
     w, path = weights(), []
-    optimizer = build(w, weight_decay=decay, weight_decay_kind="coupled")
+    optimizer = build(w, weight_decay=decay, weight_decay_kind="coupled", **hyper)
     for g in grads:
         before = {role: w[role].detach().clone() for role in w}
         run(optimizer, w, [g])
@@ -102,11 +105,15 @@ def in_words(touched: torch.Tensor) -> str:
     return names.get(count, f"{count} weights")
 
 
-def difference(subject, steps: int = 1, size: float = 1.0) -> str:
-    """The first step that is not what the project's rule does on gradients of this size."""
-    grads = [{role: size * x for role, x in g.items()} for g in gradients(steps)]
+def difference(subject, steps: int = 1, size: float = 1.0, growth: float = 1.0, **hyper) -> str:
+    """The first step that is not what the project's rule does, with these hyperparameters.
+
+    Args:
+        size: of the first gradients. growth: by what each step multiplies it.
+    """
+    grads = [{role: size * growth**t * x for role, x in g.items()} for t, g in enumerate(gradients(steps))]
     decay = 0.1 if "wd" in subject.rule.hyper else 0.0
-    paths = (updates(build, grads, decay) for build in (subject.build, subject.reference))
+    paths = (updates(build, grads, decay, **hyper) for build in (subject.build, subject.reference))
     for t, (ours, theirs) in enumerate(zip(*paths), 1):
         for role, right in theirs.items():
             if not same(ours[role], right):
@@ -141,9 +148,21 @@ def wrong_step(subject, t, role, ours, right) -> str:
 def tiny_gradients(subject) -> str:
     found = "eps" in subject.rule.hyper and difference(subject, size=1e-9)
     if found:
-        return f"with gradients of 1e-9, {found}: is eps inside of the root, or too large?"
+        return (f"with gradients of 1e-9, {found}: is eps inside of the root, too large, or added before v "
+                "is corrected?")
     found = subject.exercise.clips and difference(subject, steps=2, size=1e-3)    # the first step is the same
     return f"with gradients of 1e-3, {found}: gradients below clip stay as they are" if found else ""
+
+
+def other_settings(subject) -> str:
+    """A number stands where a hyperparameter belongs if only its default gives the right steps."""
+    theirs = zoo.RULES[subject.exercise.reference].hyper
+    others = {name: properties.other_value(subject.rule, name) for name in theirs
+              if name in subject.rule.hyper}
+    for name, value in (others | subject.exercise.others).items():
+        if found := difference(subject, steps=6, size=0.1, growth=2.0, **{name: value}):
+            return f"with {name}={value:g}, {found}: is a number written where {name} belongs?"
+    return ""
 
 
 def compiles(subject) -> str:
@@ -157,7 +176,7 @@ def compiles(subject) -> str:
 
 
 OF_EXERCISES = {"sharing": sharing, "first step": difference, "tiny gradients": tiny_gradients,
-                "six steps": functools.partial(difference, steps=6)}
+                "six steps": functools.partial(difference, steps=6), "other settings": other_settings}
 OF_NEW_RULES = {"compile": compiles}
 
 
@@ -199,7 +218,9 @@ def fault_of_accumulation(function: Callable) -> str:
         if w.grad is None or not torch.allclose(w.grad, right):
             return f"micro-batches: cut into {pieces}, the gradient is {times:.3g} times the whole batch's"
         of_batch = mean_loss(batch).item()
-        if not isinstance(logged, float) or abs(logged - of_batch) > 1e-9:
+        if torch.is_tensor(logged):
+            return "micro-batches: the log is a tensor; return a plain number, as y.item() gives it"
+        if not isinstance(logged, float) or abs(logged - of_batch) > 1e-6 * of_batch:    # fp32 is enough
             logged = f"{logged:.4f}" if isinstance(logged, float) else repr(logged)
             return f"micro-batches: cut into {pieces}, the log says {logged}, the loss is {of_batch:.4f}"
     return ""
@@ -260,7 +281,7 @@ def rules_of(path: Path) -> list:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Expr, ast.Assign, ast.Return)) and isinstance(node.value, ast.Constant) and (
                 node.value.value is ...):
-            raise Failed(f"line {node.lineno} is still blank; replace the dots as the text above asks")
+            raise Failed(f"line {node.lineno} is still blank; replace the dots as the file's first text asks")
     rules = files.rules_in(str(path))
     known = [f for f in rules if getattr(f, "__name__", "") in NAMES]
     if path.stem in NAMES and not known:
@@ -288,5 +309,8 @@ def main(argv: list) -> int:
         return 2
     faults = {name: judge(Path(name)) for name in argv}
     for name, fault in faults.items():
-        print(f"{Path(name).name}: {fault or 'right; all checks pass'}")
+        shown = Path(name).name if len(faults) == 1 else name
+        print(f"{shown}: {fault or 'right; all checks pass'}")
+    if len(faults) > 1:
+        print(f"{list(faults.values()).count('')} of {len(faults)} are right")
     return 2 if any(faults.values()) else 0

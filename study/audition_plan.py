@@ -499,7 +499,7 @@ class Audition:
         return []
 
     def measure_widths(self, found: Findings) -> None:
-        """Goes on with both searches until the losses at both ends are no longer usable."""
+        """Goes on with both searches until the losses at both ends are no longer useful."""
         for side, tuning in zip((found.candidate, found.reference), found.tunings):
             worst = tuning.losses[tuning.best] + USABLE
             for direction in (-1, 1):

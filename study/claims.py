@@ -64,7 +64,7 @@ def parity(study: Study) -> Comparisons:
 
 
 def lr_stability(study: Study) -> Comparisons:
-    """The range of usable learning rates is about as wide for Adam, Adafactor, Lion and Signum. SGD's is
+    """The range of useful learning rates is about as wide for Adam, Adafactor, Lion and Signum. SGD's is
     narrower."""
     widths = {}
     for name in FIVE:
@@ -95,7 +95,7 @@ def lr_scale(study: Study) -> Comparisons:
 
 
 def stabilizers(study: Study) -> Comparisons:
-    """QK-norm and z-loss widen the range of usable learning rates of all five optimizers. Without them the
+    """QK-norm and z-loss widen the range of useful learning rates of all five optimizers. Without them the
     ranking is the same."""
     if not study.unstabilized():
         raise NotEnough(study.variant_command("unstabilized"))
@@ -113,7 +113,7 @@ def stabilizers(study: Study) -> Comparisons:
 
 
 def longer_training(study: Study) -> Comparisons:
-    """Training four times longer lowers the loss and widens the range of usable learning rates. The ranking
+    """Training four times longer lowers the loss and widens the range of useful learning rates. The ranking
     is the same."""
     if not study.longer():
         raise NotEnough(study.variant_command("longer"))

@@ -30,7 +30,7 @@ class Best(NamedTuple):
 
 
 class Width(NamedTuple):
-    """How wide the range of usable learning rates is.
+    """How wide the range of useful learning rates is.
 
     Attributes:
         decades: the width. If it is not complete, the range is at least that wide.

@@ -43,7 +43,7 @@ gives the rules their order. Two pairs decide only if they nearly agree.
   pairs say too little about the spread for this.
 * **cannot tell: pairs at other learning rates**: a neighbour of the best learning rate may be better, but
   has no pairs.
-* **cannot tell: over 100 pairs**: more pairs would decide than anyone may want to run.
+* **cannot tell: over 100 pairs**: the verdict would need more than 100 pairs.
 * **speedup**: AdamW needs this many times as many steps for the loss. The interval is the difference's.
 * **time to AdamW's loss**: relative to AdamW's own time, with the times of a step on two threads.
 * **bytes of state**: for each weight of a matrix. An audition has them for each weight of the model.

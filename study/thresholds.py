@@ -39,7 +39,7 @@ GAIN = threshold(
 
 USABLE = threshold(
     "USABLE", 0.2,
-    "nats above the best loss. Up to there a learning rate is usable. This is seven times PARITY, and far "
+    "nats above the best loss. Up to there a learning rate is useful. This is seven times PARITY, and far "
     "from divergence.")
 
 STEP = threshold(

@@ -5,7 +5,7 @@
 #   bash tests/gpu.sh --device=cpu             the same parts in small
 #
 # The variable PYTHON names the interpreter; the default is python.
-# Exit codes: 0 all parts passed, 1 some failed, 2 wrong options, 4 no GPU or a missing package, 75 interrupted.
+# Exit codes: 0 all parts passed, 1 some failed, 2 wrong options, 4 no GPU or missing package, 75 interrupted.
 set -u
 cd "$(dirname "$0")/.." || exit 4
 python=${PYTHON:-python}

@@ -46,8 +46,8 @@ def print_run(training, why_precision: str, why_attention: str) -> None:
           f"           {machine.world} x {machine.threads} threads\n"
           f"model      {sizes['weights']:,} weights, {sizes['hidden']:,} of them outside embedding and head\n"
           f"step       {settings.batch * settings.context:,} tokens: {machine.world} ranks x "
-          f"{training.accumulation} x {training.micro_batch} sequences of {settings.context}; "
-          f"all {training.steps} are {epochs:.2f} epochs")
+          f"{training.accumulation} micro-batches x {training.micro_batch} sequences of {settings.context}; "
+          f"{training.steps} steps read {epochs:.2f} epochs")
 
 
 def print_optimizer(settings: Settings, hyper: dict, tables: dict, optimizer) -> None:
@@ -67,7 +67,7 @@ def print_optimizer(settings: Settings, hyper: dict, tables: dict, optimizer) ->
               f"{state_bytes(optimizer, group):,} bytes of state")
 
 
-COMPILING = ("compiling the first step: 20 to 40 seconds, and about 5 when this model runs again; "
+COMPILING = ("compiling for the first step takes 20 to 40 seconds, and about 5 when this model runs again; "
              "--compile=false starts at once but runs slower")
 
 

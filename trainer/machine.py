@@ -51,7 +51,7 @@ class Machine:
                          cpu=local_world)
         kind = settings.device
         if kind == "auto":
-            kind = next(kind for kind, count in available.items() if count)
+            kind = "cuda" if available["cuda"] else "cpu"    # mps is untested, so it must be asked for
         if local_world > available[kind]:
             raise UserError(f"--device={kind}: this machine has {available[kind]} of them for {local_world} "
                             "processes; start fewer, or give --device=cpu", 4)
@@ -119,7 +119,7 @@ class Machine:
         precision, why_precision = self.precision(settings.precision)
         attention, why_attention = self.attention(settings.attention, settings.context)
         usual_chunk = 512 if self.device.type == "cpu" else 4096
-        # threads stays as it was given: a run that resumes with another number of ranks shares the cores anew.
+        # threads stays as it was given. A run that resumes with other ranks shares the cores anew.
         settings = dataclasses.replace(settings, device=self.device.type, precision=precision,
                                        attention=attention,
                                        loss_chunk=settings.loss_chunk or usual_chunk,

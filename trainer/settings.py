@@ -30,7 +30,7 @@ class Settings:
                                       "state if the optimizer is the same")
     init_from_state: bool = option(True, None, "take that state; false: only the weights")
     continue_data: bool = option(False, None, "read the data from where the run of --init_from has stopped")
-    device: str = option("auto", None, "device that computes; mps is untested",
+    device: str = option("auto", None, "device that computes; auto: cuda or else cpu; mps is untested",
                          ("auto", "cpu", "cuda", "mps"))
     attention: str = option("auto", None, "sdpa: torch's fused kernels; plain: matmul, softmax, matmul",
                             ("auto", "sdpa", "plain"))
@@ -165,7 +165,7 @@ FOREIGN_NAMES = {
     "bias": "the paper's model has no biases; leave it out",
 }
 FOREIGN_OPTIMIZERS = {"adam": "adamw", "adamw_torch": "adamw", "adamw_fused": "adamw", "sgdm": "sgd",
-                      "momentum": "sgd", "sgdw": "sgd", "signsgd": "signum", "adalayer*": "adalayer_star"}
+                      "momentum": "sgd", "sgdw": "sgd", "signsgd": "sign_sgd", "adalayer*": "adalayer_star"}
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -36,14 +36,14 @@ def ademamix(g, m, slow, v, t, *, beta1=0.9, beta2=0.999, beta3=0.9999, alpha=8.
     return (hat(m, beta1, t) + rise * alpha * slow) / (hat(v, beta2, t).sqrt() + eps)
 
 def adopt(g, m, s, t, *, beta1=0.9, beta2=0.9999, eps=1e-6):
-    """ADOPT divides each gradient by the second moment of the earlier steps, and then takes the mean. The
-    first step only measures.
+    """ADOPT divides each gradient by the root of the second moment of the earlier steps, and then takes the
+    mean. The first step only measures.
         n  = g / max(sqrt(s), eps), clipped to +- (t - 1)^(1/4)
         m <- b1 m + (1 - b1) n
         s <- b2 s + (1 - b2) g^2                    at t = 1:  s <- g^2, and nothing moves or decays
         u  = m
 
-    Remembers  m, the mean of normalised gradients, and s: 8 bytes per weight.
+    Remembers  m, the mean of normalized gradients, and s: 8 bytes per weight.
     Moves      each weight as Adam does, but less at the start: m is not corrected for its start at 0.
     lr         is in weight, as Adam's lr is. Typical 3e-3. For GPT-2 the authors use their Adam's lr, 6e-4.
     Defaults   are the authors'. g and s are independent, so ADOPT converges with any b2. Adam does not. The
@@ -58,12 +58,12 @@ def adopt(g, m, s, t, *, beta1=0.9, beta2=0.9999, eps=1e-6):
     return m
 
 def laprop(g, m, v, rate: scalar, lr, t, *, beta1=0.9, beta2=0.95, eps=1e-15):
-    """LaProp is Adam in the other order: it normalises each gradient, and then takes the mean.
+    """LaProp is Adam in the other order: it normalizes each gradient, and then takes the mean.
         v <- b2 v + (1 - b2) g^2
         m <- b1 m + (1 - b1) lr g / (sqrt(v_hat) + eps);  rate <- b1 rate + (1 - b1) lr
         u  = m / rate                         at a constant lr this is m_hat / lr
 
-    Remembers  m, the mean of normalised gradients, each times the lr of its step, and v: 8 bytes per
+    Remembers  m, the mean of normalized gradients, each times the lr of its step, and v: 8 bytes per
                weight.
     Moves      each weight by at most lr / sqrt(1 - b2), which the newest gradient alone could cause. In
                Adam with b1 > sqrt(b2), a large gradient still acts in m after v has forgotten it. Here it

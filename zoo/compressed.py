@@ -53,7 +53,7 @@ def slim_adam(g, m, v: slim, t, role, *, beta1=0.9, beta2=0.95, eps=1e-15):
 
 def adalomo(g, rows: row_or_all, columns: per_column, w, t, lr, decay, *, exponent=0.8, clip_rms=1.0,
             tiny=1e-30):
-    """AdaLomo is Adafactor as first published: no momentum, and steps in proportion to the size of a tensor.
+    """AdaLomo is the Adafactor of 2018 without an lr that falls by itself. Steps scale with a tensor's size.
         rows, columns <- running means of g^2 + tiny over rows and columns, with b2 = 1 - t^-exponent
         n              = g / sqrt((rows / mean(rows)) columns), scaled down to an rms of at most clip_rms
         size           = rms(w), and at least 0.001

@@ -21,7 +21,7 @@ def columns_or_vector(w, blocks):
 
 def shampoo(g, gl: left, gr: columns_or_vector, pl: left, pr: columns_or_vector, blocks, *, eps=1e-6,
             refresh_steps=20):
-    """Shampoo divides the gradient by roots: of the sum of all g g' on its left, of all g' g on its right.
+    """Shampoo multiplies g by inverse roots of sums: of all g g' on its left, and of all g' g on its right.
         gl <- gl + g g';  gr <- gr + g' g
         u  = pl g pr
         pl = (gl + eps I)^(-1/4);  pr = (gr + eps I)^(-1/4)        every refresh_steps, with the newest g
@@ -70,7 +70,7 @@ def column_values(w, blocks):
 
 def kl_soap(g, m, s, gl: left, gr: right, ql: left, qr: right, dl: row_values, dr: column_values, t, blocks,
             *, beta1=0.9, beta2=0.98, eps=1e-8, refresh_steps=10):
-    """KL-SOAP is SOAP whose two matrices depend on each other: each is a mean of g divided by the other.
+    """KL-SOAP is SOAP whose two matrices depend on each other: g enters one divided by the root of the other.
         m <- b1 m + (1 - b1) g
         s <- b2 s + (1 - b2) (ql' g qr)^2
         u  = ql ((ql' m qr) / (sqrt(s) + eps)) qr'
@@ -143,7 +143,7 @@ def on_both(ql, x, qr):
 
 def kron(g, m, ql: row_triangle, qr: column_triangle, t, blocks, *, beta1=0.9, most_rms=1.1, precond_lr=0.1,
          refresh_steps=1, seed=0):
-    """PSGD Kron learns two triangular matrices that make the mean gradient as large in all directions.
+    """PSGD Kron learns two triangular matrices that make the mean gradient equally large in all directions.
         m <- b1 m + (1 - b1) g
         u  = ql' ql m_hat qr' qr, with a root mean square of at most most_rms       m_hat = m / (1 - b1^t)
         Before that, ql and qr make a step of size precond_lr of their own: see kron_triangles.

@@ -39,7 +39,7 @@ def apollo(g, m: projected, s: projected, p: projection, last: per_block, t, blo
 
     Remembers  m and s for 1/4 of the weights, 2 bytes per weight, and p, 1 byte per weight of a square
                matrix. The authors' code keeps p, too.
-    Moves      weights along the gradient, without momentum, by about sqrt(rank) of Adam's step.
+    Moves      weights along the gradient, without momentum, by about half of Adam's step, sqrt(rank).
     Freezes    a tensor after one gradient of zeros, as published. Then the next step has a norm of 1e-8 and
                can grow by only 1 % a step: for some 1,400 steps.
     lr         is in weight. Typical 1e-2, the authors' for LLaMA at 60m ... 7b.

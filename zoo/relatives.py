@@ -194,8 +194,8 @@ def exadam(g, m, v, t, *, beta1=0.9, beta2=0.999, eps=1e-8):
     return d1 * hat(m + g, beta1, t) / ((hat(v, beta2, t) * d2).sqrt() + eps)
 
 def fadam(g, m, v, w, decay, lr, t, *, beta1=0.9, beta2=0.999, eps=1e-8, clip_rms=1.0):
-    """FAdam takes Adam for a natural gradient. It first divides by the Fisher information, and then takes the
-    mean. The decay, too, is divided by it.
+    """FAdam takes Adam for a natural gradient. It first divides by the root of the Fisher information, and
+    then takes the mean. It divides the decay by this root, too.
         v <- b2 v + (1 - b2) g^2
         f  = sqrt(v_hat) + eps max(1, rms(g))
         n  = clip_rms g / f, divided by the rms of g / f over the tensor if that is above 1
@@ -221,7 +221,7 @@ def fadam(g, m, v, w, decay, lr, t, *, beta1=0.9, beta2=0.999, eps=1e-8, clip_rm
     return m + (1 - decay) / lr.clamp_min(1e-30) * (clipped(w / f) - w)
 
 def innaprop(g, m, v, w, decay, lr, t, *, beta2=0.99, eps=1e-8, viscous=0.1, newton=0.9):
-    """INNAprop is RMSProp for a ball with friction, which also brakes where the gradient changes. A velocity
+    """INNAprop is RMSprop for a ball with friction, which also brakes where the gradient changes. A velocity
     shows that change, so the rule needs no second derivative.
         v <- b2 v + (1 - b2) g^2
         n  = g / (sqrt(v_hat) + eps)

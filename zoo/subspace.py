@@ -138,7 +138,7 @@ def osd(g, m: projected, s: projected, p: projection, pm: projection, ps: projec
            with the learning rate lr / lr_peak / refresh_steps
 
     Remembers  m, s, p, and the two means pm and ps of p's AdamW: 5 bytes per weight of a square matrix.
-    Moves      weights only within the directions of p, by about sqrt(rank) scale of Adam's step.
+    Moves      weights only within the directions of p, by about sqrt(rank) scale times Adam's step.
     lr         is in weight. Typical 1e-2, the authors' for LLaMA at 60m. At 7b they use 5e-3.
     Defaults   are the authors' at 60m: a rank of a quarter of the width. refresh_steps has the name and the
                value of GaLore's option, as in their code. But nothing is refreshed: it only sets p's

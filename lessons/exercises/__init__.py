@@ -16,13 +16,15 @@ class Exercise(NamedTuple):
     reference   the name of the project's rule
     roles       the tensors that the function is for
     settings    settings of the reference, if they differ from its own
-    clips       whether the reference gets gradients that are clipped to a norm of 1
+    clips       whether the reference gets gradients that are clipped to a norm of `clip`
+    others      other values for hyperparameters that the reference does not have
     too_small   what it means if the first step is 1 - beta1 of what it should be
     """
     reference: str
     roles: tuple = tuple(SHAPES)
     settings: dict = {}
     clips: bool = False
+    others: dict = {}
     too_small: str = "the mean m is not corrected for its start at 0"
 
 
@@ -37,7 +39,7 @@ EXERCISES = {
     "adalayer_star": Exercise("adalayer_star", roles=("head",)),
     "decoupled": Exercise("adamw"),
     "muon": Exercise("muon", roles=("embed", "mlp_up")),
-    "clipping": Exercise("adamw", clips=True),
+    "clipping": Exercise("adamw", clips=True, others=dict(clip=3.0)),
 }
 
 
@@ -48,10 +50,12 @@ class Judged(zoo.Optimizer):
 
 
 class Clipped(Judged):
-    """Clips the gradients to a norm of 1 before any rule sees them, as the trainer does."""
+    """Clips the gradients before any rule sees them, as the trainer does."""
+    clip = 1.0    # the largest norm
+
     def check_gradients(self):
         super().check_gradients()
-        torch.nn.utils.clip_grad_norm_([p for _, _, p in self.each_parameter()], 1.0)
+        torch.nn.utils.clip_grad_norm_([p for _, _, p in self.each_parameter()], self.clip)
 
 
 class Subject(NamedTuple):
@@ -70,8 +74,11 @@ class Subject(NamedTuple):
 
     def reference(self, w: dict, lr: float = 0.1, **options):
         """The optimizer that does what the exercise asks for."""
-        rule, optimizer = zoo.RULES[self.exercise.reference], Clipped if self.exercise.clips else Judged
-        return build(rule, self.roles(), optimizer, w, lr, **self.exercise.settings | options)
+        rule, kind = zoo.RULES[self.exercise.reference], Clipped if self.exercise.clips else Judged
+        clip = options.pop("clip", Clipped.clip)
+        optimizer = build(rule, self.roles(), kind, w, lr, **self.exercise.settings | options)
+        optimizer.clip = clip
+        return optimizer
 
     def roles(self) -> tuple:
         if self.exercise:
