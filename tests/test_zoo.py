@@ -221,6 +221,48 @@ def test_soap_turns_into_eigenvectors():
     assert torch.allclose(basis @ basis.T, torch.eye(6, dtype=torch.float64), atol=1e-12)
 
 
+def test_kl_soap_begins_with_eigenvectors_of_its_two_matrices():
+    """Those of what the first step has measured, the one with the largest eigenvalue first."""
+    w = torch.zeros(4, 4, dtype=torch.float64)
+    optimizer = Optimizer([w], "kl_soap", lr=0.1)
+    draw = torch.Generator().manual_seed(0)
+    w.grad = torch.randn(4, 4, generator=draw, dtype=torch.float64)
+    optimizer.step()
+    measured = {name: x.clone() for name, x in optimizer.state[w].items() if name in ("gl", "gr")}
+    optimizer.step()
+    for mean, basis in zip(("gl", "gr"), ("ql", "qr")):
+        turned = optimizer.state[w][basis].mT @ measured[mean] @ optimizer.state[w][basis]
+        values = turned.diagonal(dim1=1, dim2=2)
+        assert (turned - values.diag_embed()).norm() < 1e-12 * turned.norm()
+        assert (values.diff() < 0).all()
+
+
+def test_a_bias_of_q_k_and_v_is_one_vector():
+    """Blocks of whole matrices do not apply to it, and neither do Adam-mini's heads."""
+    draw = torch.Generator().manual_seed(0)
+    for name in ("adam_mini", "slim_adam", "muon", "soap", "dion", "apollo", "shampoo", "kron", "adalayer"):
+        w = [torch.ones(12, 4), torch.ones(12)]
+        optimizer = Optimizer([dict(params=w, roles=["qkv", "qkv"], blocks=[3, 3])], name, lr=0.1)
+        for _ in range(2):
+            for p in w:
+                p.grad = torch.randn(p.shape, generator=draw)
+            optimizer.step()
+        assert all((p != 1).all() and p.isfinite().all() for p in w), name
+
+
+def test_groups_with_one_distance_need_one_lr():
+    groups = [dict(params=[torch.ones(2)], lr=lr) for lr in (1.0, 0.1)]
+    with pytest.raises(ValueError, match="prodigy has one distance for all its weights, .* they have 0.1, 1"):
+        Optimizer(groups, "prodigy", lr=1.0)
+
+
+def test_the_start_of_nag_gs_is_not_rounded_to_the_weights():
+    """bf16 has no 0.7; the nearest number is 0.69921875."""
+    state = [(optimizer := Optimizer([torch.ones(2, dtype=dtype)], "nag_gs", lr=0.1, gamma0=0.7)).start(
+        optimizer.param_groups[0], 0)["gamma"] for dtype in (torch.bfloat16, torch.float32)]
+    assert torch.equal(*state)
+
+
 def test_apollos_directions_depend_on_seed_tensor_and_time_alone():
     def directions(**more):
         w = weights()
@@ -1046,6 +1088,10 @@ def test_options_that_are_hyperparameters_reach_the_rule(tiny, tmp_path):
 
 @pytest.mark.parametrize("arguments, words", [
     (["--optimizer=kron", "--modify=agc"], "--modify=agc: changes the gradient, but kron also looks at"),
+    (["--modify=agc+stable_decay"], "--modify=agc: changes the gradient, but stable_decay also looks at"),
+    (["--modify=l2+adagc"], "--modify=l2: changes the gradient, but adagc also looks at"),
+    (["--modify=hyperball+lookahead"], "--modify=hyperball+lookahead: each would undo a part"),
+    (["--modify=blockwise_lr+hyperball"], "--modify=blockwise_lr+hyperball: each would undo a part"),
     (["--optimizer=muon", "--modify=bold"], "--modify='bold': must be one or more of cautious"),
     (["--optimizer=muon", "--beta2=0.5"], "the chosen optimizer takes beta1"),
     (["--optimizer=adamw", "--modify=adagc", "--adagc_beta=2"], "adagc_beta=2.0"),

@@ -154,6 +154,7 @@ def test_another_average_begins_anew(then, now):
     again = {role: p.detach().clone().requires_grad_() for role, p in w.items()}
     second = zoo.make("adamw", [(role, p, role) for role, p in again.items()], lr=0.1, average=now)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert all(torch.equal(averaged(second, again)[role], again[role]) for role in w)    # it is still empty
     assert set(second.param_groups[0]) == set(zoo.make("adamw", [("head", w["head"], "head")], lr=0.1,
                                                        average=now).param_groups[0])
     path = []
@@ -428,6 +429,7 @@ def test_a_run_whose_beta2_changes(tiny, tmp_path, capsys):
             "--cooldown_beta2: beta2=1.0: must be of type float and in [0, 1)": ["--cooldown_beta2=1"],
             "--cooldown_beta2: beta2: is not a hyperparameter of signum": ["--cooldown_beta2=0.9",
                                                                            "--optimizer=signum"],
-            "--cooldown_beta2: needs a cooldown": ["--cooldown_beta2=0.9", "--schedule=constant"]}.items():
+            "--cooldown_beta2: needs a cooldown": ["--cooldown_beta2=0.9", "--schedule=constant",
+                                                   "--cooldown=1"]}.items():
         assert run_tiny(tiny, tmp_path, "d", *usual, *options) == 2
         assert words in capsys.readouterr().err

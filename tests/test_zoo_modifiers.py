@@ -244,7 +244,7 @@ def test_hyperball_leaves_a_matrix_of_zeros():
 
 
 @pytest.mark.parametrize("modify", ["lookahead", "trust_ratio+lookahead", "lookahead+trust_ratio",
-                                    "hyperball+lookahead", "cautious_decay+lookahead"])
+                                    "norm_loss+lookahead", "cautious_decay+lookahead"])
 def test_lookahead_in_plain_steps(modify):
     """The rule with the other modifiers makes five steps, and then the weights go back half of the way. Its
     place in the list of modifiers does not matter."""

@@ -195,6 +195,13 @@ def check_blocks(group, rule) -> None:
         if "blocks" in rule.inputs and p.dim() > 1 and len(p) % blocks:
             raise ValueError(f"{name}: the {len(p)} rows do not divide into {blocks} matrices")
 
+def check_distance(groups, rule) -> None:
+    """Raises ValueError if groups with one distance, as those of Prodigy, have several learning rates."""
+    rates = {group["lr_peak"] for group in groups if group["rule"] == rule.name}
+    if rule.sums and len(rates) > 1:
+        raise ValueError(f"lr: {rule.name} has one distance for all its weights, so all its groups need the "
+                         f"same lr; here they have {', '.join(f'{rate:g}' for rate in sorted(rates))}")
+
 def check_decay(group, rule) -> None:
     """Raises ValueError if a modifier would take a rule's own weight decay for a part of its update."""
     if group["weight_decay"] and rule.not_with_decay:
@@ -276,7 +283,11 @@ class Optimizer(optim.Optimizer):
         if self.average and rule.evaluated:
             raise ValueError(f"average={self.averaging['average']}: {rule.name} has an average of its own")
         self.param_groups[-1] |= self.averaging
+        if "blocks" in rule.inputs:    # these blocks are matrices, and a vector has none
+            blocks = zip(self.param_groups[-1]["params"], self.param_groups[-1]["blocks"])
+            self.param_groups[-1]["blocks"] = [count if p.dim() > 1 else 1 for p, count in blocks]
         check_blocks(self.param_groups[-1], rule)
+        check_distance(self.param_groups, rule)
         check_decay(self.param_groups[-1], rule)
         if any("layer" in one.inputs for one in self.rules.values()):
             self.layer_of = self.layers()

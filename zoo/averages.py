@@ -163,5 +163,8 @@ def for_evaluation(part, group: dict, w, state: dict):
     state   the state of w. It is empty before the first step"""
     if not state or part is None or not part.evaluated:
         return None
-    given = group | state | dict(w=w, t=state["t"] - state.get("average_from", 0))
+    t = state["t"] - state.get("average_from", 0)
+    if t == 0:    # an average that has begun anew holds nothing before its first step
+        return None
+    given = group | state | dict(w=w, t=t)
     return part.evaluated(**{name: given[name] for name in parameter_names(part.evaluated)})

@@ -1,5 +1,5 @@
 """
-Rules for several workers that send each other less than their gradients. Each worker is a process of
+Rules for several workers that need to send each other less than their gradients. Each worker is a process of
 torch.distributed. It has all weights and its own part of the data. `python -m lessons workers` compares them.
 
 Do not wrap the model in DistributedDataParallel with these. It averages the gradients, but here every worker
@@ -21,7 +21,8 @@ def majority_vote(u):
     Remembers  nothing. The m of Lion is each worker's own, so a checkpoint needs that of every worker.
     For        lion, with gradients that nobody has averaged. With one worker it is Lion. An even number of
                workers may disagree by halves, and then the weight stays. The authors' code votes -1 there.
-    Source     Liu et al. (2024), arXiv 2404.00438. Each worker sends one bit per weight and step."""
+    Source     Liu et al. (2024), arXiv 2404.00438. There a worker sends one bit per weight and step. Here it
+               sends u as it is, in 32 bits. Not verified against published code."""
     dist.all_reduce(u)
     return u.sign()
 

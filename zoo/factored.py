@@ -63,10 +63,11 @@ def adam_mini(g, m, v: per_row, t, role, *, beta1=0.9, beta2=0.95, eps=1e-15, he
     Defaults   are Adam's here. For GPT-2 the authors use the same betas and eps 1e-8. heads is the number
                of attention heads, and the trainer passes --heads.
     For        every tensor. In embedding and head a row is a token. In other matrices a row is a neuron.
+               The authors' code gives a bias plain Adam. The decoder here has no biases.
     Source     Zhang et al. (2024), arXiv 2406.16793. For short runs the authors also try one block for all
                the values of the attention."""
     square = mean_to(g.square(), v)
-    if role == "qkv":
+    if role == "qkv" and g.dim() > 1:
         both = square[:2 * len(square) // 3].reshape(2 * heads, -1)
         both = both.mean(1, keepdim=True).expand_as(both).reshape(-1, 1)
         square = torch.cat((both, square[len(both):]))

@@ -170,9 +170,11 @@ def kron_triangles(m, ql, qr, g, t, index, blocks, *, beta1, precond_lr, seed):
         a   = ql (m_hat + 0.0003 mean|m_hat| v) qr';   b = ql'^-1 v qr^-1
         ql <- ql - precond_lr triu(a a' - b b') ql / |a a' + b b'|;   qr likewise, with a' a and b' b
 
-    At every hundredth step it also gives both the same largest entry, which changes no product of the two.
-    The authors do so at random steps. Their code adds the small noise to the step of the weights, too."""
-    if not learns(t):
+    In every 101st lesson it also gives both the same largest entry, which changes no product of the two.
+    The authors do so in about every hundredth, at random. Their code adds the small noise to the step of
+    the weights, too."""
+    lesson = lesson_at(t)
+    if not lesson:
         return
     x = matrices(m.lerp(g, 1 - beta1) / (1 - beta1**t), blocks)
     v = normal_like(x, seed, index, t).to(x.dtype)
@@ -187,7 +189,7 @@ def kron_triangles(m, ql, qr, g, t, index, blocks, *, beta1, precond_lr, seed):
             yy, zz = y.square().sum(2), z.square().sum(2)
             largest = (yy + zz).amax(1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
             q.sub_(precond_lr / largest * (yy - zz) * q)
-    if t % 100 == 0 and len(both) == 2:
+    if lesson % 101 == 0 and len(both) == 2:    # 101 is prime, so no refresh_steps misses all of these
         largest = [q.abs().flatten(1).amax(1) for q in (ql, qr)]
         for q, own, other in ((ql, *largest), (qr, *largest[::-1])):
             q.mul_((other / own).sqrt().reshape(-1, *[1] * (q.dim() - 1)))
@@ -217,12 +219,12 @@ def next_lesson(t):
     return later
 
 @functools.lru_cache(16)
-def learns(t):
-    """Whether ql and qr learn in step t."""
-    lesson = 0
-    while lesson < t:
-        lesson = next_lesson(lesson)
-    return lesson == t
+def lesson_at(t):
+    """Returns which lesson of ql and qr step t is, from 1, or 0 if they do not learn in it."""
+    step = lesson = 0
+    while step < t:
+        step, lesson = next_lesson(step), lesson + 1
+    return lesson if step == t else 0
 
 RULES = {
     "shampoo": ZooRule(shampoo, lr_factor=333, roles="qkv+matrix", rest="adamw", refresh=shampoo_roots,

@@ -62,7 +62,7 @@ def apollo_mini(g, m: one_column, s: one_column, p: one_direction, last: per_blo
         u  = g |n| / |G|, with norms over the whole matrix: one factor      all else is APOLLO's, with rank 1
 
     Remembers  m, s and p, which are three numbers per row or column: the memory of SGD without momentum.
-    Moves      weights along the gradient, without momentum, by about sqrt(scale / columns) of Adam's step.
+    Moves      weights along the gradient, without momentum, by about sqrt(scale / shorter side) Adam steps.
     lr         is in weight. Typical 1e-2, as APOLLO's.
     Defaults   are the authors': scale 128. In their runs at 130m it is 192, a quarter of the width.
     For        the same tensors as APOLLO.

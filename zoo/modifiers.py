@@ -61,7 +61,7 @@ def trust_ratio(u, w, decay, lr):
         u = |w| / |u + d| (u + d) - d         the ratio is 1 if one of the norms is 0
 
     Remembers  nothing.
-    For        every tensor and every rule. It comes after all other modifiers, whatever their order.
+    For        every tensor and every rule. It comes after all modifiers but blockwise_lr and lookahead.
     Source     You et al. (2019), arXiv 1904.00962. The ratio is from LARS, You et al. (2017),
                arXiv 1708.03888."""
     d = taken_by_decay(w, decay, lr)
@@ -95,8 +95,8 @@ def blockwise_lr(u, w, decay, lr, role, *, blockwise_lr_norm=1.0, blockwise_lr_v
     Q, K and V are the three thirds of the fused tensor. A tensor without a role keeps its lr.
 
     Remembers  nothing.
-    For        every tensor and every rule, at the lr that is best without it. It comes after all other
-               modifiers. Name it after trust_ratio, which would undo it. The authors have tuned k for AdamW,
+    For        every tensor and every rule, at the lr that is best without it. Only lookahead comes after
+               it. Name it after trust_ratio, which would undo it. The authors have tuned k for AdamW,
                and use it for Adam-mini and Lion, too. Their paper does not name the head. If it is tied to
                the embedding, it has the embedding's k. Otherwise their code leaves it at the base lr. Their
                schedule ends at the same lr for all tensors. Here the schedule multiplies all alike.

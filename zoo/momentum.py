@@ -35,7 +35,7 @@ def sgd_sai(g, m, ratio: scalar, t, *, beta1=0.9, eps=1e-8):
 
 def start_of_gamma(w, blocks, *, gamma0):
     """Makes one number for each tensor, which starts at the hyperparameter gamma0."""
-    return w.new_zeros(()) + gamma0
+    return w.new_full((), gamma0, dtype=torch.promote_types(w.dtype, torch.float32))
 
 def nag_gs(g, v: copy_of_weight, gamma: start_of_gamma, w, lr, decay, *, mu=1.0, gamma0=1.5):
     """NAG-GS follows Nesterov's accelerated flow in implicit steps: v leads, and the weight goes to meet it.

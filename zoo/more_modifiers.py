@@ -130,7 +130,7 @@ def update_floor(u, w, blocks, role, *, update_floor_ratio=0.35):
 
 def norm_loss(u, w, decay, *, norm_loss_factor=1e-4):
     """Norm loss pulls each row of weights to the norm 1, where a weight decay would pull it to 0. It does so
-    without any gradient, too.
+    without any gradient, too, and in steps in which a rule only measures.
         u = u + 2 factor (1 - 1 / |x|) x      x = decay w;  |.| is the norm of a row; a vector is one row
 
     The pull is the gradient of factor (1 - |x|)^2, summed over all rows.
@@ -152,8 +152,9 @@ def hyperball(u, w, decay, lr, blocks, role):
 
     Remembers  nothing. The norm of the weights is their memory.
     Freezes    a matrix that starts at 0.
-    For        all matrices but the embedding, and every rule. Embedding and vectors move as the rule says.
-               They need another lr, as in --lr_of=embed:0.3,norm:0.3. For Muon the authors take 0.018.
+    For        all matrices but the embedding, and every rule. Modifiers that would change the norm again,
+               such as lookahead, are refused. Embedding and vectors move as the rule says. They need another
+               lr, as in --lr_of=embed:0.3,norm:0.3. For Muon the authors take 0.018.
     Source     Wen, Dang, Lyu, Ma, Liang (2026), arXiv 2606.16899."""
     if w.dim() < 2 or role == "embed":
         return u
@@ -195,7 +196,8 @@ def stable_decay(decay, g2, stable_decay_v: scalar, t, *, stable_decay_beta=0.99
     10,000 times its value, so it needs a much smaller one.
 
     Remembers  v, which is the same number for all tensors of the group.
-    Defaults   b is the authors' beta2 of Adam. Give the rule the same beta2, as they do.
+    Defaults   b is the authors' beta2 of Adam. Give the rule the same beta2, as they do. Their mean is over
+               all groups. Here a hybrid has one mean for each of its rules.
     For        every tensor and every rule, with a weight decay. Without any gradient there is no decay.
     Source     Xie, Sato, Sugiyama (2020), arXiv 2011.11152, in the form of its AdamS."""
     stable_decay_v.lerp_(g2, 1 - stable_decay_beta)
@@ -212,7 +214,7 @@ MODIFIERS = {
     "mgup":              Modifier(mgup, changes="u", bounds=dict(mgup_share=BELOW_ONE)),
     "update_floor":      Modifier(update_floor, changes="u"),
     "norm_loss":         Modifier(norm_loss, changes="u", last=1),
-    "hyperball":         Modifier(hyperball, changes="u", last=2),
+    "hyperball":         Modifier(hyperball, changes="u", last=2, alone=True),
     "lookahead":         Modifier(lookahead, changes="u", last=3, whole=True, elementwise=True,
                                   bounds=dict(lookahead_steps=AT_LEAST_ONE)),
     "stable_decay":      Modifier(stable_decay, changes="decay", elementwise=True,

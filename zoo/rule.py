@@ -106,13 +106,15 @@ class Modifier(ZooRule):
               adds a pull on the weights, 2 for what must see the whole step, 3 for what sees the new weight
     whole     whether it looks at the step as a whole, with the decay. Only such a modifier fits a rule that
               puts a decay of its own into u
+    alone     whether it gives the weights their final norm, so that no other modifier with a `last` of 2 or
+              more fits it
     The names of its state and of its hyperparameters begin with its own name, so that they differ from all
     names of the rule."""
     given = (*ZooRule.given, "u")
 
-    def __init__(self, function, *, changes, last=0, whole=False, **line):
+    def __init__(self, function, *, changes, last=0, whole=False, alone=False, **line):
         super().__init__(function, **line)
-        self.changes, self.last, self.whole = changes, last, whole
+        self.changes, self.last, self.whole, self.alone = changes, last, whole, alone
 
 class ModifiedRule(ZooRule):
     """A rule together with its modifiers. The result is a rule too: one function that returns u.
@@ -127,9 +129,15 @@ class ModifiedRule(ZooRule):
     def __init__(self, rule, modifiers):
         before = [part for part in modifiers if part.changes == "g"]
         after = sorted((part for part in modifiers if part.changes != "g"), key=lambda part: part.last)
-        if before and sees_gradient_elsewhere(rule):
-            raise ValueError(f"modify={before[0].name}: changes the gradient, but {rule.name} also looks at "
-                             "the gradients before its step, where they are unchanged; leave one of them out")
+        see_unchanged = [part.name for part in (rule, *after) if sees_gradient_elsewhere(part)]
+        see_unchanged += [part.name for part in before[1:] if "norm" in part.inputs]
+        if before and see_unchanged:
+            raise ValueError(f"modify={before[0].name}: changes the gradient, but {see_unchanged[0]} also "
+                             "looks at gradients that are not yet changed; leave one of them out")
+        at_the_end = [part for part in after if part.last >= 2]
+        if len(at_the_end) > 1 and any(part.alone for part in at_the_end):
+            raise ValueError(f"modify={at_the_end[0].name}+{at_the_end[1].name}: each would undo a part of "
+                             "what the other does; leave one of them out")
         if after and rule.evaluated:
             raise ValueError(f"modify={after[0].name}: changes the step, but {rule.name} keeps an average "
                              "that knows only its own steps; leave one of them out")
