@@ -122,7 +122,7 @@ def adafactor(g, m, r: per_row, c: per_column, t, *, beta1=0.9, beta2=0.95, eps=
         v  = (r / mean(r)) c
         u  = m_hat / (sqrt(v_hat) + eps)      m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
-    Remembers  m, 4 bytes per weight, and one number per row and per column. A vector keeps only one number.
+    Remembers  m, 4 bytes per weight, and one number per row and per column. A vector keeps two equal numbers.
     Moves      a weight as Adam does, if the means of its row and its column give nearly Adam's v.
     lr         is how far each weight moves in a step if its gradients agree. Typical 3e-3.
     Defaults   Adam's. As in the paper there is no update clipping, no relative step and no growing beta2.

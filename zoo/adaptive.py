@@ -64,7 +64,7 @@ def laprop(g, m, v, rate: scalar, lr, t, *, beta1=0.9, beta2=0.95, eps=1e-15):
         u  = m / rate                         at a constant lr this is m_hat / lr
 
     Remembers  m, the mean of normalized gradients, each times the lr of its step, and v: 8 bytes per
-               weight.
+               weight. rate is one number per tensor.
     Moves      each weight by at most lr / sqrt(1 - b2), which the newest gradient alone could cause. In
                Adam with b1 > sqrt(b2), a large gradient still acts in m after v has forgotten it. Here it
                does not.

@@ -57,7 +57,8 @@ def aswa(average, w, t):
                So ASWA suits a run that starts from good weights and keeps its learning rate, such as one with
                --init_from, --schedule=constant and --warmup=0. In a run from the beginning it lags behind.
     Source     Polyak, Juditsky (1992), "Acceleration of stochastic approximation by averaging". It is
-               torch.optim.swa_utils.AveragedModel, updated after every step."""
+               torch.optim.swa_utils.AveragedModel, updated after every step. Another ASWA, of Demir, Sharma,
+               Ngonga Ngomo (2024), arXiv 2406.19092, adds weights only while the validation gets better."""
     average.lerp_(w, 1 / t)
 
 def naswa(average, w, distance, naswa_count: scalar, naswa_total: scalar, naswa_seen: scalar):
@@ -73,8 +74,8 @@ def naswa(average, w, distance, naswa_count: scalar, naswa_total: scalar, naswa_
     Remembers  average: 4 bytes per weight, and three numbers per tensor, which are the same for all tensors.
     Defaults   There is nothing to choose. If weights move away from the average steadily, every second step
                counts. Then this is ASWA in half of its steps.
-    Source     Not verified against published code: none was found. The published form takes the norms of some
-               chosen layers. A language model has no obvious choice, so here all tensors count."""
+    Source     Not verified, because neither the paper nor code was found. A description takes the norms of
+               some chosen layers. A language model has no obvious choice, so here all tensors count."""
     naswa_seen.add_(1)
     # The newest distance may be added first: it is above the mean with itself if and only if it is without.
     naswa_total.add_(distance)

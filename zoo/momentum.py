@@ -55,7 +55,7 @@ def nag_gs(g, v: copy_of_weight, gamma: start_of_gamma, w, lr, decay, *, mu=1.0,
                same only if gamma0 equals mu. Their code for JAX leaves out the first gradient. This rule uses
                it. They have no weight decay. Here it shrinks w and v alike, which is our own choice.
     For        every tensor.
-    Source     Leplat, Merkulov, Katrutsa, Bershatsky, Oseledets (2022), arXiv 2209.14937."""
+    Source     Leplat, Merkulov, Katrutsa, Bershatsky, Tsymboi, Oseledets (2022), arXiv 2209.14937."""
     x = decay * w.to(v.dtype)
     v.mul_(decay)
     v.add_(lr / (lr * mu + gamma).clamp_min(1e-30) * (mu * (x - v) - g))
@@ -83,8 +83,9 @@ def gravity(g, v: first_push, t, *, beta1=0.9, alpha=0.01, seed=0):
                each weight: by 0.63 alpha in the first step, and by 2.8 alpha in all.
     lr         is in weight per unit of gradient. Typical 10, as for sgd_ema, whose steps are as long where
                gradients are small. The authors' default is 0.1.
-    Defaults   are the authors'. An alpha of 0.01 moves weights about as far as the usual start of a model is
-               from 0. With alpha 0 all velocities start at 0. The trainer passes --seed. The first v is a
+    Defaults   are the authors', and so is t, which is 1 in the first step, as in their code for torch. Their
+               code for Keras begins at 0. An alpha of 0.01 moves weights about as far as the usual start of a
+               model is from 0. With alpha 0 all velocities start at 0. The trainer passes --seed. The first v is a
                function of the seed and of the tensor.
     For        every tensor.
     Source     Bahrami, Pouriyan Zadeh (2021), arXiv 2101.09192."""

@@ -35,8 +35,8 @@ def centralize(g):
     """Gradient centralisation takes the mean of each row away from the gradient of a matrix.
         g = g - mean of g over its row                a vector stays as it is
 
-    So the sum of a row of weights stays what it was at the start, if the rule itself treats all weights of a
-    row alike, as SGD does.
+    So the sum of a row of weights stays what it was at the start, if there is no weight decay and the rule
+    treats all weights of a row alike, as SGD does.
 
     Remembers  nothing.
     For        all matrices and every rule, at the rule's lr.

@@ -6,7 +6,7 @@ each column, and rebuilds v from them:
 
     r <- beta2 r + (1 - beta2) (mean of g^2 over each row)
     c <- beta2 c + (1 - beta2) (mean of g^2 over each column)
-    v  = r c / max(mean(r), 1e-30)        1e-30 is only there to prevent 0 / 0
+    v  = (r / max(mean(r), 1e-30)) c      1e-30 is only there to prevent 0 / 0
 
 All weights are matrices in this exercise. Adam's other lines are done for you.
 

@@ -12,7 +12,7 @@ m and v start at 0, so after one step m is only (1 - beta1) g. The hats correct 
     m_hat = m / (1 - beta1^t)            v_hat = v / (1 - beta2^t)
 
 g       the gradient of this step
-m, v    what your function remembers. Both start at 0.
+m, v    what your function remembers. Both start at 0. Change them in place, as m.lerp_(g, x) does.
 t       the number of this step. It is 1 in the first step.
 
 Replace the dots. Then run: python -m lessons check lessons/exercises/adam.py

@@ -11,8 +11,8 @@ is the root of the sum of all squares. Then it repeats this line five times:
 
     x <- 3.4445 x - 4.7750 (x x') x + 2.0315 (x x') (x x') x
 
-If x has more rows than columns, turn it first, and turn the result back at the end. The result is the
-same, but x x' is smaller.
+Here x' is x transposed. If x has more rows than columns, transpose it first, and transpose the result back
+at the end. The result is the same, but x x' is smaller.
 
 g, m    the gradient and the running mean of gradients, (rows, columns)
 
