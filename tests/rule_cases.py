@@ -35,7 +35,7 @@ CASES = PAPER_CASES | ZOO_CASES
 NEEDS = {"adamw+adagc": dict(adagc_warmup_steps=4), "adamw+stable_decay": dict(weight_decay=0.1),
          "prodigy": dict(lr=10.0),    # otherwise d stays at d0
          **{name: dict(weight_decay=0.1, delta=8.0) for name in ("adamp", "sgdp")}}
-OTHER_VALUES = dict(agc_eps=5.0, mgup_share=0.25, lookahead_alpha=0.25,
+OTHER_VALUES = dict(agc_eps=5.0, mgup_share=0.25, lookahead_alpha=0.25, fading=0.99,
                     smallest=2.0)    # the root mean square of the weights is about 1
 
 

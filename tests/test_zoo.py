@@ -821,7 +821,7 @@ def test_a_state_that_never_changes_is_named():
 
 
 SEE_GRADIENTS_ELSEWHERE = ("adasgd", "adam_snsm", "conda", "osd", "shampoo", "kron", "dion", "cosmos",
-                           "prodigy")
+                           "prodigy", "induced_sgd", "induced_rms", "adam_cm")
 HAVE_AN_AVERAGE = ("schedule_free_adamw", "schedule_free_sgd")
 
 

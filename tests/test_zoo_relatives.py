@@ -53,6 +53,8 @@ def same(a, b, roles=None):
     (("adamomentum", dict(beta1=0.0, eps=0.0)), ("adamw", dict(beta1=0.0, beta2=0.999, eps=0.0))),
     (("innaprop", dict(viscous=1.0, newton=1.0)), ("adamw", dict(beta1=0.0, beta2=0.99, eps=1e-8))),
     (("coupled_adam", {}), ("adamw", dict(eps=1e-8))),
+    (("induced_rms", dict(xi=0.0)), ("adamw", dict(beta2=0.99, eps=1e-8))),
+    (("induced_sgd", dict(xi=0.0)), ("sgd_ema", {})),
     (("adabound", dict(gamma=0.0, eps=0.0)), ("adamw", dict(beta2=0.999, eps=0.0)))],
     ids=lambda pair: pair[0])
 def test_a_rule_that_is_adam(one, other):

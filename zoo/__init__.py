@@ -198,7 +198,7 @@ def check_blocks(group, rule) -> None:
 def check_distance(groups, rule) -> None:
     """Raises ValueError if groups with one distance, as those of Prodigy, have several learning rates."""
     rates = {group["lr_peak"] for group in groups if group["rule"] == rule.name}
-    if rule.sums and len(rates) > 1:
+    if rule.has_one_lr and len(rates) > 1:
         raise ValueError(f"lr: {rule.name} has one distance for all its weights, so all its groups need the "
                          f"same lr; here they have {', '.join(f'{rate:g}' for rate in sorted(rates))}")
 
@@ -581,8 +581,8 @@ def set_role(role, settings, own) -> None:
     if settings is None:
         raise ValueError(f"{next(iter(own))}_of: {role} is untrained, so it has no settings of its own")
     rule = settings["rule"]
-    if "g2" in rule.inputs or rule.sums:
-        shared = "distance" if rule.sums else "second moment"
+    if "g2" in rule.inputs or rule.has_one_lr:
+        shared = "distance" if rule.has_one_lr else "second moment"
         raise ValueError(f"{next(iter(own))}_of: {rule.name} has one {shared} for all its weights, "
                          "so no role can have settings of its own")
     for name, value in own.items():

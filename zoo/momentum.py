@@ -85,8 +85,8 @@ def gravity(g, v: first_push, t, *, beta1=0.9, alpha=0.01, seed=0):
                gradients are small. The authors' default is 0.1.
     Defaults   are the authors', and so is t, which is 1 in the first step, as in their code for torch. Their
                code for Keras begins at 0. An alpha of 0.01 moves weights about as far as the usual start of a
-               model is from 0. With alpha 0 all velocities start at 0. The trainer passes --seed. The first v is a
-               function of the seed and of the tensor.
+               model is from 0. With alpha 0 all velocities start at 0. The trainer passes --seed. The first
+               v is a function of the seed and of the tensor.
     For        every tensor.
     Source     Bahrami, Pouriyan Zadeh (2021), arXiv 2101.09192."""
     z = g / (1 + (g * g.abs().max()).square())

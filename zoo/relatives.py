@@ -323,6 +323,50 @@ def coupled_adam(g, m, v: mean_of_tokens, t, role, *, beta1=0.9, beta2=0.95, eps
     v.lerp_(mean_to(g.square(), v) if role in ("embed", "head") else g.square(), 1 - beta2)
     return hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)
 
+# ---- A memory of more than two running means ------------------------------------------------------------
+
+def copies(w, blocks, *, capacity):
+    """Makes room for `capacity` tensors like the weight."""
+    return torch.stack([torch.zeros_like(w)] * capacity)
+
+def one_for_each_copy(w, blocks, *, capacity):
+    """Makes a number for each of these tensors."""
+    return w.new_zeros(capacity)
+
+def adam_cm(g, m, v, past: copies, keys: one_for_each_copy, sums, t, *, beta1=0.9, beta2=0.999, eps=1e-8,
+            capacity=5, fading=0.7):
+    """Adam with critical momenta keeps the momenta of steep steps, and adds their mean to the newest one.
+        m <- b1 m + (1 - b1) g                in the first step m stays 0
+        a  = m + mean of past
+        past <- m takes the place of the momentum with the smallest key, if that key is below |g|
+        v <- b2 v + (1 - b2) a^2
+        u  = a_hat / (sqrt(v_hat) + eps)      a_hat = a / (1 - b1^t),  v_hat = v / (1 - b2^t)
+
+    past holds up to `capacity` momenta. The first is the first gradient itself. The key of a momentum is |g|
+    of its step, which is the sum of the norms of all tensors. Each step multiplies all keys by `fading`.
+
+    Remembers  m, v and past: 28 bytes per weight with the usual capacity of 5.
+    Moves      each weight as Adam does. |a| is about twice |m|, and v is that of a, so it is no longer.
+    lr         is in weight, as Adam's lr is. Typical 3e-3. The authors advise Adam's lr, or a tenth of it.
+    Defaults   are those of the authors' code. They also try a capacity of 10 and 20, and a fading of 0.99.
+    For        every tensor. The first step only measures.
+    Source     Malviya et al. (2023), arXiv 2307.09638."""
+    m.lerp_(g, (1 - beta1) * (t > 1).to(g))
+    kept = (t - 1).clamp_max(capacity).to(g)
+    a = m + past.sum(0) / kept.clamp_min(1)
+    v.lerp_(a.square(), 1 - beta2)
+    place = torch.where(kept < capacity, t - 1, keys.argmin())
+    numbers = torch.ones_like(keys).cumsum(0) - 1    # 0, 1, ...; a plain range is no tensor of FSDP2
+    enters = (numbers == place) & ((kept < capacity) | (sums > keys.min()))
+    newest = torch.where(t == 1, g, m)
+    past.copy_(torch.where(enters.view(-1, *[1] * g.dim()), newest, past))
+    keys.copy_(fading * torch.where(enters, sums, keys))
+    return hat(a, beta1, t) / (hat(v, beta2, t).sqrt() + eps)
+
+def norm_of_gradient(g):
+    """Returns the part of a tensor in the sum of the norms."""
+    return g.norm()
+
 RULES = {
     "stable_adamw": ZooRule(stable_adamw, second_moment="v"),
     "adabound":     ZooRule(adabound, elementwise=True),
@@ -337,4 +381,7 @@ RULES = {
                             bounds=dict(beta1_start=BELOW_ONE, rise_steps=AT_LEAST_ONE)),
     "adamomentum":  ZooRule(adamomentum, lr_factor=1 / 3, second_moment="v", elementwise=True),
     "coupled_adam": ZooRule(coupled_adam, second_moment="v"),
+    "adam_cm":      ZooRule(adam_cm, measures=1, sums=norm_of_gradient, second_moment="v",
+                            bounds=dict(eps=(1e-30, math.inf), capacity=AT_LEAST_ONE,
+                                        fading=(0, math.nextafter(1, 2)))),
 }

@@ -77,6 +77,7 @@ class ZooRule(Rule):
             raise WrongRule(str(error)) from None
         self.roles, self.rest, self.measures, self.evaluated = roles, rest, measures, evaluated
         self.refresh, self.sums, self.from_run, self.stacks = refresh, sums, from_run, stacks
+        self.has_one_lr = sums is not None and "lr" in parameter_names(sums)    # the same in all groups
         self.rarely_changes, self.schedule = rarely_changes, schedule
         self.has_blocks = per_block in self.state.values() or "blocks" in self.inputs
         for p in inspect.signature(function).parameters.values():
