@@ -399,7 +399,20 @@ def list_of_rules() -> str:
                      loss_text(best) if best else "not run"))
     columns = ("rule", "--optimizer=", "idea", "bytes of state per weight", "usual lr", "loss in the league")
     text = fill("rules.md", tree=branch("sgd", 0), table=as_table(columns, rows).rstrip())
-    return re.sub(rf"`({'|'.join(zoo.RULES)})`(?=.*\|$)", r"[`\1`](\1.md)", text, flags=re.M)
+    text = re.sub(rf"`({'|'.join(zoo.RULES)})`(?=.*\|$)", r"[`\1`](\1.md)", text, flags=re.M)
+    return re.sub(rf"`({'|'.join(zoo.MODIFIERS)})`(?=.*\|$)", r"[`\1`](modifiers.md#\1)", text, flags=re.M)
+
+
+def page_of_modifiers() -> str:
+    """Returns docs/rules/modifiers.md: docstring and code of each modifier, average and schedule."""
+    def sections(functions: dict[str, Callable]) -> str:
+        return "\n\n".join(f"### {name}\n\n```text\n{inspect.getdoc(function)}\n```\n\n"
+                           f"```python\n{source_of(function)}\n```" for name, function in functions.items())
+
+    modifiers = {name: modifier.function for name, modifier in zoo.MODIFIERS.items()}
+    averages = {name: average.function for name, average in zoo.AVERAGES.items()}
+    return fill("modifiers.md", modifiers=sections(modifiers), averages=sections(averages),
+                schedules=sections(zoo.SHAPES))
 
 
 def picture_of(name: str, runs: dict[str, dict]) -> bytes:
@@ -498,7 +511,8 @@ def read_runs(anew: Iterable[str] = ()) -> dict[str, dict]:
 
 def texts_of(runs: dict[str, dict]) -> dict[Path, str]:
     """Returns {file: its text} of all files except the pictures."""
-    return {PAGES / "README.md": list_of_rules(), HTML: html_of(runs)} | {
+    return {PAGES / "README.md": list_of_rules(), PAGES / "modifiers.md": page_of_modifiers(),
+            HTML: html_of(runs)} | {
         PAGES / f"{name}.md": page_of(name, runs) for name in zoo.RULES}
 
 
