@@ -1,13 +1,17 @@
 """
 The museum of bugs: rules that look right. Each copies a mistake in public code. The grader finds every one.
 
+python -m lessons.museum forgetful                    shows an exhibit without its docstring: what is wrong?
 python -m lessons.museum > docs/lessons/museum.md     writes the page: who, what a run and the check say
 
 An exhibit is a rule, or a class that applies one. Its docstring says what is wrong. Compare it with the rule
 of the project that its exercise is about.
 """
+import ast
 import functools
 import inspect
+import sys
+import textwrap
 from typing import NamedTuple
 
 import torch
@@ -317,6 +321,14 @@ def losses(name: str) -> tuple:
     return best_loss(subject.reference, role, lr, decay), best_loss(subject.build, role, lr, decay)
 
 
+def riddle(name: str) -> str:
+    """Returns the code of an exhibit without what names its bug: the docstring and the line above it."""
+    source = textwrap.dedent(inspect.getsource(MUSEUM[name].thing))
+    lines, definition = source.splitlines(), ast.parse(source).body[0]
+    docstring = definition.body[0]
+    return "\n".join(lines[definition.lineno - 1:docstring.lineno - 1] + lines[docstring.end_lineno:])
+
+
 def page() -> str:
     lines = [inspect.cleandoc(PAGE)]
     for name, one in MUSEUM.items():
@@ -332,9 +344,10 @@ PAGE = """
     # The museum of bugs
 
     Each exhibit is a rule, or a class that applies one, that looks right. Each copies a mistake that was
-    really made in public code. Many are mended today. The code is in [museum.py](../../lessons/museum.py). To
-    find a bug, compare an exhibit with the rule of its [exercise](exercises.md), and only then read on here.
-    The docstring of an exhibit names its bug, so cover it.
+    really made in public code. Many are mended today. `python -m lessons.museum forgetful` shows the code of
+    an exhibit without its answer. To find a bug, compare an exhibit with the rule of its
+    [exercise](exercises.md), and only then read on here. [museum.py](../../lessons/museum.py) has all
+    exhibits, with their answers.
 
     *Loss* is the final loss of a small run with the right rule and with the exhibit, each at the best of five
     learning rates. A network of two layers learns 96 classes, whose frequency falls as 1 / rank, in 40 steps.
@@ -347,5 +360,15 @@ PAGE = """
     | --- | --- | --- | --- | --- | --- |"""
 
 
+def main(argv: list[str]) -> int:
+    """Prints the named exhibits, or the page. Returns the exit code."""
+    torch.set_num_threads(1)    # the networks are so small that a second thread only waits
+    if unknown := [name for name in argv if name not in MUSEUM]:
+        print(f"museum: error: {unknown[0]}: is no exhibit; there are {', '.join(MUSEUM)}", file=sys.stderr)
+        return 2
+    print("\n\n".join(map(riddle, argv)) if argv else page())
+    return 0
+
+
 if __name__ == "__main__":
-    print(page())
+    sys.exit(main(sys.argv[1:]))

@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import torch.multiprocessing
 import zoo
 from lessons import toys
 from study.tables import as_table
-from trainer.errors import UserError
+from trainer.options import load, option
 from zoo.distributed import VOTES, DiLoCo
 from zoo.rule import ModifiedRule
 
@@ -112,10 +113,15 @@ def compare(workers: int = WORKERS, seed: int = 0) -> list[dict]:
         return json.loads(Path(folder, "rows.json").read_text())
 
 
+@dataclass
+class Options:
+    """The options of the table."""
+    seed: int = option(0, None, "of the problem and of all samples", low=0)
+
+
 def main(argv: list[str]) -> None:
     """Prints the table."""
-    if argv:
-        raise UserError(f"{argv[0]}: workers takes no options")
+    options = load(Options, argv, __doc__, program="python -m lessons workers")[0]
     columns = ("way to work together", "bits per weight and step", "best lr", "final loss", "weights apart")
     print(as_table(columns, [(row["way"], f"{row['bits']:g}", f"{row['lr']:g}", f"{row['loss']:.3f}",
-                              f"{row['apart']:g}") for row in compare()]), end="")
+                              f"{row['apart']:g}") for row in compare(seed=options.seed)]), end="")

@@ -256,6 +256,17 @@ def test_the_named_check_and_no_other_line_finds_an_exhibit(name):
     assert row.endswith(f" | {found} |")
 
 
+def test_an_exhibit_is_shown_without_its_answer(capsys):
+    assert museum.main(["forgetful"]) == 0
+    assert capsys.readouterr().out == ("def forgetful(g, m, *, beta1=0.9):\n"
+                                       "    m.zero_().lerp_(g, 1 - beta1)\n    return m.sign()\n")
+    for name, one in museum.MUSEUM.items():
+        shown = museum.riddle(name)
+        assert one.thing.__doc__.split("\n")[0] not in shown and one.made_by not in shown and name in shown
+    assert museum.main(["forgetfull"]) == 2
+    assert "museum: error: forgetfull: is no exhibit; there are forgetful, " in capsys.readouterr().err
+
+
 def test_the_museum_is_large():
     assert len(museum.MUSEUM) >= 20
     checks = {"form", *check.PROPERTIES, *check.OF_EXERCISES}

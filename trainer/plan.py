@@ -151,7 +151,7 @@ def show(settings: Settings, hyper: dict, tables: dict) -> None:
         print("time         unknown; give --throughput, tokens per second")
     else:
         print(f"time         {time:.3g} hours at {settings.throughput:,} tokens/s (--throughput), "
-              f"{time / 8:.3g} at eight times that")
+              f"{time / 8:.3g} hours at eight times this speed")
 
 
 def main(lines) -> int:
