@@ -6,8 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -104,8 +106,14 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def clean():
-    """Compiled code and the number of threads are as they were, after every test."""
-    threads = torch.get_num_threads()
+    """Each test begins with the same random numbers. After every test, compiled code, the flags of the
+    compiler and the number of threads are as they were."""
+    threads, cpp = torch.get_num_threads(), torch._inductor.config.cpp
+    flags = cpp.vec_isa_ok, cpp.march
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
     torch._dynamo.reset()
     yield
     torch.set_num_threads(threads)
+    cpp.vec_isa_ok, cpp.march = flags

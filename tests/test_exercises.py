@@ -53,7 +53,7 @@ SLIPS = [    # (exercise, what stands in place of the dots, the line that the gr
     ("adam", "import sys; sys.exit()",
      "line 26, `sys.exit()`: SystemExit: no text"),
     ("adam", "while True: pass",
-     "line 25, `while True: pass`: the checks take more than 0.3 seconds; is there an endless loop?"),
+     "line 25, `while True: pass`: the checks take more than 1 seconds; is there an endless loop?"),
     ("adam", "u = (m",
      "line 25 is not Python: '(' was never closed"),
     ("adam", "u = g.add_(1)",
@@ -151,7 +151,7 @@ def test_a_blank_is_named(name, capsys):
 @pytest.mark.parametrize("name, line, words", SLIPS, ids=[f"{name}: {line[:50]}" for name, line, _ in SLIPS])
 def test_a_slip_is_one_line_that_says_what_it_means(name, line, words, said, monkeypatch):
     if "while" in line:
-        monkeypatch.setattr(check, "SECONDS", 0.3)
+        monkeypatch.setattr(check, "SECONDS", 1)
     assert said(f"{name}.py", solved(name, line)) == (2, f"{name}.py: {words}\n")
 
 

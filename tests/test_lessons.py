@@ -1,6 +1,7 @@
 """Lessons: each toy shows its finding at three seeds, with a margin, and the command draws and explains."""
 import itertools
 import math
+import re
 
 import matplotlib.image
 import pytest
@@ -159,6 +160,14 @@ def test_class_promises_the_order_of_nano():
     assert all(small[first] <= small[second] for first, second in pairs)
     clear = [(first, second) for first, second in pairs if small[second] - small[first] > 0.08]
     assert len(pairs) == 34 and len(clear) == 31
+
+
+def test_the_page_of_promises_has_the_promises_of_the_configs():
+    page = (ROOT / "docs/promises.md").read_text()
+    shown = sorted(re.findall(r"^\| `(\w+)` .* \| (\S+ ± \S+) \|$", page, re.M))
+    tables = [options.read_toml(str(ROOT / f"configs/{name}.toml"))["expect"] for name in ("nano", "class")]
+    assert shown == sorted((name, f"{promise['loss']:.2f} ± {promise['tolerance']:.2f}")
+                           for table in tables for name, promise in table.items())
 
 
 def test_class_does_not_compile():

@@ -555,7 +555,9 @@ def test_reading_never_changes_state():
     optimizer = Optimizer([w, torch.ones(2)], adamw, lr=1)
     w.grad = torch.ones(2)
     optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict()["state"])
     effective_lr(optimizer)
+    assert str(optimizer.state_dict()["state"]) == str(before)
     optimizer.state[optimizer.param_groups[0]["params"][1]]    # to read a defaultdict makes an entry
     optimizer.load_state_dict(optimizer.state_dict())
     assert len(effective_lr(optimizer)) == 1
@@ -580,7 +582,11 @@ def test_an_optimizer_can_be_pickled(compile):
     if not compile:    # the code that the compiler made is not part of the optimizer
         optimizer.step()
     copied = ForkingPickler.loads(ForkingPickler.dumps(optimizer))
-    assert copied.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+    theirs, ours = copied.state_dict(), optimizer.state_dict()
+    assert theirs["param_groups"] == ours["param_groups"] and theirs["state"].keys() == ours["state"].keys()
+    for i, state in ours["state"].items():
+        assert all(torch.equal(torch.as_tensor(x), torch.as_tensor(theirs["state"][i][name]))
+                   for name, x in state.items())
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_missing_data_are_named_before_the_hours(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_hours_of_a_grid():
+def test_hours_of_a_grid(tmp_path):
     """--print: commands that run as they stand, and the hours of all of them."""
     def sweep(*arguments):
         return subprocess.run(["bash", "sweep.sh", "grid", "configs/150m.toml", *arguments], cwd=ROOT,
@@ -114,7 +114,7 @@ def test_hours_of_a_grid():
     seen = set()
     for command in commands:
         python, script, *options = command.split()
-        config = settings.read(options)[0]
+        config = settings.read([*options, f"--runs={tmp_path}"])[0]    # runs of this name may be in runs/
         assert (python, script) == (sys.executable, "train.py") and config.resume and config.seed == 1
         seen.add((config.optimizer, config.lr, config.name))
     assert seen == {(o, float(lr), f"150m,optimizer={o},lr={lr}") for o in ("adamw", "lion")

@@ -89,7 +89,7 @@ def test_files_for_validation_and_limits(tmp_path, capsys):
         some, everything = ids_of(tmp_path / "some", split), ids_of(tmp_path / "all", split)
         assert some == everything[:len(some)] and some[-1] == 299
         assert len(some) >= limit > len(some) - 1 - some[:-1][::-1].index(299)    # without the last document
-    assert prepare(tmp_path / "more", *options, "--tokens=1e9", "--resume") == 0
+    assert prepare(tmp_path / "more", *options, "--tokens=1e6", "--resume") == 0
     out = capsys.readouterr().out
     assert "the corpus ends after" in out and "holds no interrupted preparation, so from the beginning" in out
     assert prepare(tmp_path / "short", *options, "--val_tokens=500") == 0

@@ -160,7 +160,8 @@ def test_programs_explain_themselves(program):
     command = [sys.executable, *program.split(), "--help"]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     said = done.stdout + done.stderr
-    assert "Traceback" not in said and len(said) > 30 and "__main__.py" not in said and "plan.py" not in said
+    assert done.returncode == 0 and len(done.stdout) > 30, said
+    assert "Traceback" not in said and "__main__.py" not in said and "plan.py" not in said
 
 
 @pytest.mark.slow
@@ -168,4 +169,5 @@ def test_programs_explain_themselves(program):
 def test_packages_run_from_another_folder(package, tmp_path):
     command = [sys.executable, str(ROOT / package), "--help"]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
-    assert "Traceback" not in done.stderr and f"python -m {package}" in done.stdout
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert f"python -m {package}" in done.stdout

@@ -143,6 +143,14 @@ def test_compiled_is_eager_to_rounding_and_compiles_once(case, device):
         assert graphs == optim.compiled.cache_info().currsize > 0
 
 
+def test_compiled_code_that_gives_nan_is_a_fault(monkeypatch):
+    def gives_nan(function, inputs, hyper, weights_of_kind, *rest):
+        for p in weights_of_kind:
+            p.fill_(float("nan"))
+    monkeypatch.setattr(zoo.Optimizer, "compiled", staticmethod(lambda *key: gives_nan))
+    assert properties.compiled_is_eager(builder("signum")).startswith("compiled, embed ends nan away from ")
+
+
 def test_a_rule_that_cannot_be_compiled_runs_eagerly(monkeypatch):
     """Torch's compiler fails here. It is tried once, and the result is right."""
     def fails(*arguments):

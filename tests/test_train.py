@@ -22,6 +22,7 @@ from tiny_runs import VARIANTS, ZOO, assert_same_run, final, rewound, run
 from trainer import announce, data, measure, runs
 from trainer.build import build_optimizer, decoder_shape
 from trainer.errors import UserError
+from trainer.cores import usable_cores
 from trainer.machine import Machine, compiler_works
 from trainer.restore import difference
 from trainer.settings import (FOREIGN_NAMES, FOREIGN_OPTIMIZERS, Settings, defaults, is_tuned, read,
@@ -46,7 +47,7 @@ def test_a_run(tiny, tmp_path, capsys, device):
     assert sorted(keys) == sorted([("config", 0), *(("train", t) for t in range(1, 13)),
                                    ("val", 5), ("val", 10), ("val", 12)])
     assert rows[0]["config"]["lr"] == 1e-3 and rows[0]["config"]["beta1"] == 0.9
-    assert rows[0]["torch"] == torch.__version__ and rows[0]["threads"] == len(os.sched_getaffinity(0))
+    assert rows[0]["torch"] == torch.__version__ and rows[0]["threads"] == usable_cores()
     assert all(0 < row["clipped_norm"] <= 1.0 for row in rows if row["kind"] == "train")
     lrs = [row["lr"] for row in rows if row["kind"] == "train"]
     assert lrs == [1e-3 * zoo.schedule(t, 12) for t in range(1, 13)]
@@ -996,7 +997,7 @@ def test_settings_by_role_are_shown_and_kept(tiny, tmp_path, capsys):
 
 def test_threads(tiny, tmp_path, monkeypatch, capsys):
     """All cores shared by the ranks of this machine, whatever OMP_NUM_THREADS says; --threads wins."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert Machine(Settings(device="cpu")).threads == torch.get_num_threads() == cores
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * cores))
@@ -1006,12 +1007,26 @@ def test_threads(tiny, tmp_path, monkeypatch, capsys):
 
 def test_a_resumed_run_shares_the_cores_anew(tiny, tmp_path, monkeypatch, capsys):
     """A run keeps the number of threads that --threads asked for, not the number that it became."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     assert run(tiny, tmp_path, "a", *CONSTANT, "--threads=0", "--steps=1") == 0
     assert json.loads((tmp_path / "a/config.json").read_text())["threads"] == 0
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * cores))
     assert run(tiny, tmp_path, "a", "--threads=0", "--resume", "--steps=2") == 0
     assert cores == 1 or f"note: threads was {cores} and is 1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_threads_give_the_same_bits_again(tiny, tmp_path, optimizer):
+    """In two runs, and in a run that is resumed. The model is so wide that both threads have work."""
+    usual = [f"--optimizer={optimizer}", "--lr=1e-2", "--threads=2", "--width=256", "--batch=32", "--keep=9"]
+    usual += ["--rest_lr=1e-2"] if optimizer == "muon" else []
+    for name in "ab":
+        assert run(tiny, tmp_path, name, *usual) == 0
+    rewound(tmp_path / "b", tmp_path / "c", 5)
+    assert run(tiny, tmp_path, "c", *usual, "--resume") == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert_same_run(tmp_path / "b", tmp_path / "c")
 
 
 def test_a_device_that_is_not_there(tiny, tmp_path, capsys):

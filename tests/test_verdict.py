@@ -37,6 +37,7 @@ def test_the_levels_of_all_looks_add_up():
     for first in (2, 3, 10):
         assert sum(look.level for look in looks(first)) == pytest.approx(ERROR)
         assert [look.seeds for look in looks(first)] == [first, first + 2, first + 5, first + 9]
+        assert [look.level for look in looks(first)] == [0.025, 0.0125, 0.00625, 0.00625]
 
 
 # ---------------------------------------------------------------------------------------------------------

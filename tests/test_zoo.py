@@ -84,7 +84,9 @@ def deviation(case, dtype=torch.float64, device="cpu"):
             if f"{case}/{t}/{name}" in GOLDEN_OF[case]:
                 want, start = GOLDEN_OF[case][f"{case}/{t}/{name}"], GOLDEN[f"w0/{name}"].astype(float)
                 seen += 1
-                worst = max(worst, abs(w[name].double().cpu().numpy() - want).max() / abs(want - start).max())
+                off = abs(w[name].double().cpu().numpy() - want).max()
+                assert np.isfinite(off)    # max() below would leave out NaN
+                worst = max(worst, off / abs(want - start).max())
     assert seen
     return worst
 

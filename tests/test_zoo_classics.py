@@ -221,6 +221,7 @@ def test_adamax_never_moves_a_weight_farther_than_by_lr_but_for_its_correction()
     for _ in range(50):
         before, w.grad = w.clone(), torch.randn(30, generator=draw).double() ** 3
         optimizer.step()
+        assert w.isfinite().all()
         longest = max(longest, (w - before).abs().max().item())
     assert 0.9 < longest <= 1
 

@@ -54,6 +54,12 @@ def run(optimizer, w: dict, grads: list) -> None:
         optimizer.step()
 
 
+def not_finite(tensors: dict) -> str:
+    """"" if all numbers of {role: tensor} are finite. Otherwise a line that names a role with others."""
+    bad = [role for role, x in tensors.items() if not x.isfinite().all()]
+    return f"the weights of {bad[0]} are not finite: look for a division by 0" if bad else ""
+
+
 def groups_of(optimizer) -> dict:
     """{role: its group}."""
     return {role: group for group in optimizer.param_groups for role in group["roles"]}
@@ -144,6 +150,8 @@ def first_step_moves(build) -> str:
         return "a step that should only measure moves weights"
     newest = gradients(measuring + 1)[-1]
     run(optimizer, w, [newest])
+    if found := not_finite(w):
+        return found
     for role in w:
         still = int((w[role] == start[role]).sum())
         if role in trained and still:
@@ -171,6 +179,8 @@ def momentum_matters(build, **rest) -> str:
     rest_with = {name: 0.9 for name in rest}
     with_momentum = moved(build, grads, beta1=0.9, **rest_with)
     without = moved(build, grads, beta1=0.0, **rest)
+    if found := not_finite(with_momentum) or not_finite(without):
+        return found
     for role in with_momentum:
         if torch.equal(with_momentum[role], without[role]) == (role in trained):
             return (f"{role} moves alike with beta1 0.9 and 0: the rule does not use beta1, or it forgets "
@@ -181,6 +191,8 @@ def momentum_matters(build, **rest) -> str:
 def hyperparameter_matters(build, name: str, value, **base) -> str:
     grads = gradients(12 + measuring_steps(build(weights())))
     ends = [moved(build, grads, **base | changed) for changed in ({}, {name: value})]
+    if found := not_finite(ends[0]) or not_finite(ends[1]):
+        return f"with {name}={value}, {found}"
     if all(torch.equal(ends[0][role], ends[1][role]) for role in ends[0]):
         return f"{name}={value} gives the same 12 steps as the default: {name} is accepted and not used"
     return ""
@@ -259,7 +271,7 @@ def compiled_is_eager(build, device="cpu") -> str:
             codes.copy_(eager_codes)
     for role in a:
         off, distance = (a[role] - b[role]).abs().max(), (b[role] - start[role]).abs().max()
-        if off > 2e-5 * distance:
+        if not off <= 2e-5 * distance:    # a comparison with NaN is false
             return f"compiled, {role} ends {off:.1e} away from where it ends uncompiled, after {distance:.1e}"
     return ""
 
