@@ -239,7 +239,7 @@ def write_data(settings: Options, splits: dict, meta: dict, out: Path, begin: fl
 
     progress = out / "progress.json"
     entries = {split: dict(tokens=0, bytes=0, documents=0, shards=[], next=(0, 0, 0)) for split in splits}
-    if progress.exists() and (settings.resume or settings.dataset != "sotu"):    # sotu starts anew
+    if progress.exists() and (settings.resume or not may_start_anew(progress)):
         entries = read_progress(progress, meta, settings.resume)
     elif settings.resume:
         print(f"note: {out} holds no interrupted preparation, so from the beginning")
@@ -268,6 +268,14 @@ def write_data(settings: Options, splits: dict, meta: dict, out: Path, begin: fl
     progress.unlink(missing_ok=True)
     print(f"{out}: {train['tokens']:,} tokens for training, {val['tokens']:,} for validation "
           f"({val['bytes'] / val['tokens']:.2f} bytes a token) in {time.time() - begin:.1f} s")
+
+
+def may_start_anew(progress: Path) -> bool:
+    """Returns whether an interrupted preparation is of the small corpus, which needs no --resume."""
+    try:
+        return json.loads(progress.read_text())["source"]["package"].startswith("sotu")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def difference(earlier: dict, meta: dict) -> str:

@@ -30,7 +30,7 @@ class Options:
     runs: str = option("runs", None, "folder of all runs")
     data: str = option("", None, "folder of the run's data, for its tokenizer; default: where it was when "
                                  "the run was trained")
-    prompt: str = option("", None, "text to go on from; default: the beginning of a document")
+    prompt: str = option("", None, "text to go on from; default: the beginning of a document", any_text=True)
     tokens: int = option(200, None, "how many tokens to add", low=1)
     temperature: float = option(0.8, None, "0: always the likeliest token; 1: the model's own probabilities",
                                 low=0.0)

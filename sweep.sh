@@ -63,9 +63,15 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     --print) print=yes ;;
     --jobs=*) jobs=${1#*=} ;;
     --jobs) jobs=${2-}; [ $# -lt 2 ] || shift ;;
+    runs=*) refuse "$1: a sweep's runs are in runs/ of the folder you start it in" ;;
     *) check_word "$1"; asked="$asked $1" ;;
   esac
   shift
+done
+for word in "$@"; do
+  case $word in
+    --runs | --runs=*) refuse "$word: a sweep's runs are in runs/ of the folder you start it in" ;;
+  esac
 done
 [ "${1-}" != -- ] || shift
 check_once $asked
@@ -288,6 +294,18 @@ prepare() {    # makes the data that the runs need and that are missing
   if [ -n "$stopped" ]; then wait "${pid[0]}"; return; fi    # a signal ended the first wait
   [ "$code" = 0 ] || refuse "no run has started, since there are no data"
 }
+same_rules() {    # whether the rules' files are still those after which the run was named; else it says which
+  local word
+  for word in $2; do
+    case $word in
+      --*=*.py)
+        case $1 in
+          *"@$(hash_of "${word#*=}")"*) ;;
+          *) echo "$1: ${word#*=} has changed since this sweep began; start the sweep again" >&2; return 1 ;;
+        esac ;;
+    esac
+  done
+}
 start() {    # starts a run; the arguments are a slot, its name, its options, and the options for all
   local slot=$1 name=$2 options=$3
   shift 3
@@ -341,6 +359,7 @@ while [ -z "$stopped" ] && read -r name options <&3; do
   case $before in
     "done" | diverged) echo "$name: $before already"; continue ;;
   esac
+  if ! same_rules "$name" "$options"; then failed="$failed $name"; continue; fi
   if [ -n "$unprepared" ]; then prepare; unprepared=""; fi
   while look && [ -z "$free$stopped" ]; do sleep 0.2; done
   [ -z "$stopped" ] || break

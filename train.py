@@ -305,8 +305,7 @@ class Training:
         if self.machine.rank > 0:
             return
         if config.sample_tokens:
-            script.on_signals(signal.default_int_handler)    # everything is saved, so leave at once
-            sample.show(self.model, config.data, config.sample_tokens)
+            script.until_interrupted(sample.show, self.model, config.data, config.sample_tokens)
         announce.print_end(self, losses, bits, count)
 
 

@@ -315,6 +315,8 @@ def with_option(config: str, side: Side, assignment: str) -> Side:
 def audition(words: list[str], options: Options) -> int:
     """Runs an audition from its properties to its page. Returns the exit code."""
     deadline = time.monotonic() + 3600 * options.hours - PAGE_SECONDS
+    if blank := [word for word in words if len(word.split()) != 1]:
+        raise UserError(f"{blank[0]!r}: holds a blank, which an audition cannot use; rename file or folder")
     settings, _, _ = read([options.config])
     sides = [side_of(side, options.config) for side in (" ".join(words), options.against)]
     hyper = {name for side in sides for name in rule_of_side(side, options.config)[0].hyper}

@@ -9,6 +9,7 @@ A learning rate is a whole number here, its place on the grid: it is 10**(place 
 quarter of a decade, which is a factor of 1.78.
 """
 import math
+import shlex
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ def lr_text(place: int) -> str:
 
 def run_of(row: dict[str, Any], config_name: str) -> Run | None:
     """Returns the run of a row of results.csv, or None if it is of another task or another grid."""
-    name, *assigned = row["setting"].split()
+    name, *assigned = shlex.split(row["setting"])
     is_of_task = name == config_name and all(word.startswith("steps=") for word in assigned)
     if not is_of_task or not row["lr"]:
         return None

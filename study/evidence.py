@@ -5,6 +5,7 @@ The class Study answers the questions that claims and figures ask. When the rows
 it raises NotEnough with the command of the sweep that supplies the missing runs.
 """
 import math
+import shlex
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ class Width(NamedTuple):
 
 def parts_of(setting: str) -> tuple[str, dict[str, str]]:
     """Returns the config of a setting, and {option: value} of what the setting changes."""
-    config, *assignments = setting.split()
+    config, *assignments = shlex.split(setting)
     return config, dict(assignment.split("=", 1) for assignment in assignments)
 
 

@@ -5,6 +5,7 @@ all_figures() draws them out of the results, each as far as there are runs for i
 picture of run folders alone.
 """
 import math
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -109,14 +110,15 @@ def style_of(rule: str) -> Style:
     if rule in NAMES:
         i = list(NAMES).index(rule)
         return {"color": COLORS[i], "marker": MARKS[i]}
-    i = [name for name in RULES if name not in NAMES].index(rule)
+    others = [name for name in RULES if name not in NAMES]
+    i = others.index(rule) if rule in others else sum(map(ord, rule))    # a rule in a file of the user's
     return {"color": MORE_COLORS[i % 9], "marker": MARKS[(i + i // 9) % 9]}
 
 
 def title_of(setting: str, study: Study) -> str:
     """Returns a setting in words. The base is named after what the variants beside it lack."""
     words = {"qk_norm=false": "QK-norm", "z_loss=0": "z-loss"}
-    name, *options = setting.split()
+    name, *options = shlex.split(setting)
     if setting == study.base:
         return "with QK-norm and z-loss" if study.unstabilized() else f"the setting of {name}.toml"
     lacking = " and ".join(words[option] for option in options if option in words)

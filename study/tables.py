@@ -23,6 +23,7 @@ from study.evidence import Losses, Study
 from trainer.errors import UserError, one_line
 from trainer.runs import to_json, whole_file
 from trainer.settings import FREE, Settings, defaults
+from zoo import RULES
 
 # ---------------------------------------------------------------------------------------------------------
 # The folders of runs
@@ -136,7 +137,8 @@ SHAPE = [field.name for field in fields(Settings) if field.metadata["table"] == 
 # the result, and those that the machine decides; "run" is what --name was called in older runs. The final
 # loss depends on final_windows, although a resumed run may change it.
 NOT_COMPARED = FREE - {"final_windows"} | {"config", "optimizer", "lr", "seed", "device", "precision",
-                                           "attention", "loss_chunk", "compile", "run", "sha256_of_optimizer"}
+                                           "attention", "loss_chunk", "compile", "run", "sha256_of_optimizer",
+                                           "defaults_of_optimizer", "defaults_of_rest"}
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -155,6 +157,20 @@ def usual(config_file: str, optimizer: str, rest: str) -> dict[str, Any]:
     return defaults(config_file, optimizer, **chosen) | {"rest": defaults(config_file, optimizer)["rest"]}
 
 
+def usual_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns what usual() does, for the options of a run. A rule in a file of the user's is not run here:
+    the options hold its defaults, and who looks at somebody's runs need not trust their code."""
+    def shipped(name: str, stand_in: str) -> str:
+        return stand_in if name.endswith(".py") else name
+
+    optimizer, rest = shipped(config["optimizer"], "adamw"), shipped(config["rest"], "")
+    found = usual(config["config"], optimizer, rest)
+    if optimizer != config["optimizer"]:
+        found = {name: value for name, value in found.items()
+                 if name.removesuffix("_of") not in RULES["adamw"].hyper}
+    return found | config.get("defaults_of_optimizer", {}) | config.get("defaults_of_rest", {})
+
+
 def text(value: object) -> str:
     """Returns a value as it is written on a command line."""
     if isinstance(value, bool):
@@ -170,7 +186,7 @@ def changed_options(config: dict[str, Any]) -> tuple[dict[str, str], dict[str, s
         others by name, both as {option: text}. Steps that change with the batch, so that the number of tokens
         stays the same, are in neither.
     """
-    usual_options = usual(config["config"], config["optimizer"], config["rest"])
+    usual_options = usual_of(config)
     changed = {option: text(value) for option, value in sorted(config.items())
                if option not in NOT_COMPARED and value != usual_options.get(option)}
     setting = {option: changed.pop(option) for option in SHAPE if option in changed}
@@ -186,13 +202,15 @@ def changed_options(config: dict[str, Any]) -> tuple[dict[str, str], dict[str, s
 
 
 def assignments(options: dict[str, str]) -> str:
-    """Returns {option: value} as "option=value option=value"."""
-    return " ".join(f"{option}={value}" for option, value in options.items())
+    """Returns {option: value} as "option=value option=value". Quotes are around a value with blanks."""
+    return " ".join(f"{option}={shlex.quote(str(value)) if ' ' in str(value) else value}"
+                    for option, value in options.items())
 
 
 def setting_of(run: RecordedRun) -> str:
     """Returns the setting of a run as Study describes it, such as "study qk_norm=false z_loss=0"."""
-    return f"{Path(run.config['config']).stem} {assignments(changed_options(run.config)[0])}".strip()
+    config = Path(run.config["config"]).stem.replace(" ", "_")
+    return f"{config} {assignments(changed_options(run.config)[0])}".strip()
 
 
 def optimizer_of(config: dict[str, Any]) -> str:
@@ -271,7 +289,7 @@ def command_of(run: RecordedRun) -> str:
         options["log_blocks"] = "true"
     options |= {"name": run.name, "sample_tokens": "0"}
     words = [f"--{option}={shlex.quote(value)}" for option, value in options.items()
-             if not option.startswith("sha256_of_")]
+             if not option.startswith(("sha256_of_", "defaults_of_"))]
     return " ".join(["python train.py", *words])
 
 
@@ -400,7 +418,7 @@ def parsed(texts: dict[str, str]) -> dict[str, Any]:
     """Returns a row of results.csv as Study takes it: with numbers, with {option: value} of what is changed,
     and with an infinite loss if the run diverged."""
     row = {column: value if column in WORDS else number(value) for column, value in texts.items()}
-    pairs = (assignment.partition("=") for assignment in texts["changed"].split())
+    pairs = (assignment.partition("=") for assignment in shlex.split(texts["changed"]))
     loss = np.inf if row["status"] == "diverged" else row["loss"]
     return row | {"changed": {option: number(value) for option, _, value in pairs}, "loss": loss}
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import study.__main__ as study_command
 import train
 import zoo
 from conftest import ROOT
@@ -54,6 +55,33 @@ def test_a_rule_in_a_file_is_the_same_as_in_the_zoo(tiny, tmp_path, file, monkey
     monkeypatch.setitem(zoo.RULES, "stubborn", zoo.find(str(file)))
     assert run(tiny, tmp_path, "in_zoo", "--optimizer=stubborn", "--lr=1e-3") == 0
     assert_same_run(tmp_path / "in_file", tmp_path / "in_zoo")
+
+
+def test_the_state_of_another_file_with_the_same_name_is_left_behind(tiny, tmp_path, file, capsys):
+    for folder, text in (("v2", STUBBORN + "# the second version\n"), ("v1", STUBBORN)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file.name).write_text(text)
+    assert run(tiny, tmp_path, "a", f"--optimizer={file}", "--lr=1e-3") == 0
+    for folder, words in (("v1", " and its optimizer's state"), ("v2", "is not the file of that run")):
+        assert run(tiny, tmp_path, folder + "b", f"--optimizer={tmp_path}/{folder}/{file.name}", "--lr=1e-3",
+                   f"--init_from={tmp_path}/a") == 0
+        assert words in capsys.readouterr().out
+
+
+def test_runs_of_a_rule_in_a_file_are_read_without_the_file(tiny, tmp_path, file, capsys):
+    """Nobody's code runs when somebody looks at runs. The file may have changed, or be gone."""
+    for name, more in (("a", []), ("b", ["--beta1=0.5"])):
+        assert run(tiny, tmp_path / "runs", name, f"--optimizer={file}", "--lr=1e-3", *more) == 0
+    assert run(tiny, tmp_path / "runs", "c", "--optimizer=adamw") == 0
+    version = zoo.files.sha256(str(file))[:8]
+    for text in ("raise SystemExit('this file was run')", None):
+        file.write_text(text) if text else file.unlink()
+        zoo.rule_in_file.cache_clear()
+        capsys.readouterr()
+        assert study_command.main([f"--runs={tmp_path}/runs", f"--out={tmp_path}/x.png"]) == 0
+        rows = capsys.readouterr().out
+        assert f"| stubborn.py@{version} | 0.001 |" in rows
+        assert f"| stubborn.py@{version} beta1=0.5 | 0.001 |" in rows and "| adamw | " in rows
 
 
 def test_a_rule_in_a_file_resumes_unless_the_file_has_changed(tiny, tmp_path, file, capsys):

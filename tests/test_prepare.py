@@ -318,6 +318,25 @@ def test_the_default_corpus_starts_anew_or_goes_on(tmp_path, monkeypatch, capsys
     assert same_folder(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_an_interrupted_preparation_of_other_texts_is_not_overwritten(tmp_path, monkeypatch, capsys):
+    """Whoever forgets --dataset asks for the default corpus, and must not lose hours of another one."""
+    small(monkeypatch)
+    write_files(tmp_path / "in")
+    whole_file = runs.whole_file
+
+    def breaks(path):
+        if path.name == "train-00002.bin":
+            raise KeyboardInterrupt
+        return whole_file(path)
+    monkeypatch.setattr(runs, "whole_file", breaks)
+    assert prepare(tmp_path / "cut", "--dataset=files", f"--files={tmp_path}/in/*.jsonl") == 75
+    monkeypatch.setattr(runs, "whole_file", whole_file)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "cut").glob("train*")}
+    capsys.readouterr()
+    assert prepare(tmp_path / "cut") == 2
+    assert before and before == {path.name: path.read_bytes() for path in (tmp_path / "cut").glob("train*")}
+
+
 # ---------------------------------------------------------------------------------------------------------
 # C4, with a replacement of the hub
 

@@ -159,7 +159,7 @@ def test_a_rule_that_cannot_be_compiled_runs_eagerly(monkeypatch):
 
     calls = []
     monkeypatch.setattr(optim, "compiled", lambda *key: fails)
-    monkeypatch.setattr(zoo, "NOT_COMPILED", set())
+    monkeypatch.setattr(zoo, "NOT_COMPILED", {})
     weights_of = [weights(), weights()]
     for w, compile in zip(weights_of, (True, False)):
         roles = [(role, p, role) for role, p in w.items()]

@@ -40,6 +40,12 @@ def error_of(capsys, *options):
     return error.removeprefix("sample.py: error: ").strip()
 
 
+def test_a_prompt_may_have_several_lines(two_runs, monkeypatch, capsys):
+    monkeypatch.chdir(two_runs)
+    assert sample.main(["--tokens=3", "--prompt=one\n\ttwo"]) == 0
+    assert "one\n\ttwo" in capsys.readouterr().out
+
+
 @pytest.mark.gpu
 def test_each_option_has_its_effect(two_runs, monkeypatch, capsys):
     monkeypatch.chdir(two_runs)

@@ -305,6 +305,23 @@ def test_jobs_share_the_machine_and_a_signal_ends_them_in_order(tiny, copy, stub
     assert again.communicate(timeout=20)[0].count("done already") == 5 and len(log("began")) == 9
 
 
+def test_a_sweep_keeps_its_runs_in_its_folder_and_its_rules_as_they_were(copy, stub, tiny):
+    for words in (["runs=/x", "lr=1"], ["lr=1", "--", "--runs=/x"]):
+        done = sweep(copy, "grid", str(tiny), *words, PYTHON=stub)
+        assert done.returncode == 2 and "a sweep's runs are in runs/" in done.stderr
+    (copy / "mine.py").write_text("def mine(g):\n    return g\n")
+    (copy / "wait").touch()
+    command = ["bash", "sweep.sh", "grid", str(tiny), "optimizer=mine.py", "lr=1,2"]
+    process = subprocess.Popen(command, cwd=copy, env=os.environ | {"PYTHON": stub}, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert wait_for(lambda: list(copy.glob("runs/*/status.json")), 20)
+    (copy / "mine.py").write_text("def mine(g):\n    return -g\n")
+    (copy / "wait").unlink()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and out.count("starting") == 1
+    assert "mine.py has changed since this sweep began; start the sweep again" in err
+
+
 def test_missing_data_are_prepared_once(copy, stub):
     """Two runs that start together need the same data. Ended runs need none."""
     (copy / "text.jsonl").write_text("".join(json.dumps(dict(text=text)) + "\n" for text in documents()))

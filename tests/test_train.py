@@ -1015,6 +1015,29 @@ def test_a_resumed_run_shares_the_cores_anew(tiny, tmp_path, monkeypatch, capsys
     assert cores == 1 or f"note: threads was {cores} and is 1" in capsys.readouterr().out
 
 
+def test_overwrite_empties_only_folders_of_runs(tiny, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("all of it")
+    assert run(tiny, tmp_path, "mine", "--overwrite") == 2
+    assert "mine holds files, but no run; choose another --name" in capsys.readouterr().err
+    assert (tmp_path / "mine/thesis.txt").read_text() == "all of it"
+
+
+def test_resume_false_is_no_resume_in_any_spelling(tiny, tmp_path):
+    assert run(tiny, tmp_path, "a", "--lr=1e-3", "--steps=2") == 0
+    assert run(tiny, tmp_path, "a", "--overwrite", "--resume=False") == 0
+    assert json.loads((tmp_path / "a/config.json").read_text())["lr"] == 1e-2
+
+
+def test_a_signal_while_the_sample_is_printed_is_no_error(tiny, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the signal did not end the sample")
+    monkeypatch.setattr(sample, "show", interrupted)
+    assert run(tiny, tmp_path, "a", "--sample_tokens=9") == 0
+    assert "everything is in" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_two_threads_give_the_same_bits_again(tiny, tmp_path, optimizer):

@@ -596,10 +596,28 @@ def test_two_rules_of_one_name():
 @pytest.mark.parametrize("line, words", [
     (dict(refresh=lambda s: None), "has a refresh, so it needs the hyperparameter refresh_steps"),
     (dict(bounds=dict(beta9=(0, 1))), "has no hyperparameter beta9"),
+    (dict(second_moment="v9"), "second_moment names v9, which is no state of it"),
     (dict(from_run=("seed",)), "has no hyperparameter seed")])
 def test_a_line_of_a_table_is_checked(line, words):
     with pytest.raises(ValueError, match=words):
         ZooRule(optim.signum, **line)
+
+
+def test_more_that_a_rule_must_not_say():
+    def rest_is_an_option(g, *, rest_scale=0.1):
+        return rest_scale * g
+
+    def no_beta2(g, v, *, decay2=0.9):
+        return g
+
+    def wrong_state(g, v: lambda w: w.new_zeros(2)):
+        return g
+    with pytest.raises(ValueError, match="rest_scale would be an option of --rest"):
+        ZooRule(rest_is_an_option)
+    with pytest.raises(ValueError, match="no_beta2: has no beta2, so its second_moment needs "):
+        ZooRule(no_beta2, second_moment="v")
+    with pytest.raises(ValueError, match="wrong_state, on a tensor of shape .2, 2.: TypeError"):
+        Optimizer([torch.ones(2, 2)], wrong_state, lr=0.1)
 
 
 def test_every_beta_and_every_count_of_steps_has_its_bounds():

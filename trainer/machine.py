@@ -180,7 +180,7 @@ def reason(error: BaseException) -> UserError:
     if isinstance(error, UserError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return UserError("interrupted; nothing had changed since the start", 75)
+        return UserError("interrupted before the first step", 75)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return UserError("out of memory; lower --micro_batch or the size of the model", 4)
     if isinstance(error, OSError):

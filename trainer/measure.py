@@ -74,7 +74,7 @@ def effective_lr(optimizer: zoo.Optimizer) -> list:
     rows = []
     for group, i, p in optimizer.each_parameter():
         if (v := second_moment(optimizer, group, p)) is not None and v.any():
-            values = (group["lr"] / (v[v != 0].sqrt() + group["eps"])).float()
+            values = (group["lr"] / (v[v != 0].sqrt() + group.get("eps", 0.0))).float()
             rows.append(dict(name=group["names"][i], role=group["roles"][i], values=values))
     return rows
 
@@ -155,7 +155,7 @@ def look_into(optimizer: zoo.Optimizer, before: dict) -> dict:
         block = {key: x.square().mean().sqrt().item() for key, x in tensors.items()}
         block["role"] = role = group["roles"][i]
         if (v := second_moment(optimizer, group, p)) is not None:
-            block["grad_over_root_v"] = gradient_over_root(p.grad, v, group["eps"])
+            block["grad_over_root_v"] = gradient_over_root(p.grad, v, group.get("eps", 0.0))
             if v.dim() and v.shape == p.shape:
                 block["snr"] = signal_to_noise(v, blocks=3 if role == "qkv" else 1)
         blocks[group["names"][i]] = block

@@ -1,6 +1,6 @@
 """
 Reads options. A dataclass describes them, and their values come from a TOML file and the command line. Both
-are data: nothing in them is ever run as code.
+are data: nothing in them is run as code, but an option may name a file with an update rule, which is run.
 
     @dataclass(frozen=True)
     class Settings:
@@ -24,7 +24,7 @@ from trainer.errors import UserError, nearest
 ROOT = Path(__file__).parent.parent    # the folder of this program
 
 
-def option(default, table, help, choices=None, low=None, high=None, free=False):
+def option(default, table, help, choices=None, low=None, high=None, free=False, any_text=False):
     """Makes a field of a dataclass of options. The field's type is bool, int, float or str.
 
     Args:
@@ -33,9 +33,10 @@ def option(default, table, help, choices=None, low=None, high=None, free=False):
         help: the text in --help.
         choices: the allowed values.
         low, high: the bounds, both inclusive.
-        free: whether the value may change when a run is resumed, because the result does not depend on it."""
+        free: whether the value may change when a run is resumed, because the result does not depend on it.
+        any_text: whether a text may hold line breaks, tabs and the like."""
     return dataclasses.field(default=default, metadata=dict(table=table, help=help, choices=choices, low=low,
-                                                            high=high, free=free))
+                                                            high=high, free=free, any_text=any_text))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -54,7 +55,7 @@ def parse(key: str, text: str, kind: type):
         raise UserError(f"--{key}={text!r}: must be {wanted}") from None
 
 
-def check(key: str, value, kind: type, choices=None, low=None, high=None, **_):
+def check(key: str, value, kind: type, choices=None, low=None, high=None, any_text=False, **_):
     """Returns the value as kind. An int is also a valid float.
 
     Raises: UserError for a value of another type or out of range."""
@@ -64,7 +65,7 @@ def check(key: str, value, kind: type, choices=None, low=None, high=None, **_):
         raise UserError(f"{key}={value!r}: must be of type {kind.__name__}")
     if kind is int and abs(value) >= 2**53 or kind is float and not math.isfinite(value):
         raise UserError(f"{key}={value}: must be finite, and below 2**53 if it is a whole number")
-    if kind is str and not value.isprintable():
+    if kind is str and not (any_text or value.isprintable()):
         raise UserError(f"{key}={value!r}: holds characters that cannot be printed")
     if choices and value not in choices:
         raise UserError(f"{key}={value!r}: must be one of {', '.join(choices)}{nearest(value, choices)}")

@@ -83,7 +83,8 @@ def start_from(checkpoint: dict, model: torch.nn.Module, optimizer: zoo.Optimize
             raise UserError(f"--padded_vocab: the model in {path} has {rows} rows, not {our_rows}")
         left_out = sequences_to_leave_out(checkpoint, settings, fingerprint) if settings.continue_data else 0
         model.load_state_dict(checkpoint["model"])
-        why_not = difference(checkpoint["optimizer"]["param_groups"], optimizer.param_groups)
+        why_not = (difference(checkpoint["optimizer"]["param_groups"], optimizer.param_groups) or
+                   another_file(checkpoint["config"], settings))
         if not settings.init_from_state:
             why_not = "--init_from_state=false"
         elif settings.freeze_steps:
@@ -137,6 +138,18 @@ def difference(theirs: list[dict], ours: list[dict]) -> str:
             return f"{name} has another number of blocks, {their_blocks} then and {blocks} now"
         if group != their_group:
             return f"{name} shares its group with other parameters than then"
+    return ""
+
+
+def another_file(theirs: dict, settings: Settings) -> str:
+    """Returns which rule of a run is in another file of the user's, or in another version of it, or "".
+
+    Args:
+        theirs: the options of the earlier run."""
+    for option in ("optimizer", "rest"):
+        path = getattr(settings, option)
+        if path.endswith(".py") and zoo.find(path).sha256 != theirs.get(f"sha256_of_{option}"):
+            return f"{path} is not the file of that run"
     return ""
 
 

@@ -279,7 +279,8 @@ def load_checkpoint(path: str | Path) -> dict:
 # The folder
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:=+@-]{0,199}")
-LOCK_FILES = ("lock", "lock.holder")
+LOCK_FILES = {"lock", "lock.holder"}
+OF_A_RUN = {"config.json", "metrics.jsonl", "status.json", "output.txt"}    # a run's folder has one of them
 
 
 class Run:
@@ -309,7 +310,10 @@ class Run:
         if self.folder.is_symlink() or self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--name={name}: {self.folder} is not a folder of its own; choose another name")
         self.folder.mkdir(exist_ok=True)
-        used = any(path.name not in LOCK_FILES for path in self.folder.iterdir())
+        names = {path.name for path in self.folder.iterdir()} - LOCK_FILES
+        used = bool(names)
+        if names and overwrite and not names & OF_A_RUN:
+            raise UserError(f"--overwrite: {self.folder} holds files, but no run; choose another --name")
         if used and not resume and not overwrite:
             raise UserError(f"--name={name}: {self.folder} is in use; "
                             "give --resume to go on, --overwrite to start again")

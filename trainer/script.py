@@ -126,6 +126,13 @@ def on_signals(handler) -> None:
             signal.signal(number, hang_up if number == signal.SIGHUP and callable(handler) else handler)
 
 
+def until_interrupted(function: Callable, *arguments) -> None:
+    """Calls a function after everything is saved. A signal ends it at once, and this is no error."""
+    on_signals(signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        function(*arguments)
+
+
 @contextlib.contextmanager
 def surroundings_restored() -> Iterator[None]:
     """Gives the signals of ENDING the handlers of before, and the process its stdout of before, when the

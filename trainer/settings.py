@@ -201,10 +201,19 @@ def read(argv: list, about: str = "") -> tuple:
 
 def kept(settings: Settings, hyper: dict) -> dict:
     """Returns {name: value} of all options and hyperparameters that are part of the run. How this process was
-    told to start it is no part of it. If the rule is in a file of the user's, the file's hash is a part."""
-    hashes = {f"sha256_of_{option}": zoo.files.sha256(name) for option in ("optimizer", "rest")
-              if (name := getattr(settings, option)).endswith(".py")}
-    return {name: value for name, value in (asdict(settings) | hyper | hashes).items()
+    told to start it is no part of it. If a rule is in a file of the user's, the file's hash and the rule's
+    defaults are a part. So nobody needs the file to read what the run has done."""
+    of_files = {}
+    for option_name, prefix in (("optimizer", ""), ("rest", "rest_")):
+        if not (path := getattr(settings, option_name)).endswith(".py"):
+            continue
+        rule = find_rule(option_name, path)
+        own = [key for key in rule.hyper if key not in rule.from_run]
+        usual = {prefix + key: rule.hyper[key] for key in own} | {f"{key}_of": "" for key in own}
+        if option_name == "optimizer":
+            usual |= dict(adaptive=rule.roles, rest=rule.rest, schedule=rule.schedule)
+        of_files |= {f"sha256_of_{option_name}": rule.sha256, f"defaults_of_{option_name}": usual}
+    return {name: value for name, value in (asdict(settings) | hyper | of_files).items()
             if name not in HOW_TO_START}
 
 
@@ -224,7 +233,7 @@ def stored_settings(argv: list) -> dict | None:
     or one that has no config.json yet. Raises UserError."""
     words = options.peek(argv, ("runs", "name", "resume"))
     path = Path(words["runs"] or Settings.runs, words["name"] or "", "config.json")
-    is_resumed = words["name"] and words["resume"] not in (None, "false")
+    is_resumed = words["name"] and (words["resume"] or "false").lower() != "false"
     return read_stored(path) if is_resumed and path.exists() else None
 
 

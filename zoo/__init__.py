@@ -107,7 +107,7 @@ def zoo_rule_of(rule) -> ZooRule:
 def rule_in_file(path: str) -> ZooRule:
     """The rule of a Python file, which has the name of the file. Raises ValueError as files.the_rule_in()."""
     rule = copy.copy(rule_of(files.the_rule_in(path)))
-    rule.name = os.path.basename(path)
+    rule.name, rule.sha256 = os.path.basename(path), files.sha256(path)
     return rule
 
 def find(name: str) -> ZooRule:
@@ -210,12 +210,12 @@ def check_decay(group, rule) -> None:
                          f"for a part of the step; give a weight decay of 0, or leave {modifier} out")
 
 TRIED = set()    # functions of rules that have returned a right update once in this process
-NOT_COMPILED = set()    # rules that torch could not compile in this process
+NOT_COMPILED = {}    # {rule: the error of torch's compiler}, of rules that it does not take
 
 def compiled_if_possible(apply, kind, elementwise):
     """Does what optim.compiled() does, if torch's compiler takes the rule. Otherwise the rule runs eagerly,
     after a warning. On a CPU, the compiler of torch 2.13 fails for many rules that sum over rows and then
-    change a state (PyTorch's bug 196570)."""
+    change a state (PyTorch's bug 196570). It also takes no rule that has an `if` on the value of a tensor."""
     compiled, rule = optim.compiled(apply, kind, elementwise), kind[0]
 
     def run(*arguments):
@@ -223,9 +223,9 @@ def compiled_if_possible(apply, kind, elementwise):
             return apply(*arguments)
         try:
             return compiled(*arguments)
-        except torch._dynamo.exc.BackendCompilerFailed as error:    # nothing has moved yet
-            NOT_COMPILED.add(rule)
-            reason = str(error).splitlines()[0]
+        except torch._dynamo.exc.TorchDynamoException as error:    # nothing has moved yet
+            NOT_COMPILED[rule] = error
+            reason = str(error).strip().splitlines()[0]
             warnings.warn(f"{rule.name}: torch.compile fails ({reason}), so this rule runs eagerly. Its "
                           "steps are slower, and their result is the same", stacklevel=2)
             return apply(*arguments)
@@ -300,9 +300,9 @@ class Optimizer(optim.Optimizer):
         if "g" not in rule.inputs:
             raise WrongRule(f"{rule.name}: needs a parameter named g, the gradient, before the *")
         for shape in ((2, 2), (2,)):
-            w, g, given = self.inputs_of_trial(rule, shape)
             where = f"{rule.name}, on a tensor of shape {shape}:"
             try:
+                w, g, given = self.inputs_of_trial(rule, shape)
                 u = rule.function(*(given[name] for name in rule.inputs), **rule.hyper)
             except Exception as error:
                 raise WrongRule(f"{where} {type(error).__name__}: {error}") from error

@@ -50,8 +50,8 @@ def sums_of_prodigy(g, s, d, w0, w, lr, *, beta2, d0):
 def induced_sgd(g, m, q: scalar, sums, t, *, beta1=0.9, beta_metric=0.8, xi=0.1):
     """Induced SGD measures a step on the surface of the loss, so it goes less far where the surface is steep.
         m <- b1 m + (1 - b1) g
-        q <- b q + (1 - b) xi (sum of g^2 over all tensors)
-        u  = m_hat / (1 + q_hat)              m_hat = m / (1 - b1^t),  q_hat = q / (1 - b^t)
+        q <- b q + (1 - b) (sum of g^2 over all tensors)
+        u  = m_hat / (1 + xi q_hat)           m_hat = m / (1 - b1^t),  q_hat = q / (1 - b^t)
 
     Remembers  m, 4 bytes per weight, and q, which is the same for all tensors.
     Moves      each weight in proportion to its mean gradient. The factor is the same for all weights. It is
@@ -63,8 +63,8 @@ def induced_sgd(g, m, q: scalar, sums, t, *, beta1=0.9, beta_metric=0.8, xi=0.1)
     For        every tensor.
     Source     Harvey (2025), arXiv 2509.03594. A variant that divides by the loss, too, is left out."""
     m.lerp_(g, 1 - beta1)
-    q.lerp_(xi * sums, 1 - beta_metric)
-    return hat(m, beta1, t) / (1 + hat(q, beta_metric, t))
+    q.lerp_(sums, 1 - beta_metric)
+    return hat(m, beta1, t) / (1 + xi * hat(q, beta_metric, t))
 
 def sum_of_squares(g):
     """Returns the part of a tensor in the sum of g^2."""
@@ -75,13 +75,13 @@ def induced_rms(g, m, v, q: scalar, weight: scalar, sums, t, *, beta1=0.9, beta2
     """Induced RMSprop is Adam that measures a step on the surface of the loss, as induced_sgd does.
         m <- b1 m + (1 - b1) g
         v <- b2 v + (1 - b2) g^2
-        q <- b q + (1 - b) xi (sum of g^2 / (sqrt(v_hat) + eps) over all tensors)
-        u  = m_hat / (sqrt(v_hat) + eps) / (1 + q_hat)
+        q <- b q + (1 - b) (sum of g^2 / (sqrt(v_hat) + eps) over all tensors)
+        u  = m_hat / (sqrt(v_hat) + eps) / (1 + xi q_hat)
 
     m_hat, v_hat and q_hat are corrected for their start at 0. weight is 1 - b2^t, which v_hat divides by.
 
     Remembers  m and v, 8 bytes per weight, and q and weight, which are the same for all tensors.
-    Moves      each weight as Adam does, but by a factor 1 / (1 + q_hat) that all weights share. The sum is
+    Moves      each weight as Adam does, but by a factor 1 / (1 + xi q_hat) that all share. The sum is
                about that of |g|, so it grows with the number of weights.
     lr         is in weight, divided by the factor. Typical 3e-1. This is a guess, because the factor depends
                on the size of the model: it is near 0.01 for a million weights.
@@ -92,8 +92,8 @@ def induced_rms(g, m, v, q: scalar, weight: scalar, sums, t, *, beta1=0.9, beta2
     m.lerp_(g, 1 - beta1)
     v.lerp_(g.square(), 1 - beta2)
     weight.mul_(beta2).add_(1 - beta2)
-    q.lerp_(xi * sums, 1 - beta_metric)
-    return hat(m, beta1, t) / ((v / weight).sqrt() + eps) / (1 + hat(q, beta_metric, t))
+    q.lerp_(sums, 1 - beta_metric)
+    return hat(m, beta1, t) / ((v / weight).sqrt() + eps) / (1 + xi * hat(q, beta_metric, t))
 
 def sum_of_induced_rms(g, v, weight, *, beta2, eps):
     """Returns the part of a tensor in the sum of g^2 / (sqrt(v_hat) + eps), with v_hat as after this step."""

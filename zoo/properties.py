@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 
+import zoo
 from zoo import orthogonal
 
 CODES = (torch.uint8, torch.int8)    # of rules that keep each number of their state in a byte
@@ -273,7 +274,9 @@ def compiled_is_eager(build, device="cpu") -> str:
         off, distance = (a[role] - b[role]).abs().max(), (b[role] - start[role]).abs().max()
         if not off <= 2e-5 * distance:    # a comparison with NaN is false
             return f"compiled, {role} ends {off:.1e} away from where it ends uncompiled, after {distance:.1e}"
-    return ""
+    errors = [zoo.NOT_COMPILED[rule] for rule in optimizer.rules.values() if rule in zoo.NOT_COMPILED]
+    ours = [error for error in errors if not isinstance(error, torch._dynamo.exc.BackendCompilerFailed)]
+    return f"torch.compile does not take it: {str(ours[0]).strip().splitlines()[0]}" if ours else ""
 
 
 def state_changes(build, rule) -> str:

@@ -91,10 +91,16 @@ class ZooRule(Rule):
             if isinstance(make_state, type) or not callable(make_state or len):
                 raise WrongRule(f"{self.name}: the annotation of {p.name} must be a function such as "
                                 "per_row; leave it out if the state has the shape of the weight")
+            if p.name in self.hyper and p.name.startswith("rest_"):
+                raise WrongRule(f"{self.name}: {p.name} would be an option of --rest; give it another name")
             if p.name in self.inputs and p.name in ("beta1", "beta2", "eps"):
                 raise WrongRule(f"{self.name}: {p.name} is a hyperparameter; put a * before it")
         if refresh and "refresh_steps" not in self.hyper:
             raise ValueError(f"{self.name}: has a refresh, so it needs the hyperparameter refresh_steps")
+        if missing := [name for name in self.second_moment if name not in self.state]:
+            raise WrongRule(f"{self.name}: second_moment names {missing[0]}, which is no state of it")
+        if self.second_moment and self.corrected and "beta2" not in self.hyper:
+            raise WrongRule(f"{self.name}: has no beta2, so its second_moment needs corrected=False")
         if missing := [name for name in (*from_run, *line.get("bounds", ())) if name not in self.hyper]:
             raise ValueError(f"{self.name}: has no hyperparameter {missing[0]}")
 
