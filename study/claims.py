@@ -61,6 +61,8 @@ def parity(study: Study) -> Comparisons:
                f"{setting}: the four are within {most:.3f} of each other: {show_all(best)}")
         yield (means["sgd"] - max(four) > most,
                f"{setting}: SGD is more than {most:.3f} above the worst of them")
+    if not study.larger():
+        raise NotEnough(study.variant_command("larger"))
 
 
 def lr_stability(study: Study) -> Comparisons:
@@ -104,8 +106,9 @@ def stabilizers(study: Study) -> Comparisons:
         usual = study.width("lr", name)
         plain = study.width("lr", name, setting=without)
         wider = usual.decades - plain.decades > RESOLVED
-        if wider and not plain.complete:
-            raise NotEnough(study.command("lr", without, f"optimizer={name}") + FURTHER_OUT.format("lr"))
+        unsure, setting = (plain, without) if wider else (usual, study.base)
+        if not unsure.complete:
+            raise NotEnough(study.command("lr", setting, f"optimizer={name}") + FURTHER_OUT.format("lr"))
         yield (wider, f"{name}'s range is wider with them: {usual.decades:.2f} decades n {usual.seeds}, "
                       f"without them {plain.decades:.2f} n {plain.seeds}")
     swapped = swapped_pairs(study, FIVE, study.base, without)
@@ -115,9 +118,12 @@ def stabilizers(study: Study) -> Comparisons:
 def longer_training(study: Study) -> Comparisons:
     """Training four times longer lowers the loss and widens the range of useful learning rates. The ranking
     is the same."""
-    if not study.longer():
+    sequences = study.largest(study.base, "steps", "batch")
+    fourfold = [setting for setting in study.longer()
+                if study.largest(setting, "steps", "batch") == 4 * sequences]
+    if not fourfold:
         raise NotEnough(study.variant_command("longer"))
-    longer = study.longer()[-1]
+    longer = fourfold[0]
     widths = {setting: [study.width("lr", name, setting=setting) for name in FIVE]
               for setting in (study.base, longer)}
     for name in FIVE:
@@ -249,6 +255,10 @@ def adalayer(study: Study) -> Comparisons:
            f"Adalayer's loss is between theirs by more than {least:.3f}: {show_all(best)}")
 
     widths = {name: study.width(*source) for name, source in sources.items()}
+    for name in ("sgd", "adalayer", "adam"):
+        if not widths[name].complete:
+            sweep, optimizer = sources[name]
+            raise NotEnough(study.command(sweep, more=f"optimizer={optimizer}") + FURTHER_OUT.format("lr"))
     decades = {name: width.decades for name, width in widths.items()}
     yield (decades["sgd"] - RESOLVED <= decades["adalayer"] <= decades["adam"] + RESOLVED,
            f"Adalayer's width, in decades, is between theirs: {show_widths(widths)}")
@@ -311,13 +321,15 @@ def stable(study: Study, sweep: str, optimizer: str, along: str, **fixed: Any) -
         Whether the variant is not narrower by more than NARROW, and both widths in words.
 
     Raises:
-        NotEnough: the variant is narrower, but not all of its range has been run.
+        NotEnough: a width that is only a lower bound could turn the answer.
     """
     star = study.width("lr", "adalayer_star")
     variant = study.width(sweep, optimizer, along, **fixed)
     is_stable = variant.decades >= star.decades - NARROW
     if not is_stable and not variant.complete:
         raise NotEnough(study.command(sweep) + FURTHER_OUT.format(along))
+    if is_stable and not star.complete:
+        raise NotEnough(study.command("lr", more="optimizer=adalayer_star") + FURTHER_OUT.format("lr"))
     return is_stable, (f"{variant.decades:.2f} decades n {variant.seeds}, "
                        f"adalayer_star {star.decades:.2f} n {star.seeds}")
 
@@ -386,8 +398,9 @@ def norms_untrained(study: Study) -> Comparisons:
     width = study.width("norms_untrained", "adalayer_star", "rest_lr", **options)
     trained = study.width("hybrid_last", "adalayer_star", "rest_lr", **hybrid("head"))
     wider = width.decades > trained.decades + RESOLVED
-    if wider and not trained.complete:
-        raise NotEnough(study.command("hybrid_last") + FURTHER_OUT.format("rest_lr"))
+    unsure, sweep = (trained, "hybrid_last") if wider else (width, "norms_untrained")
+    if not unsure.complete:
+        raise NotEnough(study.command(sweep) + FURTHER_OUT.format("rest_lr"))
     yield (wider, f"its range is wider: {width.decades:.2f} decades n {width.seeds}, with norms trained by "
                   f"SGD {trained.decades:.2f} n {trained.seeds}")
 

@@ -38,7 +38,7 @@ difference is a mean over pairs of runs with the same seed, with its interval an
 gives the rules their order. Two pairs decide only if they nearly agree.
 
 * **better, worse, same, cannot tell**: as in an audition, at a level that allows for the number of rules.
-  [Auditions](../../docs/audition.md#many-rules-against-one-reference) says what this level promises.
+  {level}[Auditions](../../docs/audition.md#many-rules-against-one-reference) says what this level promises.
 * **cannot tell: about 1 more**: one more pair would decide, if mean and spread stayed what they are. Two
   pairs say too little about the spread for this.
 * **cannot tell: pairs at other learning rates**: a neighbour of the best learning rate may be better, but
@@ -168,7 +168,18 @@ def league(places: list[Place], rules: dict[str, Rule], times: Times) -> str:
         rows.append((place.name, lr_text(place.lr), f"{np.mean(place.losses):.3f}",
                      sd(place.losses), len(place.losses), *words_of(place), *speed_of(place, times),
                      "" if step is None else f"{step:.1f}", f"{bytes_per_weight(rules[place.name]):.2f}"))
-    return LEGEND + as_table(COLUMNS, rows)
+    return LEGEND.format(level=level_in_words(places)) + as_table(COLUMNS, rows)
+
+
+def level_in_words(places: list[Place]) -> str:
+    """Returns a sentence about the level of all verdicts, or "" if no rule has a verdict."""
+    verdicts = [place.found.verdict for place in places if place.found.verdict]
+    levels = {verdict.interval.level for verdict in verdicts if verdict.interval}
+    different = sum(verdict.word in ("better", "worse") for verdict in verdicts)
+    if not levels:
+        return ""
+    return (f"Here it is {100 * max(levels):.2f} %, because {different} of {len(verdicts)} rules are called\n"
+            "  different. ")
 
 
 def words_of(place: Place) -> tuple[str, str]:
