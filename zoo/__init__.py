@@ -195,7 +195,7 @@ def check_blocks(group, rule) -> None:
         if "blocks" in rule.inputs and p.dim() > 1 and len(p) % blocks:
             raise ValueError(f"{name}: the {len(p)} rows do not divide into {blocks} matrices")
 
-def check_distance(groups, rule) -> None:
+def check_one_lr(groups, rule) -> None:
     """Raises ValueError if groups with one distance, as those of Prodigy, have several learning rates."""
     rates = {group["lr_peak"] for group in groups if group["rule"] == rule.name}
     if rule.has_one_lr and len(rates) > 1:
@@ -266,7 +266,7 @@ class Optimizer(optim.Optimizer):
         before = itertools.takewhile(lambda other: other is not group, self.param_groups)
         return 1 + i + sum(len(other["params"]) for other in before)
 
-    def start(self, group, i, device=None, starts=None):
+    def start(self, group, i, device=None):
         if not group["params"][i].numel():
             return {}    # some rules cannot even make the state of no weights
         known = self.averaging | group | dict(role=group["roles"][i], index=self.index(group, i))
@@ -287,7 +287,7 @@ class Optimizer(optim.Optimizer):
             blocks = zip(self.param_groups[-1]["params"], self.param_groups[-1]["blocks"])
             self.param_groups[-1]["blocks"] = [count if p.dim() > 1 else 1 for p, count in blocks]
         check_blocks(self.param_groups[-1], rule)
-        check_distance(self.param_groups, rule)
+        check_one_lr(self.param_groups, rule)
         check_decay(self.param_groups[-1], rule)
         if any("layer" in one.inputs for one in self.rules.values()):
             self.layer_of = self.layers()
