@@ -7,11 +7,9 @@ python -m lessons.museum > docs/lessons/museum.md     writes the page: who, what
 An exhibit is a rule, or a class that applies one. Its docstring says what is wrong. Compare it with the rule
 of the project that its exercise is about.
 """
-import ast
 import functools
 import inspect
 import sys
-import textwrap
 from typing import NamedTuple
 
 import torch
@@ -19,6 +17,7 @@ import torch.nn.functional as F
 
 import optim
 import zoo
+from lessons.atlas import source_of
 from lessons.check import fault_of_accumulation, first_fault
 from lessons.exercises import EXERCISES, Judged, Subject
 from optim import adamw, factored, hat, mean_to, per_block, per_column, per_row
@@ -323,10 +322,7 @@ def losses(name: str) -> tuple:
 
 def riddle(name: str) -> str:
     """Returns the code of an exhibit without what names its bug: the docstring and the line above it."""
-    source = textwrap.dedent(inspect.getsource(MUSEUM[name].thing))
-    lines, definition = source.splitlines(), ast.parse(source).body[0]
-    docstring = definition.body[0]
-    return "\n".join(lines[definition.lineno - 1:docstring.lineno - 1] + lines[docstring.end_lineno:])
+    return source_of(MUSEUM[name].thing).partition("\n")[2]
 
 
 def page() -> str:

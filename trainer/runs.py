@@ -311,11 +311,10 @@ class Run:
             raise UserError(f"--name={name}: {self.folder} is not a folder of its own; choose another name")
         self.folder.mkdir(exist_ok=True)
         names = {path.name for path in self.folder.iterdir()} - LOCK_FILES
-        used = bool(names)
         of_a_run = names & OF_A_RUN or any(name.endswith(".tmp") for name in names)    # .tmp: of a killed run
         if names and overwrite and not of_a_run:
             raise UserError(f"--overwrite: {self.folder} holds files, but no run; choose another --name")
-        if used and not resume and not overwrite:
+        if names and not resume and not overwrite:
             raise UserError(f"--name={name}: {self.folder} is in use; "
                             "give --resume to go on, --overwrite to start again")
         self.held_lock = lock(self.folder / "lock")
