@@ -82,7 +82,7 @@ def signum(g, m, *, beta1=0.9):
     return m.sign()
 
 def lion(g, m, *, beta1=0.9, beta2=0.95):
-    """Lion is Signum with two rates. The newest gradient counts 1 - b1 in the step and 1 - b2 in the memory.
+    """Lion is Signum with two betas. The newest gradient counts 1 - b1 in the step and 1 - b2 in the memory.
         u  = sign(b1 m + (1 - b1) g)
         m <- b2 m + (1 - b2) g
 
@@ -100,7 +100,7 @@ def lion(g, m, *, beta1=0.9, beta2=0.95):
 # they cancel. These rules differ only in how they keep v: one for each weight, or one that many share.
 
 def adamw(g, m, v, t, *, beta1=0.9, beta2=0.95, eps=1e-15):
-    """Adam divides the mean gradient by the root of its mean square, so noisy weights make smaller steps.
+    """Adam divides the mean of g by the root of the mean of g^2, so that noisy weights make smaller steps.
         m <- b1 m + (1 - b1) g
         v <- b2 v + (1 - b2) g^2
         u  = m_hat / (sqrt(v_hat) + eps)      m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)

@@ -1,7 +1,7 @@
 """
 The museum of bugs: rules that look right. Each copies a mistake in public code. The grader finds every one.
 
-python -m lessons.museum forgetful                    shows an exhibit without its docstring: what is wrong?
+python -m lessons.museum 3                            shows an exhibit without its name: what is wrong?
 python -m lessons.museum > docs/lessons/museum.md     writes the page: who, what a run and the check say
 
 An exhibit is a rule, or a class that applies one. Its docstring says what is wrong. Compare it with the rule
@@ -9,6 +9,7 @@ of the project that its exercise is about.
 """
 import functools
 import inspect
+import re
 import sys
 from typing import NamedTuple
 
@@ -320,18 +321,20 @@ def losses(name: str) -> tuple:
     return best_loss(subject.reference, role, lr, decay), best_loss(subject.build, role, lr, decay)
 
 
-def riddle(name: str) -> str:
-    """Returns the code of an exhibit without what names its bug: the docstring and the line above it."""
-    return source_of(MUSEUM[name].thing).partition("\n")[2]
+def riddle(number: int) -> str:
+    """Returns the code of an exhibit without what names its bug: its name, its docstring and the line above."""
+    name, one = list(MUSEUM.items())[number - 1]
+    code = source_of(one.thing).partition("\n")[2]
+    return f"# exhibit {number}, of the exercise {one.exercise}\n" + re.sub(rf"\b{name}\b", "exhibit", code)
 
 
 def page() -> str:
     lines = [inspect.cleandoc(PAGE)]
-    for name, one in MUSEUM.items():
+    for number, (name, one) in enumerate(MUSEUM.items(), 1):
         shown = "" if one.exercise == "accumulation" else "{:.2f} -> {:.2f}".format(*losses(name))
         project, _, thread = one.made_by.partition("#")
         made_by = f"[{one.made_by}](https://github.com/{project}/issues/{thread})" if thread else one.made_by
-        lines.append(f"| `{name}` | {one.exercise} | {made_by} | {inspect.getdoc(one.thing)} | {shown} | "
+        lines.append(f"| {number} | `{name}` | {one.exercise} | {made_by} | {inspect.getdoc(one.thing)} | {shown} | "
                      f"{one.fault()} |")
     return "\n".join(lines)
 
@@ -340,8 +343,8 @@ PAGE = """
     # The museum of bugs
 
     Each exhibit is a rule, or a class that applies one, that looks right. Each copies a mistake that was
-    really made in public code. Many are mended today. `python -m lessons.museum forgetful` shows the code of
-    an exhibit without its answer. To find a bug, compare an exhibit with the rule of its
+    really made in public code. Many are mended today. `python -m lessons.museum 3` shows the code of the
+    third exhibit without its name and its answer. To find a bug, compare an exhibit with the rule of its
     [exercise](exercises.md), and only then read on here. [museum.py](../../lessons/museum.py) has all
     exhibits, with their answers.
 
@@ -352,17 +355,19 @@ PAGE = """
 
     `python -m lessons.museum > docs/lessons/museum.md` writes this page in half a minute.
 
-    | exhibit | exercise | made by | what is wrong | loss, right -> exhibit | what the check says |
-    | --- | --- | --- | --- | --- | --- |"""
+    | number | exhibit | exercise | made by | what is wrong | loss, right -> exhibit | what the check says |
+    | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def main(argv: list[str]) -> int:
-    """Prints the named exhibits, or the page. Returns the exit code."""
+    """Prints the exhibits of these numbers, or the page. Returns the exit code."""
     torch.set_num_threads(1)    # the networks are so small that a second thread only waits
-    if unknown := [name for name in argv if name not in MUSEUM]:
-        print(f"museum: error: {unknown[0]}: is no exhibit; there are {', '.join(MUSEUM)}", file=sys.stderr)
+    numbers = [str(number) for number in range(1, len(MUSEUM) + 1)]
+    if unknown := [text for text in argv if text not in numbers]:
+        print(f"museum: error: {unknown[0]}: is no exhibit; give a number from 1 to {len(MUSEUM)}",
+              file=sys.stderr)
         return 2
-    print("\n\n".join(map(riddle, argv)) if argv else page())
+    print("\n\n".join(riddle(int(number)) for number in argv) if argv else page())
     return 0
 
 

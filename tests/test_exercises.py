@@ -47,15 +47,15 @@ SLIPS = [    # (exercise, what stands in place of the dots, the line that the gr
     ("adam", "u = g.sum(0)",
      "form: u has the shape (4,), and g has (12, 4)"),
     ("adam", "u = q",
-     "line 25, `u = q`: NameError: name 'q' is not defined"),
+     "line 27, `u = q`: NameError: name 'q' is not defined"),
     ("adam", "u = g @ g",
-     "line 25, `u = g @ g`: RuntimeError: mat1 and mat2 shapes cannot be multiplied (12x4 and 12x4)"),
+     "line 27, `u = g @ g`: RuntimeError: mat1 and mat2 shapes cannot be multiplied (12x4 and 12x4)"),
     ("adam", "import sys; sys.exit()",
-     "line 26, `sys.exit()`: SystemExit: no text"),
+     "line 28, `sys.exit()`: SystemExit: no text"),
     ("adam", "while True: pass",
-     "line 25, `while True: pass`: the checks take more than 1 seconds; is there an endless loop?"),
+     "line 27, `while True: pass`: the checks take more than 1 seconds; is there an endless loop?"),
     ("adam", "u = (m",
-     "line 25 is not Python: '(' was never closed"),
+     "line 27 is not Python: '(' was never closed"),
     ("adam", "u = g.add_(1)",
      "form: the function changes g, which other code still needs: work on a copy"),
     ("signum", "u = m.lerp_(g.sign(), 1 - beta1)",
@@ -144,7 +144,8 @@ def test_a_right_solution_passes(name, said):
 def test_a_blank_is_named(name, capsys):
     assert check.main([str(FOLDER / f"{name}.py")]) == 2
     line = (FOLDER / f"{name}.py").read_text().split("...\n")[0].count("\n") + 1
-    words = f"line {line} is still blank; replace the dots as the file's first text asks"
+    words = (f"line {line} is still blank; replace the dots by one or more lines, as the text at the top of "
+             "the file asks")
     assert capsys.readouterr().out == f"{name}.py: {words}\n"
 
 
@@ -252,19 +253,21 @@ def test_the_named_check_and_no_other_line_finds_an_exhibit(name):
     found = one.fault()
     assert found.startswith(f"{one.check}: ") and "\n" not in found
     page = (ROOT / "docs/lessons/museum.md").read_text()
-    row, = (line for line in page.splitlines() if line.startswith(f"| `{name}` "))
+    row, = (line for line in page.splitlines() if f" | `{name}` | " in line)
     assert row.endswith(f" | {found} |")
 
 
 def test_an_exhibit_is_shown_without_its_answer(capsys):
-    assert museum.main(["forgetful"]) == 0
-    assert capsys.readouterr().out == ("def forgetful(g, m, *, beta1=0.9):\n"
+    assert museum.main(["1"]) == 0
+    assert capsys.readouterr().out == ("# exhibit 1, of the exercise signum\ndef exhibit(g, m, *, beta1=0.9):\n"
                                        "    m.zero_().lerp_(g, 1 - beta1)\n    return m.sign()\n")
-    for name, one in museum.MUSEUM.items():
-        shown = museum.riddle(name)
-        assert one.thing.__doc__.split("\n")[0] not in shown and one.made_by not in shown and name in shown
-    assert museum.main(["forgetfull"]) == 2
-    assert "museum: error: forgetfull: is no exhibit; there are forgetful, " in capsys.readouterr().err
+    for number, (name, one) in enumerate(museum.MUSEUM.items(), 1):
+        shown = museum.riddle(number)
+        assert one.thing.__doc__.split("\n")[0] not in shown and one.made_by not in shown
+        assert name not in shown.partition("\n")[2] and " exhibit(" in shown
+    for wrong in ("0", str(len(museum.MUSEUM) + 1), "forgetful"):
+        assert museum.main([wrong]) == 2
+        assert f"museum: error: {wrong}: is no exhibit; give a number from 1 to " in capsys.readouterr().err
 
 
 def test_the_museum_is_large():

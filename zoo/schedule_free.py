@@ -25,7 +25,7 @@ def schedule_free_adamw(g, w, z: copy_of_weight, v, top: scalar, total: scalar, 
     Moves      z by about lr, as Adam without momentum does. w follows: it is b1 x + (1 - b1) z.
     lr         is in weight, as Adam's lr is. Typical 3e-3. The authors find that 1 ... 10 times the lr of
                Adam with a schedule is best. It stays constant after a warmup, unless --schedule is given.
-    Defaults   are the authors', whose lr is 0.0025. b1 plays the part of momentum, and long runs want more of
+    Defaults   are the authors', whose lr is 0.0025. b1 has the effect of momentum, and long runs want more of
                it, such as 0.98. Their option r, for a mean that favours late steps, is left out: it is 0.
                The decay acts on z and, through z, on w.
     For        every tensor. Its result is the loss at x, which the trainer logs as average_loss.

@@ -11,7 +11,9 @@ Leave the gradient of the whole batch's mean loss in the weights, and return the
 the whole batch's mean loss. y.backward() adds the gradient of y to what the weights already hold, which
 is nothing at first. It also frees the memory that y took, so call it before the next loss.
 
-Replace the dots. Then run: python -m lessons check lessons/exercises/accumulation.py
+Replace the dots by as many lines as you need. Then run:
+
+    python -m lessons check lessons/exercises/accumulation.py
 
 Hint: the mean over the batch is the mean of the means. y.item() is y as a plain number.
 """

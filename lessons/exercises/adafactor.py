@@ -15,7 +15,9 @@ m       the running mean of gradients, (rows, columns)
 r, c    what your function remembers instead of v: (rows, 1) and (1, columns)
 t       the number of this step, from 1
 
-Replace the dots. Then run: python -m lessons check lessons/exercises/adafactor.py
+Replace the dots by as many lines as you need. Then run:
+
+    python -m lessons check lessons/exercises/adafactor.py
 
 Hint: x.mean(1, keepdim=True) has the shape of r. A product of (rows, 1) and (1, columns) is a matrix.
 x.clamp_min(1e-30) is max(x, 1e-30).

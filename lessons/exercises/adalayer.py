@@ -17,7 +17,9 @@ t       the number of this step, from 1
 
 hat(x, beta, t) is x / (1 - beta^t).
 
-Replace the dots. Then run: python -m lessons check lessons/exercises/adalayer.py
+Replace the dots by as many lines as you need. Then run:
+
+    python -m lessons check lessons/exercises/adalayer.py
 
 Hint: g.reshape(len(v), -1) has one line for each block. At the end, go back to the shape of g.
 """

@@ -15,7 +15,9 @@ t       the number of this step, from 1
 
 hat(x, beta, t) is x / (1 - beta^t).
 
-Replace the dots. Then run: python -m lessons check lessons/exercises/adalayer_star.py
+Replace the dots by as many lines as you need. Then run:
+
+    python -m lessons check lessons/exercises/adalayer_star.py
 
 Hint: a row runs along axis 1. keepdim=True keeps that axis, with length 1.
 """

@@ -1,7 +1,7 @@
 """
 Exercise: Adam.
 
-Adam divides each weight's mean gradient by the root of its mean squared gradient:
+Adam divides the mean of each weight's gradient by the root of the mean of its square:
 
     m <- beta1 m + (1 - beta1) g
     v <- beta2 v + (1 - beta2) g^2
@@ -15,7 +15,9 @@ g       the gradient of this step
 m, v    what your function remembers. Both start at 0. Change them in place, as m.lerp_(g, x) does.
 t       the number of this step. It is 1 in the first step.
 
-Replace the dots. Then run: python -m lessons check lessons/exercises/adam.py
+Replace the dots by as many lines as you need. Then run:
+
+    python -m lessons check lessons/exercises/adam.py
 
 Hint: what must the first step be? m_hat is g and v_hat is g^2, so every weight moves by lr.
 """

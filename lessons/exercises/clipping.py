@@ -10,7 +10,9 @@ norm    the norm of the gradients of all tensors together, as a tensor of one nu
 m, v, t what Adam needs. adamw(g, m, v, t) returns Adam's u and updates m and v.
 clip    the largest norm that is allowed
 
-Replace the dots. Then run: python -m lessons check lessons/exercises/clipping.py
+Replace the dots by as many lines as you need. Then run:
+
+    python -m lessons check lessons/exercises/clipping.py
 
 Hint: x.clamp(max=1.0) is min(x, 1).
 """

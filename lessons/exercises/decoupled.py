@@ -13,7 +13,9 @@ g, w    the gradient and the weights of this step
 m, v, t what Adam needs. adamw(g, m, v, t) returns Adam's u and updates m and v.
 wd      the weight decay
 
-Replace the dots. Then run: python -m lessons check lessons/exercises/decoupled.py
+Replace the dots by as many lines as you need. Then run:
+
+    python -m lessons check lessons/exercises/decoupled.py
 
 Hint: write the step above in the form w - lr * u. What is u?
 """

@@ -16,7 +16,9 @@ at the end. The result is the same, but x x' is smaller.
 
 g, m    the gradient and the running mean of gradients, (rows, columns)
 
-Replace the dots. Then run: python -m lessons check lessons/exercises/muon.py
+Replace the dots by as many lines as you need. Then run:
+
+    python -m lessons check lessons/exercises/muon.py
 
 Hint: x.mT is the transposed matrix, @ multiplies matrices, and x.norm() is that norm.
 """
