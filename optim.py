@@ -122,7 +122,7 @@ def adafactor(g, m, r: per_row, c: per_column, t, *, beta1=0.9, beta2=0.95, eps=
         v  = (r / mean(r)) c
         u  = m_hat / (sqrt(v_hat) + eps)      m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
-    Remembers  m, 4 bytes per weight, and one number per row and per column. A vector keeps two equal numbers.
+    Remembers  m, 4 bytes per weight, and one number per row and per column. All of a vector shares one v.
     Moves      a weight as Adam does, if the means of its row and its column give nearly Adam's v.
     lr         is how far each weight moves in a step if its gradients agree. Typical 3e-3.
     Defaults   Adam's. As in the paper there is no update clipping, no relative step and no growing beta2.
@@ -206,7 +206,7 @@ class Rule:
         self.state = {p.name: None if p.annotation is p.empty else p.annotation for p in parameters
                       if p.name in self.inputs and p.name not in self.given}
         self.hyper = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        self.has_blocks = per_block in self.state.values()
+        self.has_blocks = self.takes_rows = per_block in self.state.values()
         if wrong := [p.name for p in parameters if p.name in self.state and p.default is not p.empty]:
             raise ValueError(f"{self.name}: {wrong[0]} is a hyperparameter; put a * before it")
 
@@ -467,7 +467,7 @@ def make(rule, roles, *, lr, rows=(), by_role={}, weight_decay=0.0, weight_decay
             continue
         own = own if "rule" in own else dict(rule=rule, lr=lr) | hyper | own
         group = groups.setdefault(tuple(own.items()), own | dict(params=[], roles=[], blocks=[]))
-        if role in rows and not own["rule"].has_blocks:
+        if role in rows and not own["rule"].takes_rows:
             raise ValueError(f"rows: {own['rule'].name}, the rule of {role}, has no blocks")
         blocks = max(1, len(p)) if role in (rows or own["rule"].rows) else 3 if role == "qkv" else 1
         group["params"].append((name, p))

@@ -259,7 +259,8 @@ def test_the_named_check_and_no_other_line_finds_an_exhibit(name):
 
 def test_an_exhibit_is_shown_without_its_answer(capsys):
     assert museum.main(["1"]) == 0
-    assert capsys.readouterr().out == ("# exhibit 1, of the exercise signum\ndef exhibit(g, m, *, beta1=0.9):\n"
+    assert capsys.readouterr().out == ("# exhibit 1, of the exercise signum\n"
+                                       "def exhibit(g, m, *, beta1=0.9):\n"
                                        "    m.zero_().lerp_(g, 1 - beta1)\n    return m.sign()\n")
     for number, (name, one) in enumerate(museum.MUSEUM.items(), 1):
         shown = museum.riddle(number)

@@ -841,7 +841,7 @@ def test_a_state_that_never_changes_is_named():
 
 
 SEE_GRADIENTS_ELSEWHERE = ("adasgd", "adam_snsm", "conda", "osd", "shampoo", "kron", "dion", "cosmos",
-                           "prodigy", "induced_sgd", "induced_rms", "adam_cm")
+                           "sophia", "prodigy", "induced_sgd", "induced_rms", "adam_cm")
 HAVE_AN_AVERAGE = ("schedule_free_adamw", "schedule_free_sgd")
 
 
@@ -1110,8 +1110,11 @@ def test_options_that_are_hyperparameters_reach_the_rule(tiny, tmp_path):
     (["--optimizer=kron", "--modify=agc"], "--modify=agc: changes the gradient, but kron also looks at"),
     (["--modify=agc+stable_decay"], "--modify=agc: changes the gradient, but stable_decay also looks at"),
     (["--modify=l2+adagc"], "--modify=l2: changes the gradient, but adagc also looks at"),
-    (["--modify=hyperball+lookahead"], "--modify=hyperball+lookahead: each would undo a part"),
-    (["--modify=blockwise_lr+hyperball"], "--modify=blockwise_lr+hyperball: each would undo a part"),
+    (["--modify=hyperball+lookahead"], "--modify=hyperball+lookahead: one would undo what the other"),
+    (["--modify=update_floor+hyperball"], "--modify=update_floor+hyperball: one would undo what the other"),
+    (["--modify=hyperball", "--rows=head"], "--rows: adamw+hyperball, the rule of head, has no blocks"),
+    (["--optimizer=sophia", "--modify=centralize"], "--modify=centralize: changes the gradient, but sophia"),
+    (["--modify=blockwise_lr+hyperball"], "--modify=blockwise_lr+hyperball: one would undo what the"),
     (["--optimizer=muon", "--modify=bold"], "--modify='bold': must be one or more of cautious"),
     (["--optimizer=muon", "--beta2=0.5"], "the chosen optimizer takes beta1"),
     (["--optimizer=adamw", "--modify=adagc", "--adagc_beta=2"], "adagc_beta=2.0"),

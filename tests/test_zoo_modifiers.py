@@ -229,12 +229,23 @@ def test_a_matrix_whose_rows_are_blocks_is_one_matrix(name):
     draw = torch.Generator().manual_seed(0)
     w, u = torch.randn(2, 4, 5, generator=draw, dtype=torch.float64)
     one, line = torch.ones((), dtype=torch.float64), zoo.MODIFIERS[name]
-    given = dict(u=u, w=w, decay=one, lr=0.1 * one, role=None)
+    given = dict(u=u, w=w, decay=one, lr=0.1 * one)
 
-    def changed(blocks):
-        values = given | dict(blocks=blocks)
+    def changed(blocks, role=None):
+        values = given | dict(blocks=blocks, role=role)
         return line.function(*(values[key] for key in line.inputs), **{key: 2.0 for key in line.hyper})
     assert torch.equal(changed(4), changed(1)) and not torch.allclose(changed(2), changed(1))
+    w, u = torch.randn(2, 6, 5, generator=draw, dtype=torch.float64)
+    given |= dict(u=u, w=w)
+    assert torch.equal(changed(6, "qkv"), changed(3)) and not torch.allclose(changed(6), changed(3))
+
+
+def test_a_modifier_that_asks_for_blocks_leaves_those_of_the_rule_alone():
+    """update_floor leaves a vector as it is, and Adalayer keeps a second moment for each of its numbers."""
+    for modify in ("", "update_floor"):
+        norm = ("norm", torch.ones(4), "norm")
+        optimizer = zoo.make("adalayer", [norm], lr=0.1, rows="norm", modify=modify or None)
+        assert optimizer.param_groups[0]["blocks"] == [4]
 
 
 def test_hyperball_leaves_a_matrix_of_zeros():

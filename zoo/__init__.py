@@ -283,7 +283,7 @@ class Optimizer(optim.Optimizer):
         if self.average and rule.evaluated:
             raise ValueError(f"average={self.averaging['average']}: {rule.name} has an average of its own")
         self.param_groups[-1] |= self.averaging
-        if "blocks" in rule.inputs:    # these blocks are matrices, and a vector has none
+        if rule.blocks_are_matrices:    # a vector has none
             blocks = zip(self.param_groups[-1]["params"], self.param_groups[-1]["blocks"])
             self.param_groups[-1]["blocks"] = [count if p.dim() > 1 else 1 for p, count in blocks]
         check_blocks(self.param_groups[-1], rule)

@@ -23,7 +23,7 @@ def ademamix(g, m, slow, v, t, *, beta1=0.9, beta2=0.999, beta3=0.9999, alpha=8.
     Moves      each weight as Adam does, and 1 + alpha times as far where many more than 1 / (1 - b3)
                gradients agree.
     lr         is in weight, as Adam's lr is. Typical 3e-3. The authors use their AdamW's lr, 1e-3 at 110m.
-    Defaults   are the authors' for 110m ... 1.3b: alpha 8 and b3 0.9999, which both rise over all steps. b3
+    Defaults   are the authors', who take an alpha of 5 ... 10. alpha and b3 rise over all steps. b3
                rises such that its half-life grows linearly. The trainer passes --steps as `steps`. With 0,
                alpha and b3 have their full values from the first step.
     For        every tensor.
@@ -65,9 +65,9 @@ def laprop(g, m, v, rate: scalar, lr, t, *, beta1=0.9, beta2=0.95, eps=1e-15):
 
     Remembers  m, the mean of normalized gradients, each times the lr of its step, and v: 8 bytes per
                weight. rate is one number per tensor.
-    Moves      each weight by at most lr / sqrt(1 - b2), which the newest gradient alone could cause. In
-               Adam with b1 > sqrt(b2), a large gradient still acts in m after v has forgotten it. Here it
-               does not.
+    Moves      each weight by at most lr / sqrt(1 - b2), because no normalized gradient is larger. The newest
+               one alone moves it by 1 - b1 of that. In Adam with b1 > sqrt(b2), a large gradient still acts
+               in m at full size after v has forgotten it. Here m holds it already divided.
     lr         is in weight, as Adam's lr is. Typical 3e-3. The authors' default is 4e-4.
     Defaults   are Adam's here. The authors use b2 0.999, and eps 1e-15 is theirs. Under a schedule, old
                gradients keep the lr of their own step, as in the authors' code. In the paper lr is outside
@@ -91,7 +91,7 @@ def radam(g, m, s, t, *, beta1=0.9, beta2=0.999, eps=1e-8):
                moves them as Adam does with a rising lr. So the rule brings its own warmup.
     lr         is in weight, as Adam's lr is. Typical 3e-3. The authors' default is 1e-3, as for their Adam.
     Defaults   are the authors'. This is torch's form. The authors' code leaves the first steps out
-               altogether.
+               altogether, and divides from r = 5 on. The paper divides from r = 4 on.
     For        every tensor.
     Source     Liu et al. (2019), arXiv 1908.03265."""
     m.lerp_(g, 1 - beta1)

@@ -63,7 +63,8 @@ def rprop(g, last, size: ones, *, shrink=0.5, grow=1.2, smallest=1e-4, largest=5
     For        every tensor, and gradients of the whole data. On the gradients of small batches, signs change
                by chance in half of the steps, and then step sizes shrink to the smallest.
     Source     Riedmiller, Braun (1993), "A direct adaptive method for faster backpropagation learning: the
-               RPROP algorithm". This is torch's form, which never takes back a step."""
+               RPROP algorithm". This is torch's form. It is iRprop- of Igel, Hüsken (2000), which never
+               takes back a step, as the rule of 1993 does."""
     turn = g.sign() * last    # of signs, because a product of two small gradients may round to 0
     new = torch.where(turn > 0, grow * size, torch.where(turn < 0, shrink * size, size))
     size.copy_(new.clamp(smallest, largest))
@@ -117,7 +118,8 @@ def rmsprop_centered(g, m, v, *, beta2=0.99, eps=1e-8):
                Only eps ends this: after 1,000 equal gradients, a step is 150 times lr.
     lr         is how far a weight moves in a step if its gradients are noise. Typical 1e-3. It is RMSprop's.
     Defaults   are torch's. The paper adds 1e-4 inside the root, and has momentum and b2 0.95. Rounding can
-               make v - m^2 negative. There torch returns NaN, and this rule takes 0.
+               make v - m^2 negative. There torch returns NaN, and this rule takes 0, so that the step is
+               lr g / eps. In fp32 equal gradients get there after some 1,600 steps.
     For        every tensor.
     Source     Graves (2013), arXiv 1308.0850."""
     m.lerp_(g, 1 - beta2)

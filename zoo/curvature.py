@@ -17,7 +17,7 @@ def sophia(g, m, h, *, beta1=0.965, beta2=0.99, rho=0.04, eps=1e-15, refresh_ste
 
     Remembers  m and h: 8 bytes per weight.
     Moves      each weight by at most lr. Where rho B h < |m|, it moves a weight by exactly lr, as Signum
-               does. With rho 0 the rule is Signum.
+               does. With rho 0 the rule is Signum with a beta1 of 0.965.
     lr         is the distance of a step, in weight. Typical 6e-4, a fifth of Adam's here. The authors' file
                for GPT-2 at 125m has 6e-4, too, which equals Adam's there.
     Defaults   are those of Zhao et al.: rho 0.04, b1 0.965, b2 0.99. The authors' files for GPT-2 have rho

@@ -55,8 +55,9 @@ def induced_sgd(g, m, q: scalar, sums, t, *, beta1=0.9, beta_metric=0.8, xi=0.1)
 
     Remembers  m, 4 bytes per weight, and q, which is the same for all tensors.
     Moves      each weight in proportion to its mean gradient. The factor is the same for all weights. It is
-               near 1 while the norm of the whole gradient is far below 1 / sqrt(xi). Above, it shortens steps
-               as a smooth clipping would.
+               near 1 while the norm of the whole gradient is far below 1 / sqrt(xi). A steady gradient of
+               this norm makes the longest step. A larger one makes a shorter step, where clipping would keep
+               the length.
     lr         is in weight per unit of gradient, as that of sgd_ema. Typical 10. The authors' default is 0.1.
     Defaults   are the authors', for small models. In their own language model the best xi is 4e-7. With
                --clip=1 the sum is at most 1, so this xi shortens steps by a tenth at most.

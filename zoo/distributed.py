@@ -22,7 +22,7 @@ def majority_vote(u):
     For        lion, with gradients that nobody has averaged. With one worker it is Lion. An even number of
                workers may disagree by halves, and then the weight stays. The authors' code votes -1 there.
     Source     Liu et al. (2024), arXiv 2404.00438. There a worker sends one bit per weight and step. Here it
-               sends u as it is, in 32 bits. Not verified against published code."""
+               sends u as it is, in 32 bits. Not compared with numbers of that code."""
     dist.all_reduce(u)
     return u.sign()
 

@@ -75,10 +75,10 @@ def adam_mini(g, m, v: per_row, t, role, *, beta1=0.9, beta2=0.95, eps=1e-15, he
     v.lerp_(square, 1 - beta2)
     return hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)
 
-def adafactor_original(g, rows: row_or_all, columns: per_column, w, lr, t, *, growth=0.8, tiny=1e-30,
+def adafactor_original(g, rows: row_or_all, columns: per_column, w, lr, t, *, exponent=0.8, tiny=1e-30,
                        clip_rms=1.0, smallest=1e-3):
     """The first Adafactor has no momentum. Its lr is a fraction of the tensor's size, and falls with time.
-        rows, columns <- running means of g^2 + tiny over rows and columns, with b2(t) = 1 - t^-growth
+        rows, columns <- running means of g^2 + tiny over rows and columns, with b2(t) = 1 - t^-exponent
         n              = g / sqrt((rows / mean(rows)) columns), scaled down to an rms of at most clip_rms
         u              = n max(smallest, rms of w) min(1, 1 / (lr sqrt(t)))
 
@@ -96,13 +96,13 @@ def adafactor_original(g, rows: row_or_all, columns: per_column, w, lr, t, *, gr
     For        every tensor. The fused q, k, v are one matrix. A tensor of three axes or more is a matrix of
                its first axis by all others.
     Source     Shazeer, Stern (2018), arXiv 1804.04235."""
-    n = by_rows_and_columns(g, rows, columns, t, growth, tiny, clip_rms)
+    n = by_rows_and_columns(g, rows, columns, t, exponent, tiny, clip_rms)
     return n * (root_mean_square(w, smallest) / (lr * t.sqrt()).clamp_min(1.0))
 
-def by_rows_and_columns(g, rows, columns, t, growth, tiny, clip_rms):
-    """Updates the running means of g^2 + tiny, in which the newest counts t^-growth. Returns g, divided by
+def by_rows_and_columns(g, rows, columns, t, exponent, tiny, clip_rms):
+    """Updates the running means of g^2 + tiny, in which the newest counts t^-exponent. Returns g, divided by
     the root of their product, and scaled down to a root mean square of at most clip_rms."""
-    newest, square = t ** -growth, g.square() + tiny
+    newest, square = t ** -exponent, g.square() + tiny
     rows.mul_(1 - newest).add_(newest * mean_to(square, rows))
     columns.mul_(1 - newest).add_(newest * mean_to(square, columns))
     n = g * inverse_root(rows, columns)

@@ -189,7 +189,7 @@ def kron_triangles(m, ql, qr, g, t, index, blocks, *, beta1, precond_lr, seed):
             yy, zz = y.square().sum(2), z.square().sum(2)
             largest = (yy + zz).amax(1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
             q.sub_(precond_lr / largest * (yy - zz) * q)
-    if lesson % 101 == 0 and len(both) == 2:    # 101 is prime, so no refresh_steps misses all of these
+    if lesson % 101 == 0 and len(both) == 2:    # 101 is prime, so no refresh_steps below misses all
         largest = [q.abs().flatten(1).amax(1) for q in (ql, qr)]
         for q, own, other in ((ql, *largest), (qr, *largest[::-1])):
             q.mul_((other / own).sqrt().reshape(-1, *[1] * (q.dim() - 1)))

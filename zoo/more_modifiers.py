@@ -12,8 +12,9 @@ from zoo.rule import AT_LEAST_ONE, BELOW_ONE, Modifier, update_to
 def norms_of_rows(x):    # one norm for each row of a matrix: (rows, 1); a single norm for a vector: ()
     return x.norm(dim=tuple(range(1, x.dim())), keepdim=True) if x.dim() > 1 else x.norm()
 
-def by_matrix(x, blocks):    # one row for each matrix. If each row of x is a block, x is one matrix
-    return x.reshape(1 if x.dim() == 2 and len(x) == blocks else blocks, -1)
+def by_matrix(x, blocks, role):    # one row for each matrix. A row may be a block; then role says what x is
+    matrices = 3 if role == "qkv" else 1
+    return x.reshape(matrices if x.dim() == 2 and len(x) == blocks else blocks, -1)
 
 # ---- Changes of the gradient ----------------------------------------------------------------------------
 
@@ -48,7 +49,8 @@ def mars_g(g, mars_g_last, *, mars_g_gamma=0.025, mars_g_beta=0.95):
         c     = g + gamma b / (1 - b) (g - last);  last <- g
         g     = c / max(1, |c|)                       |.| is the norm of the tensor
 
-    adamw with it is the rule mars, and signum with it is MARS-Lion, if beta1 is 0.95, too.
+    adamw with it, beta1 0.95, beta2 0.99 and eps 1e-8 does to matrices what the rule mars does. signum with
+    it and beta1 0.95 is MARS-Lion.
 
     Remembers  last, a copy of the gradient: 4 bytes per weight.
     Defaults   are the authors'. b is their beta1. Give the rule's own beta1 the same value, as they do.
@@ -104,7 +106,7 @@ def mgup(u, g, *, mgup_share=0.5, mgup_up=2.0, mgup_down=0.1):
     For        every tensor and every rule, at the rule's lr. Of weights that tie for the last place, such as
                those with a gradient of 0, all belong to the upper share. The authors' Muon compares with the
                momentum before it makes the momentum orthogonal. Here u g decides, as in their AdamW and Lion.
-    Source     Chang, Yuan (2025), arXiv 2606.17526, NeurIPS 2025."""
+    Source     Chang, Yuan (2025), NeurIPS. arXiv 2606.17526, where it stands since 2026."""
     agreement = u * g
     least = agreement.flatten().topk(max(1, int(mgup_share * g.numel()))).values[-1]
     return torch.where(agreement >= least, mgup_up * u, mgup_down * u)
@@ -123,8 +125,8 @@ def update_floor(u, w, blocks, role, *, update_floor_ratio=0.35):
                request 274), where it follows a form of NorMuon."""
     if w.dim() < 2 or role in ("embed", "head"):
         return u
-    step = by_matrix(u, blocks)
-    size = by_matrix(w.to(u.dtype), blocks).norm(dim=1, keepdim=True).clamp_min(1e-8)
+    step = by_matrix(u, blocks, role)
+    size = by_matrix(w.to(u.dtype), blocks, role).norm(dim=1, keepdim=True).clamp_min(1e-8)
     factor = update_floor_ratio * size / step.norm(dim=1, keepdim=True).clamp_min(1e-8)
     return (step * factor.clamp_min(1.0)).reshape(u.shape)
 
@@ -153,12 +155,13 @@ def hyperball(u, w, decay, lr, blocks, role):
     Remembers  nothing. The norm of the weights is their memory.
     Freezes    a matrix that starts at 0.
     For        all matrices but the embedding, and every rule. Modifiers that would change the norm again,
-               such as lookahead, are refused. Embedding and vectors move as the rule says. They need another
-               lr, as in --lr_of=embed:0.3,norm:0.3. For Muon the authors take 0.018.
+               such as lookahead, are refused, and so is update_floor, which it would undo. Embedding and
+               vectors move as the rule says. They need another lr, as in --lr_of=embed:0.3,norm:0.3. For
+               Muon the authors take 0.018.
     Source     Wen, Dang, Lyu, Ma, Liang (2026), arXiv 2606.16899."""
     if w.dim() < 2 or role == "embed":
         return u
-    x, step = by_matrix(w.to(u.dtype), blocks), by_matrix(u, blocks)
+    x, step = by_matrix(w.to(u.dtype), blocks, role), by_matrix(u, blocks, role)
     size = x.norm(dim=1, keepdim=True)
     new = x - lr * (size / step.norm(dim=1, keepdim=True).clamp_min(1e-10)) * step
     new = new * (size / new.norm(dim=1, keepdim=True).clamp_min(1e-10))
@@ -212,7 +215,7 @@ MODIFIERS = {
                                   bounds=dict(positive_negative_beta=BELOW_ONE)),
     "cautious_lion":     Modifier(cautious_lion, changes="u"),
     "mgup":              Modifier(mgup, changes="u", bounds=dict(mgup_share=BELOW_ONE)),
-    "update_floor":      Modifier(update_floor, changes="u"),
+    "update_floor":      Modifier(update_floor, changes="u", scales=True),
     "norm_loss":         Modifier(norm_loss, changes="u", last=1),
     "hyperball":         Modifier(hyperball, changes="u", last=2, alone=True),
     "lookahead":         Modifier(lookahead, changes="u", last=3, whole=True, elementwise=True,

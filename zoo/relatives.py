@@ -55,7 +55,8 @@ def adabound(g, m, v, t, lr_peak, *, beta1=0.9, beta2=0.999, eps=1e-8, final_lr=
     return m * bounded(adams_rate(v, t, beta1, beta2, eps), t, final_lr / lr_peak.clamp_min(1e-30), gamma)
 
 def amsbound(g, m, v, highest, t, lr_peak, *, beta1=0.9, beta2=0.999, eps=1e-8, final_lr=0.1, gamma=1e-3):
-    """AMSBound is AdaBound with the largest v so far, so that the rate of a weight never grows again.
+    """AMSBound is AdaBound with the largest v so far, so that a gradient that becomes smaller does not
+    make the rate of its weight grow.
         m       <- b1 m + (1 - b1) g
         v       <- b2 v + (1 - b2) g^2
         highest <- max(highest, v)

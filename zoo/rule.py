@@ -79,7 +79,8 @@ class ZooRule(Rule):
         self.refresh, self.sums, self.from_run, self.stacks = refresh, sums, from_run, stacks
         self.has_one_lr = sums is not None and "lr" in parameter_names(sums)    # the same in all groups
         self.rarely_changes, self.schedule = rarely_changes, schedule
-        self.has_blocks = per_block in self.state.values() or "blocks" in self.inputs
+        self.blocks_are_matrices = "blocks" in self.inputs
+        self.has_blocks = self.takes_rows = per_block in self.state.values() or self.blocks_are_matrices
         for p in inspect.signature(function).parameters.values():
             if p.name in self.hyper and p.name in (*self.given, "weight_decay"):
                 raise WrongRule(f"{self.name}: {p.name} is an input; put it before the *, with no default")
@@ -113,15 +114,16 @@ class Modifier(ZooRule):
               adds a pull on the weights, 2 for what must see the whole step, 3 for what sees the new weight
     whole     whether it looks at the step as a whole, with the decay. Only such a modifier fits a rule that
               puts a decay of its own into u
-    alone     whether it gives the weights their final norm, so that no other modifier with a `last` of 2 or
-              more fits it
+    alone     whether it gives the weights their final norm. Then no other modifier fits that has a `last`
+              of 2 or more, or that only scales
+    scales    whether all that it does is to scale the updates of matrices
     The names of its state and of its hyperparameters begin with its own name, so that they differ from all
     names of the rule."""
     given = (*ZooRule.given, "u")
 
-    def __init__(self, function, *, changes, last=0, whole=False, alone=False, **line):
+    def __init__(self, function, *, changes, last=0, whole=False, alone=False, scales=False, **line):
         super().__init__(function, **line)
-        self.changes, self.last, self.whole, self.alone = changes, last, whole, alone
+        self.changes, self.last, self.whole, self.alone, self.scales = changes, last, whole, alone, scales
 
 class ModifiedRule(ZooRule):
     """A rule together with its modifiers. The result is a rule too: one function that returns u.
@@ -141,10 +143,10 @@ class ModifiedRule(ZooRule):
         if before and see_unchanged:
             raise ValueError(f"modify={before[0].name}: changes the gradient, but {see_unchanged[0]} also "
                              "looks at gradients that are not yet changed; leave one of them out")
-        at_the_end = [part for part in after if part.last >= 2]
-        if len(at_the_end) > 1 and any(part.alone for part in at_the_end):
-            raise ValueError(f"modify={at_the_end[0].name}+{at_the_end[1].name}: each would undo a part of "
-                             "what the other does; leave one of them out")
+        set_sizes = [part for part in after if part.last >= 2 or part.scales]
+        if len(set_sizes) > 1 and any(part.alone for part in set_sizes):
+            raise ValueError(f"modify={set_sizes[0].name}+{set_sizes[1].name}: one would undo what the other "
+                             "does; leave one of them out")
         if after and rule.evaluated:
             raise ValueError(f"modify={after[0].name}: changes the step, but {rule.name} keeps an average "
                              "that knows only its own steps; leave one of them out")
@@ -163,15 +165,17 @@ class ModifiedRule(ZooRule):
             self.bounds |= part.bounds
             names += part.inputs
         self.inputs = tuple(dict.fromkeys(name for name in names if name != "u"))
-        self.has_blocks = any(part.has_blocks for part, _ in self.parts)
+        self.has_blocks = any(part.has_blocks for part, _ in self.parts)    # takes_rows is the rule's own
         self.elementwise = all(part.elementwise for part, _ in self.parts)
         self.stacks = False    # a modifier may look at the tensor as a whole
         self.function = functools.partial(apply_parts, self.inputs, self.parts, self.changes_decay)
 
 def sees_gradient_elsewhere(rule) -> bool:
-    """Whether a rule uses gradients outside of its function: in g2, in its sums or in its refresh."""
+    """Whether a rule uses gradients outside of its function: in g2, in its sums or in its refresh. gs counts,
+    too, because a modifier of g does not change it."""
     functions = [function for function in (rule.sums, rule.refresh) if function]
-    return "g2" in rule.inputs or any("g" in parameter_names(function) for function in functions)
+    names = {name for function in functions for name in parameter_names(function)}
+    return "g2" in rule.inputs or not names.isdisjoint({"g", "gs"})
 
 def apply_parts(inputs, parts, changes_decay, *tensors, **hyper):
     """Returns the update of a rule and its modifiers.

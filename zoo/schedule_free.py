@@ -27,7 +27,7 @@ def schedule_free_adamw(g, w, z: copy_of_weight, v, top: scalar, total: scalar, 
                Adam with a schedule is best. It stays constant after a warmup, unless --schedule is given.
     Defaults   are the authors', whose lr is 0.0025. b1 has the effect of momentum, and long runs want more of
                it, such as 0.98. Their option r, for a mean that favours late steps, is left out: it is 0.
-               The decay acts on z and, through z, on w.
+               The decay is a part of s. So z takes all of it, and w takes 1 - b1 (1 - c) of it at once.
     For        every tensor. Its result is the loss at x, which the trainer logs as average_loss.
     Source     Defazio et al. (2024), arXiv 2405.15682. The form is that of the authors' package."""
     v.lerp_(g.square(), 1 - beta2)
