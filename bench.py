@@ -174,7 +174,8 @@ def with_gradients(device: torch.device, model: Decoder | None = None) -> tuple[
 def given_model(options: Options, device: torch.device) -> tuple[Decoder, list, bool]:
     """Returns the model of --options or else the usual one, its parameters, and whether to compile."""
     parts = build(options) if options.options else None
-    return *with_gradients(device, parts and parts.model), parts is None or parts.settings.compile
+    compile = parts.settings.compile if parts else compiler_works()
+    return *with_gradients(device, parts and parts.model), compile
 
 
 def best_bandwidth(options: Options, device: torch.device, clock: Clock, compile: bool) -> float:
@@ -188,7 +189,8 @@ def best_bandwidth(options: Options, device: torch.device, clock: Clock, compile
 
 
 def bench_optimizer(options: Options, device: torch.device) -> list[dict]:
-    """Measures a step of every rule of optim.py on a decoder of 42 million weights, compiled and eager."""
+    """Measures a step of every rule of optim.py, compiled and eager, on a decoder of 42 million weights or on
+    that of --options."""
     (model, weights, compile), clock = given_model(options, device), Clock(device)
     count = sum(w.numel() for w in weights)
     fused = torch.optim.AdamW(weights, lr=1e-4, fused=True).step
@@ -547,9 +549,10 @@ def main(argv: list[str]) -> int:
         options = load(Options, argv, __doc__)[0]
         if options.only and options.scaling:
             raise UserError(f"--scaling: is a part of its own; leave out --only={options.only}")
+        if options.against and options.only != "step":
+            raise UserError("--against: goes with --only=step")
         device = Machine(Settings(device=options.device, threads=options.threads)).device
         provide_cache(compiles=True)
-        compiler_works()
         results = dict(machine=versions() | dict(device=str(device), threads=torch.get_num_threads()))
         only = "scaling" if options.scaling else options.only
         for name in [only] if only else ("optimizer", "train", "start"):

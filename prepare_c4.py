@@ -305,11 +305,14 @@ def read_progress(path: Path, meta: dict, resume: bool) -> dict:
     if not resume:
         raise UserError(f"--out={out}: holds an interrupted preparation; --resume goes on with it, or "
                         "delete the folder")
-    earlier = json.loads(path.read_text())
+    try:
+        earlier = json.loads(path.read_text())
+        entries = earlier["splits"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is damaged; delete the folder") from None
     if other := difference(earlier, meta):
         raise UserError(f"--out={out}: holds an interrupted preparation of other data: ask for the same, or "
                         f"delete the folder; {other}")
-    entries = earlier["splits"]
     for entry in entries.values():
         for shard in entry["shards"]:
             data.open_shard(out / shard["file"], shard, meta["vocab_size"])
@@ -336,21 +339,21 @@ def versions_used(settings: Options) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def prepare_default(folder: str, recipe: str, default_folder: str, others: bool = False) -> None:
-    """Prepares the data of a run if they are the default data and are missing.
+def prepare_if_missing(folder: str, recipe: str, may_prepare: bool) -> None:
+    """Prepares the data of a run if they are missing.
 
     Args:
         folder: the folder that the run reads.
         recipe: the options with which this script makes it.
-        default_folder: the only folder that is made without being asked for.
-        others: whether to make any other folder, too, if it has a recipe.
-    Raises: UserError that says how to make any other folder that is missing.
+        may_prepare: whether to make the folder without being asked for.
+    Raises: UserError that says how to make a folder that is missing and may not be made.
     """
     if Path(folder, "meta.json").exists():
         return
-    options = f"{recipe} {shlex.quote(f'--out={folder}')}".strip()
+    what = recipe or ("" if may_prepare else "OPTIONS")    # the default folder needs no options
+    options = f"{what} {shlex.quote(f'--out={folder}')}".strip()
     command = f"python {shlex.quote(os.path.relpath(__file__))} {options}"
-    if folder != default_folder and not (others and recipe):
+    if not may_prepare:
         raise UserError(f"--data={folder}: no data there; make it: {command}")
     print(f"{folder} is not there yet, so first: {command}")
     prepare(load(Options, shlex.split(options), complete=complete)[0])

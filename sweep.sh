@@ -241,6 +241,7 @@ case $sweep in
     usage ;;
 esac
 runs=$(printf %s "$runs" | awk '!seen[$0]++')
+[ -n "$runs" ] || refuse "no run is asked for"
 twice=$(echo "$runs" | awk 'seen[$1]++ {print $1; exit}')
 [ -z "$twice" ] || refuse "$twice: two runs would have this name; give their files different names"
 for theirs in $asked; do
@@ -262,12 +263,12 @@ commands() {    # reads lines as in $runs and prints a command for each; the arg
 }
 # --- before anything starts, refuse what cannot run and what has already run with other settings
 lines=$(echo "$runs" | commands "$@")
-total=$(modules -m trainer.plan <<<"$lines") || {
+plan=$(modules -m trainer.plan <<<"$lines") || {
   [ $# = 0 ] || echo "sweep.sh: what changes a result belongs before --, as key=value, in the runs' names" >&2
   exit 2
 }
 if [ -n "$print" ]; then
-  echo "$lines$newline$total"
+  echo "$lines$newline$plan"
   exit
 fi
 status_of() {    # prints the status of a run: done, diverged, interrupted, failed, running, or new
@@ -285,9 +286,10 @@ gpus=${gpus//[,$newline]/ }
 prepare() {    # makes the data that the runs need and that are missing
   ask '
     import prepare_c4
-    for folder, recipe in sorted({(one.data, one.prepare) for one, _, _ in
-                                  (read(shlex.split(line)[2:]) for line in sys.stdin)}):
-        prepare_c4.prepare_default(folder, recipe, Settings.data, others=True)' 3<&- <<<"$lines" &
+    for one, _, tables in (read(shlex.split(line)[2:]) for line in sys.stdin):
+        of_config = one.prepare and one.data == tables.get("data", {}).get("data")
+        prepare_c4.prepare_if_missing(one.data, one.prepare, of_config or one.data == Settings.data)
+    ' 3<&- <<<"$lines" &
   pid[0]=$! title[0]="the data"
   wait "${pid[0]}"
   code=$? title[0]=""
@@ -312,7 +314,7 @@ start() {    # starts a run; the arguments are a slot, its name, its options, an
   (
     if [ "$jobs" -gt 1 ]; then
       share=$((cores > jobs ? cores / jobs : 1))
-      case " $*" in *" --threads"*) ;; *) options="$options --threads=$share" ;; esac
+      case " $options $*" in *" --threads"*) ;; *) options="$options --threads=$share" ;; esac
       # shellcheck disable=SC2086    # a list of numbers
       read -ra gpu <<< $gpus
       [ ${#gpu[@]} = 0 ] || export CUDA_VISIBLE_DEVICES="${gpu[slot % ${#gpu[@]}]}"
@@ -350,7 +352,7 @@ stop() {    # tells all runs to save and end, because a signal came to this scri
   done
 }
 trap stop INT TERM HUP USR1 USR2 XCPU
-case $total in *"# first: "*) unprepared=yes ;; *) unprepared="" ;; esac
+case $plan in *"# first: "*) unprepared=yes ;; *) unprepared="" ;; esac
 
 total=0
 while [ -z "$stopped" ] && read -r name options <&3; do

@@ -54,7 +54,7 @@ class Training:
 
         # the data
         if machine.rank == 0:
-            prepare_c4.prepare_default(config.data, config.prepare, settings.Settings.data)
+            prepare_c4.prepare_if_missing(config.data, config.prepare, config.data == settings.Settings.data)
         machine.sum(0)    # the others wait for rank 0
         self.fingerprint, self.train_set, self.val_set = open_data(config)
         self.order = data.Order(len(self.train_set), config.seed)
@@ -258,7 +258,7 @@ class Training:
         self.bar.set_postfix_str(f"loss {loss:.3f}, lr {config.lr * scale:.2e}, {speed:,.0f} tokens/s",
                                  refresh=False)
 
-    def validate(self, step: int, count: int, **more) -> tuple[dict, int]:
+    def validate(self, step: int, count: int) -> tuple[dict, int]:
         """Logs the validation losses after a step. Returns them by name, and the number of windows. A signal
         stops it, and a resumed run then validates first."""
         begun, count = time.perf_counter(), min(count or len(self.val_set), len(self.val_set))
@@ -267,10 +267,11 @@ class Training:
             raise self.interrupted(step)
         if not all(map(math.isfinite, losses.values())):    # also that of an average of the weights
             raise self.diverged(step, "validation loss", "is not finite")
+        more = {}
         if step < self.steps:
             tqdm.write(f"step {step}: validation loss {announce.with_average(losses)} ({count} windows)")
         else:
-            more = dict(bits_per_byte=bits_per_byte(losses["loss"], self.val_set)) | more
+            more = dict(bits_per_byte=bits_per_byte(losses["loss"], self.val_set), final=True)
         self.run.log("val", step, windows=count, **losses, **more)
         self.clock += time.perf_counter() - begun    # tokens per second leave out validation and saving
         return losses, count
@@ -298,7 +299,7 @@ class Training:
     def finish(self):
         """Measures the final loss and shows what came of the run."""
         config = self.config
-        losses, count = self.validate(self.steps, config.final_windows, final=True)
+        losses, count = self.validate(self.steps, config.final_windows)
         bits = bits_per_byte(losses["loss"], self.val_set)
         self.run.draw(draw_run, f": {config.optimizer}, lr {config.lr:g}, final {losses['loss']:.3f}")
         self.run.status("done", step=self.steps, steps=self.steps, bits_per_byte=bits, **losses)

@@ -280,8 +280,8 @@ def rules_of(path: Path) -> list:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Expr, ast.Assign, ast.Return)) and isinstance(node.value, ast.Constant) and (
                 node.value.value is ...):
-            raise Failed(f"line {node.lineno} is still blank; replace the dots by one or more lines, as the text "
-                         "at the top of the file asks")
+            raise Failed(f"line {node.lineno} is still blank; replace the dots by one or more lines, as the "
+                         "text at the top of the file asks")
     rules = files.rules_in(str(path))
     known = [f for f in rules if getattr(f, "__name__", "") in NAMES]
     if path.stem in NAMES and not known:

@@ -322,7 +322,7 @@ def losses(name: str) -> tuple:
 
 
 def riddle(number: int) -> str:
-    """Returns the code of an exhibit without what names its bug: its name, its docstring and the line above."""
+    """Returns the code of an exhibit without what names its bug: name, docstring, and the line above."""
     name, one = list(MUSEUM.items())[number - 1]
     code = source_of(one.thing).partition("\n")[2]
     return f"# exhibit {number}, of the exercise {one.exercise}\n" + re.sub(rf"\b{name}\b", "exhibit", code)
@@ -334,8 +334,8 @@ def page() -> str:
         shown = "" if one.exercise == "accumulation" else "{:.2f} -> {:.2f}".format(*losses(name))
         project, _, thread = one.made_by.partition("#")
         made_by = f"[{one.made_by}](https://github.com/{project}/issues/{thread})" if thread else one.made_by
-        lines.append(f"| {number} | `{name}` | {one.exercise} | {made_by} | {inspect.getdoc(one.thing)} | {shown} | "
-                     f"{one.fault()} |")
+        lines.append(f"| {number} | `{name}` | {one.exercise} | {made_by} | {inspect.getdoc(one.thing)} | "
+                     f"{shown} | {one.fault()} |")
     return "\n".join(lines)
 
 

@@ -95,7 +95,8 @@ def everything(runs: list[RecordedRun], options: Options) -> None:
     for name, sweeps in missing.items():
         more = "more" if (folder / name).exists() else "drawn"
         print(f"{name}: {more} with\n  " + "\n  ".join(sweeps))
-    print(f"{len(study.rows)} runs; everything is in {folder}: results.csv, table.md, claims.md, *.png")
+    files = "results.csv, table.md, league.md, claims.md, *.png"
+    print(f"{len(study.rows)} runs; everything is in {folder}: {files}")
 
 
 def read_times(path: Path) -> Times:
@@ -201,6 +202,8 @@ def read_options(argv: list[str]) -> tuple[list[str], Options]:
     """
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
     options = load(Options, argv[len(names):], __doc__, program="python -m study")[0]
+    if names and options.match:
+        raise UserError("--match: chooses among all runs, so leave it out beside names of runs")
     out = Path(options.out or "overlay.png")
     if out.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out={out}: must end with .png, .pdf or .svg")
@@ -230,8 +233,11 @@ def audition_options(argv: list[str]) -> audition.Options:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command. Returns its exit code: 0, 2 if an option or a file is wrong, 4 if a file cannot be
-    written."""
+    """Runs the command. Returns its exit code: 0, or 2 if an option or a file is wrong.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     try:
         if argv[:1] == ["audition"]:
             return run_audition(argv[1:])
@@ -247,9 +253,6 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"study: error: {one_line(error)}", file=sys.stderr)
         return error.code
-    except OSError as error:
-        print(f"study: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 4
     return 0
 
 

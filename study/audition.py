@@ -16,7 +16,6 @@ import functools
 import math
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -46,14 +45,14 @@ from study.audition_plan import (
 from study.tables import changed_options, number, optimizer_of, parsed, read_runs, row_of, rows_below, text
 from study.thresholds import PARITY
 from study.verdict import looks, visible
+from trainer import script
 from trainer.cores import usable_cores
 from trainer.errors import UserError, one_line
 from trainer.machine import Machine, compiler_works, provide_cache
-from trainer.options import option
+from trainer.options import ROOT, option
 from trainer.settings import Settings, kept, read
 from zoo import properties
 
-ROOT = Path(__file__).parent.parent
 # What belongs to the optimizer, besides the hyperparameters of its rule. All else is the task, which is the
 # same for both sides: a larger batch, for one, would be more data.
 OF_THE_OPTIMIZER = {"modify", "average", "lr_of", "schedule", "cooldown", "cooldown_beta2", "warmup",
@@ -278,13 +277,9 @@ def train(lines: list[str], config: str, jobs: int, *more: str) -> int:
     if "--print" in more:    # a command for elsewhere says only `python`, so that must be this one here
         python = {"PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
     sweep = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=os.environ | python)
-    before = {number: signal.signal(number, lambda *_: sweep.terminate())
-              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with script.surroundings_restored():
+        script.on_signals(lambda *_: sweep.terminate())
         sweep.communicate("\n".join(lines))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return sweep.returncode
 
 
@@ -317,6 +312,8 @@ def audition(words: list[str], options: Options) -> int:
     deadline = time.monotonic() + 3600 * options.hours - PAGE_SECONDS
     if blank := [word for word in words if len(word.split()) != 1]:
         raise UserError(f"{blank[0]!r}: holds a blank, which an audition cannot use; rename file or folder")
+    if not options.against.split():
+        raise UserError("--against: give a rule, such as adamw")
     settings, _, _ = read([options.config])
     sides = [side_of(side, options.config) for side in (" ".join(words), options.against)]
     hyper = {name for side in sides for name in rule_of_side(side, options.config)[0].hyper}

@@ -22,9 +22,9 @@ from study.thresholds import USABLE
 from study.verdict import ERROR, Verdict, best_lr, looks, time_to_loss
 from trainer.machine import versions
 from trainer.measure import blank_figure
+from trainer.options import ROOT
 from trainer.runs import to_json, whole_file
 
-ROOT = Path(__file__).parent.parent
 METHOD = Path(__file__).parent / "audition_method.md"
 STILL_RUNNING = "still running"    # what write() takes for `stopped` if more runs will follow
 
@@ -69,7 +69,8 @@ def measure_speed(found: Findings, config: str, threads: int) -> Speed | None:
                                f"--against={texts[1]}", f"--threads={threads}", f"--out={out}"],
                               capture_output=True, text=True)
         if done.returncode:
-            print(f"note: the speed is not measured: {done.stderr.strip().splitlines()[-1:]}")
+            reason = (done.stderr.strip().splitlines() or ["bench.py gives no reason"])[-1]
+            print(f"note: the speed is not measured: {reason}")
             return None
         rows = {row["what"]: row for row in json.loads(out.read_text())["step"]}
     ours, theirs, rest = rows["optimizer"], rows["against"], rows["forward and backward"]

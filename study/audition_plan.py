@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from study.evidence import usable_end
+from study.evidence import usable_decades
 from study.thresholds import PARITY, USABLE
 from study.verdict import Look, LossesByLr, Speedup, Verdict, best_lr, judge, looks, mean_and_sd, speedup
 
@@ -191,12 +191,7 @@ class Tuning:
     def width(self) -> tuple[float, bool]:
         """Returns how many decades of learning rates are within USABLE of the best, and whether the losses
         at both ends are higher, so that the width is complete."""
-        means = {lr_at(lr): loss for lr, loss in self.losses.items()}
-        best = lr_at(self.best)
-        limit = means[best] + USABLE
-        low, low_found = usable_end(means, sorted((lr for lr in means if lr <= best), reverse=True), limit)
-        high, high_found = usable_end(means, sorted(lr for lr in means if lr >= best), limit)
-        return math.log10(high / low), low_found and high_found
+        return usable_decades({lr_at(lr): loss for lr, loss in self.losses.items()}, lr_at(self.best))
 
 
 def tune(side: Side, steps: int, losses: Losses, start: int, finest: int = 1) -> Tuning:

@@ -18,6 +18,7 @@ from study.evidence import (
     compare,
     margin,
     parts_of,
+    require_complete,
     show,
     show_all,
     show_widths,
@@ -39,7 +40,6 @@ from study.thresholds import (
 
 FOUR = ("adamw", "adafactor", "lion", "signum")
 FIVE = (*FOUR, "sgd")
-FURTHER_OUT = "    (with {}= further out)"
 MATRICES = ("matrix", "qkv")    # in effective_lr.csv, where matrix is attn_out, mlp_up and mlp_down together
 BETA1S = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 
@@ -69,8 +69,7 @@ def lr_stability(study: Study) -> Comparisons:
     widths = {}
     for name in FIVE:
         widths[name] = study.width("lr", name)
-        if not widths[name].complete:
-            raise NotEnough(study.command("lr", more=f"optimizer={name}") + FURTHER_OUT.format("lr"))
+        require_complete(widths[name], study.command("lr", more=f"optimizer={name}"))
     four = [widths[name].decades for name in FOUR]
     yield (max(four) - min(four) <= STEP,
            f"the widths of the four, in decades, are within {STEP} of each other: {show_widths(widths)}")
@@ -105,8 +104,7 @@ def stabilizers(study: Study) -> Comparisons:
         plain = study.width("lr", name, setting=without)
         wider = usual.decades - plain.decades > RESOLVED
         unsure, setting = (plain, without) if wider else (usual, study.base)
-        if not unsure.complete:
-            raise NotEnough(study.command("lr", setting, f"optimizer={name}") + FURTHER_OUT.format("lr"))
+        require_complete(unsure, study.command("lr", setting, f"optimizer={name}"))
         yield (wider, f"{name}'s range is wider with them: {usual.decades:.2f} decades n {usual.seeds}, "
                       f"without them {plain.decades:.2f} n {plain.seeds}")
     swapped = swapped_pairs(study, FIVE, study.base, without)
@@ -133,8 +131,7 @@ def longer_training(study: Study) -> Comparisons:
     is_wider = long - short > RESOLVED
     unsure = study.base if is_wider else longer    # a width that is only a lower bound could turn the answer
     for name, width in zip(FIVE, widths[unsure]):
-        if not width.complete:
-            raise NotEnough(study.command("lr", unsure, f"optimizer={name}") + FURTHER_OUT.format("lr"))
+        require_complete(width, study.command("lr", unsure, f"optimizer={name}"))
     yield is_wider, f"the range is wider by {long - short:.2f} decades on average over the five"
     swapped = swapped_pairs(study, FIVE, study.base, longer)
     yield not swapped, f"pairs that change places: {', '.join(swapped) or 'none'}"
@@ -254,9 +251,8 @@ def adalayer(study: Study) -> Comparisons:
 
     widths = {name: study.width(*source) for name, source in sources.items()}
     for name in ("sgd", "adalayer", "adam"):
-        if not widths[name].complete:
-            sweep, optimizer = sources[name]
-            raise NotEnough(study.command(sweep, more=f"optimizer={optimizer}") + FURTHER_OUT.format("lr"))
+        sweep, optimizer = sources[name]
+        require_complete(widths[name], study.command(sweep, more=f"optimizer={optimizer}"))
     decades = {name: width.decades for name, width in widths.items()}
     yield (decades["sgd"] - RESOLVED <= decades["adalayer"] <= decades["adam"] + RESOLVED,
            f"Adalayer's width, in decades, is between theirs: {show_widths(widths)}")
@@ -324,10 +320,10 @@ def stable(study: Study, sweep: str, optimizer: str, along: str, **fixed: Any) -
     star = study.width("lr", "adalayer_star")
     variant = study.width(sweep, optimizer, along, **fixed)
     is_stable = variant.decades >= star.decades - NARROW
-    if not is_stable and not variant.complete:
-        raise NotEnough(study.command(sweep) + FURTHER_OUT.format(along))
-    if is_stable and not star.complete:
-        raise NotEnough(study.command("lr", more="optimizer=adalayer_star") + FURTHER_OUT.format("lr"))
+    if is_stable:
+        require_complete(star, study.command("lr", more="optimizer=adalayer_star"))
+    else:
+        require_complete(variant, study.command(sweep), along)
     return is_stable, (f"{variant.decades:.2f} decades n {variant.seeds}, "
                        f"adalayer_star {star.decades:.2f} n {star.seeds}")
 
@@ -397,8 +393,7 @@ def norms_untrained(study: Study) -> Comparisons:
     trained = study.width("hybrid_last", "adalayer_star", "rest_lr", **hybrid("head"))
     wider = width.decades > trained.decades + RESOLVED
     unsure, sweep = (trained, "hybrid_last") if wider else (width, "norms_untrained")
-    if not unsure.complete:
-        raise NotEnough(study.command(sweep) + FURTHER_OUT.format("rest_lr"))
+    require_complete(unsure, study.command(sweep), "rest_lr")
     yield (wider, f"its range is wider: {width.decades:.2f} decades n {width.seeds}, with norms trained by "
                   f"SGD {trained.decades:.2f} n {trained.seeds}")
 

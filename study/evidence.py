@@ -214,14 +214,8 @@ class Study:
         self.best(sweep, optimizer, along, setting, **fixed)    # raises NotEnough
         curve = self.curve(optimizer, along, setting, paired=True, **fixed)
         means = {value: float(np.mean(losses)) for value, losses in curve.items()}
-        best = min(means, key=means.get)
-        limit = means[best] + USABLE
-        falling = [value for value in sorted(means, reverse=True) if value <= best]
-        rising = [value for value in sorted(means) if value >= best]
-        low, low_found = usable_end(means, falling, limit)
-        high, high_found = usable_end(means, rising, limit)
-        decades = abs(math.log10(low / best)) + abs(math.log10(high / best))
-        return Width(decades, low_found and high_found, min(map(len, curve.values())))
+        decades, is_complete = usable_decades(means, min(means, key=means.get))
+        return Width(decades, is_complete, min(map(len, curve.values())))
 
     def sd(self, setting: str | None = None, *groups: Losses) -> float:
         """Returns the standard deviation over seeds, in nats.
@@ -281,6 +275,27 @@ class Study:
                     "unstabilized": {"qk_norm": "false", "z_loss": "0"}}[kind]
         words = [f"{option}={value}" for option, value in options.items()]
         return self.command("lr", " ".join([config, *words]), more)
+
+
+def usable_decades(means: dict[float, float], best: float) -> tuple[float, bool]:
+    """Returns how many decades of values are within USABLE of the best one, and whether the losses at both
+    ends are higher, so that the width is complete.
+
+    Args:
+        means: {value: mean loss}.
+        best: the value with the lowest loss.
+    """
+    limit = means[best] + USABLE
+    low, low_found = usable_end(means, sorted((x for x in means if x <= best), reverse=True), limit)
+    high, high_found = usable_end(means, sorted(x for x in means if x >= best), limit)
+    return math.log10(high / low), low_found and high_found
+
+
+def require_complete(width: Width, command: str, along: str = "lr") -> None:
+    """Raises NotEnough if a width is only a lower bound. command: of the sweep that gave it. along: its
+    hyperparameter, of which values further out are missing."""
+    if not width.complete:
+        raise NotEnough(f"{command}    (with {along}= further out)")
 
 
 def usable_end(means: dict[float, float], values: list[float], limit: float) -> tuple[float, bool]:

@@ -21,7 +21,6 @@ from study.panels import (
     COLORS,
     HEIGHT,
     HOLLOW,
-    LARGE,
     LOSS,
     MARKS,
     MORE_COLORS,
@@ -35,6 +34,7 @@ from study.panels import (
     draw,
     draw_panel,
     finish,
+    label_axes,
     marks_of,
     rows_of,
     scaled,
@@ -240,6 +240,7 @@ def draw_effective_lrs(study: Study, path: Path) -> list[str]:
     runs = {row["run"] for row in study.unchanged(STAR) if np.isfinite(row["loss"])}
     rows = [row for row in study.effective if row["run"] in runs]
     if not rows:
+        path.unlink(missing_ok=True)    # it would show other results
         return [study.command("effective_lr")]
     figure = blank_figure(2.2 * WIDTH, HEIGHT + 0.6)
     all_axes = figure.subplots(1, 3, sharey=True)
@@ -373,6 +374,7 @@ def draw_training_curves(study: Study, training_curves: TrainingCurves, path: Pa
         else:
             missing.append(study.command("lr" if name in SIX else name))
     if not curves:
+        path.unlink(missing_ok=True)
         return missing
     figure = blank_figure(1.8 * WIDTH, 1.5 * HEIGHT)
     axes = figure.subplots()
@@ -458,14 +460,6 @@ def draw_differences(axes, verdicts: list[tuple[str, Verdict]]) -> None:
 
 # ---------------------------------------------------------------------------------------------------------
 # A picture of run folders
-
-
-def label_axes(axes, title: str, xlabel: str, ylabel: str = "") -> None:
-    """Gives axes their texts, in the sizes of all figures."""
-    axes.set_title(title, size=LARGE)
-    axes.set_xlabel(xlabel, size=USUAL)
-    axes.set_ylabel(ylabel, size=USUAL)
-    axes.tick_params(labelsize=SMALL)
 
 
 def smooth_training_loss(run: RecordedRun) -> tuple[list[int], np.ndarray]:

@@ -117,6 +117,14 @@ def scaled(panel: Panel) -> Scaled:
 # One panel
 
 
+def label_axes(axes, title: str, xlabel: str, ylabel: str = "") -> None:
+    """Gives axes their texts, in the sizes of all figures."""
+    axes.set_title(title, size=LARGE)
+    axes.set_xlabel(xlabel, size=USUAL)
+    axes.set_ylabel(ylabel, size=USUAL)
+    axes.tick_params(labelsize=SMALL)
+
+
 def draw_panel(axes, scaled_panel: Scaled, lowest: float, highest: float) -> list["Number"]:
     """Draws the means over seeds, with a bar from the lowest to the highest seed. write_above() must follow.
 
@@ -125,9 +133,7 @@ def draw_panel(axes, scaled_panel: Scaled, lowest: float, highest: float) -> lis
     """
     panel, all_means = scaled_panel.panel, scaled_panel.means
     values = sorted({x for means in all_means for x in means})
-    axes.set_xlabel(panel.xlabel, size=USUAL)
-    axes.set_title(panel.title, size=LARGE)
-    axes.tick_params(labelsize=SMALL)
+    label_axes(axes, panel.title, panel.xlabel)
     axes.set_ylim(lowest, highest)
     axes.margins(x=0.08)    # so that a number above the last value fits
     if panel.log:

@@ -21,6 +21,7 @@ import numpy as np
 
 from study.evidence import Losses, Study
 from trainer.errors import UserError, one_line
+from trainer.options import ROOT
 from trainer.runs import to_json, whole_file
 from trainer.settings import FREE, Settings, defaults
 from zoo import RULES
@@ -139,7 +140,7 @@ SHAPE = [field.name for field in fields(Settings) if field.metadata["table"] == 
 NOT_COMPARED = FREE - {"final_windows"} | {"config", "optimizer", "lr", "seed", "device", "precision",
                                            "attention", "loss_chunk", "compile", "run", "sha256_of_optimizer",
                                            "defaults_of_optimizer", "defaults_of_rest"}
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = ROOT / "configs"
 
 
 @functools.cache

@@ -126,14 +126,13 @@ def test_preparing_again(tiny, monkeypatch, tmp_path, capsys):
         f"note: another process is at work in {again}; waiting for it", f"{again}: is prepared already"]
 
 
-def test_a_sweep_makes_any_data_that_have_a_recipe(monkeypatch, tmp_path):
+def test_missing_data_are_made_only_where_that_is_allowed(monkeypatch, tmp_path):
     monkeypatch.setattr(prepare_c4, "sotu", documents)
     mine = str(tmp_path / "mine")
-    with pytest.raises(UserError, match=f"--data={mine}: no data there"):    # not made of the default text
-        prepare_c4.prepare_default(mine, "", "data/usual", others=True)
-    with pytest.raises(UserError, match=f"--data={mine}: no data there"):
-        prepare_c4.prepare_default(mine, "--vocab=300", "data/usual")
-    prepare_c4.prepare_default(mine, "--vocab=300", "data/usual", others=True)
+    for recipe, shown in (("", "OPTIONS"), ("--vocab=300", "--vocab=300")):
+        with pytest.raises(UserError, match=f"--data={mine}: no data there.* {shown} --out={mine}$"):
+            prepare_c4.prepare_if_missing(mine, recipe, False)
+    prepare_c4.prepare_if_missing(mine, "--vocab=300", True)
     assert data.read_meta(mine)["vocab_size"] == 300
 
 

@@ -21,7 +21,7 @@ from study import __main__ as command
 from study import claims, evidence, figures, league, panels, tables, thresholds
 from study.verdict import Interval, Verdict
 from tiny_runs import final, run
-from trainer import measure, settings
+from trainer import measure, script, settings
 from zoo import RULES
 
 PLAIN, LARGER, LONGER = "study qk_norm=false z_loss=0", "study width=128 heads=4", "study steps=4000"
@@ -713,11 +713,20 @@ def test_a_picture_that_cannot_be_written(tmp_path, capsys, out, said):
     assert error.startswith(f"study: error: --out={tmp_path / out}: {said}") and error.count("\n") == 1
 
 
-def test_results_that_cannot_be_written(tmp_path, capsys):
+def test_results_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     record(tmp_path / "runs/study,optimizer=adamw")
     (tmp_path / "file").touch()
-    assert command.main([f"--runs={tmp_path / 'runs'}", f"--results={tmp_path / 'file'}"]) == 4
+    argv = ["study", f"--runs={tmp_path / 'runs'}", f"--results={tmp_path / 'file'}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with script.surroundings_restored(), pytest.raises(SystemExit) as ended:
+        script.run("study", command.main)
+    assert ended.value.code == 4
     assert capsys.readouterr().err == f"study: error: {tmp_path / 'file'}: File exists\n"
+
+
+def test_match_does_not_go_with_names_of_runs(capsys):
+    assert command.main(["a", "b", "--match=class,*"]) == 2
+    assert capsys.readouterr().err.startswith("study: error: --match: chooses among all runs")
 
 
 def test_only_runs_of_sweeps_enter_the_results(tmp_path, capsys, monkeypatch):

@@ -339,6 +339,29 @@ def test_missing_data_are_prepared_once(copy, stub):
     assert again.stdout.count("done already") == 2 and not (copy / "new").exists()
 
 
+def test_data_that_no_config_names_are_not_made(copy, stub):
+    """Their name may be mistyped, and the recipe is for the data of the config."""
+    config = TINY.format(data="new").replace("[train]", 'prepare = "--dataset=files"\n[train]')
+    (copy / "mine.toml").write_text(config)
+    (copy / "plans").touch()
+    done = sweep(copy, "grid", "mine.toml", "data=nwe", PYTHON=stub)
+    assert done.returncode == 2 and "--data=nwe: no data there; make it: " in done.stderr
+    assert "no run has started" in done.stderr and not (copy / "nwe").exists()
+
+
+def test_threads_as_a_key_of_a_sweep(tiny, copy, stub):
+    done = sweep(copy, "grid", str(tiny), "threads=1", "seed=0,1", "--jobs=2", PYTHON=stub)
+    assert done.returncode == 0, done.stderr
+    began = [line for line in (copy / "log").read_text().splitlines() if line.startswith("began")]
+    assert len(began) == 2 and all(line.count(" --threads=") == 1 for line in began)
+
+
+def test_a_sweep_of_no_runs(tiny, copy):
+    command = ["bash", "sweep.sh", "list", str(tiny)]
+    done = subprocess.run(command, cwd=copy, input="\n", capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "sweep.sh: error: no run is asked for\n"
+
+
 def test_a_sweep_from_another_folder_and_with_blanks(tiny, copy, stub):
     """The interpreter and the config are in folders with a blank. The runs are where the command is given."""
     folder = copy / "an other"

@@ -204,6 +204,9 @@ def test_default_data_is_prepared_and_only_that(tiny, tmp_path, monkeypatch, cap
     assert capsys.readouterr().err == ("train.py: error: --data=data/other: no data there; make it: "
                                        f"python {program} --vocab=300 --out=data/other\n")
     assert not Path("runs/c").exists()
+    config.write_text(config.read_text().replace(Settings.data, "data/mine"))
+    assert read([str(config)])[0].prepare == "--vocab=300"
+    assert read([str(config), f"--data={Settings.data}"])[0].prepare == Settings.prepare    # its own recipe
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -341,7 +344,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_to_keep(tmp_path):
     assert own.newest() == (2, dict(step=2))
     for step, kept in ((4, {2, 3, 4}), (3, {3, 4})):    # step 3 is then saved once more
         own.save(step, dict(step=step), keep=2)
-        assert {runs.step_of(path) for path in own.checkpoints()} == kept
+        assert {runs.step_of(path) for path in runs.checkpoints_of(own.folder)} == kept
     own.release()
 
 
@@ -625,7 +628,8 @@ def test_interrupted_runs_say_their_name(tiny, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("ranks, ranks_here, command", [
-    (1, 1, "python {} --name=a --resume"), (8, 8, "torchrun --nproc_per_node=8 {} --name=a --resume"),
+    ("", "", "python {} --name=a --resume"), (1, 1, "python {} --name=a --resume"),
+    (8, 8, "torchrun --nproc_per_node=8 {} --name=a --resume"),
     (8, 4, "the same torchrun command on each machine, with --name=a --resume")])
 def test_the_resume_command_keeps_the_ranks(monkeypatch, ranks, ranks_here, command):
     monkeypatch.setenv("WORLD_SIZE", str(ranks))

@@ -5,10 +5,12 @@ machine, the optimizer's groups, how long compilation takes, the final loss, and
 import os
 import shlex
 from dataclasses import fields
-from pathlib import Path
 
 import zoo
+from trainer.machine import from_torchrun
 from trainer.measure import promise, sizes_of
+from trainer.options import ROOT
+from trainer.runs import checkpoints_of
 from trainer.settings import Settings, is_tuned, settings_of_roles
 from zoo.table import state_bytes
 
@@ -90,15 +92,15 @@ def print_end(training, losses: dict, bits: float, windows: int) -> None:
     if average:
         print(f"with averaged weights {average[0]:.4f} nats per token")
     print(promise(training.config.optimizer, training.unpromised, training.tables, loss))
-    newest = training.run.checkpoints()[0].name
+    newest = checkpoints_of(training.run.folder)[0].name
     print(f"everything is in {training.run.folder}: metrics.jsonl, loss.png, {newest}")
 
 
 def resume_command(settings: Settings, name: str) -> str:
     """Returns the command that goes on with a run of this name on as many ranks as there are now."""
-    script = shlex.quote(os.path.relpath(Path(__file__).parents[1] / "train.py"))
+    script = shlex.quote(os.path.relpath(ROOT / "train.py"))
     runs = "" if settings.runs == Settings.runs else f" --runs={shlex.quote(settings.runs)}"
-    ranks, ranks_here = (int(os.environ.get(key, 1)) for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    ranks, ranks_here = (from_torchrun(key, 1) for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if ranks_here < ranks:    # torchrun's other options are those of this cluster
         return f"the same torchrun command on each machine, with{runs} --name={name} --resume"
     program = f"torchrun --nproc_per_node={ranks}" if ranks > 1 else "python"

@@ -135,10 +135,13 @@ def check_split(split: str, entry: dict) -> None:
         raise ValueError(f"the shards of {split} do not add up")
     if not all(Path(shard["file"]).name == shard["file"] for shard in entry["shards"]):
         raise ValueError("a shard lies outside the folder")
+    if not all(isinstance(shard["sha256"], str) for shard in entry["shards"]):
+        raise ValueError("the sha256 of a shard is no text")
 
 
 def fingerprint(meta: dict) -> str:
-    """Returns a sha256 over all shards of a folder. Folders with the same fingerprint hold the same ids.
+    """Returns a sha256 over all shards of a folder. If two folders have the same fingerprint, they hold the
+    same shards in the same order.
 
     Args:
         meta: the content of meta.json.

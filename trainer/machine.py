@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ import torch.distributed as dist
 
 from trainer.cores import usable_cores
 from trainer.errors import UserError, one_line
+from trainer.options import ROOT
 from zoo.orthogonal import FAST_BF16
 
 # Parameters of glibc's mallopt(), from malloc.h.
@@ -322,10 +322,9 @@ def compiler_failure(function: Callable, arguments: tuple) -> str | None:
 def versions() -> dict[str, str | None]:
     """Returns what a result depends on besides the options: the versions of Python, torch and numpy, and the
     commit of this program (None if it is not a git checkout)."""
-    root = Path(__file__).parent.parent
     commit = None
-    if (root / ".git").exists() and shutil.which("git"):
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
     return dict(python=platform.python_version(), torch=str(torch.__version__), numpy=np.__version__,
                 commit=commit)

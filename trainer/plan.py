@@ -17,11 +17,12 @@ import torch
 from model import Decoder
 from trainer.announce import print_optimizer
 from trainer.build import build_optimizer, decoder_shape
-from zoo.table import state_bytes
+from trainer.data import DTYPES, dtype_for
 from trainer.errors import UserError, one_line
 from trainer.machine import provide_cache
 from trainer.options import ROOT
 from trainer.settings import Settings, read, split_batch
+from zoo.table import state_bytes
 
 
 def activation_bytes(settings: Settings, tokens: int) -> int:
@@ -110,7 +111,7 @@ def estimate(settings: Settings, model: Decoder, optimizer: torch.optim.Optimize
         in_backward += memory["gradients"]
     in_update = memory["gradients"] + memory["update"]
     peak = memory["weights"] + memory["state"] + max(in_backward, in_update)
-    id_bytes = 2 if settings.vocab_size <= 2**16 else 4
+    id_bytes = DTYPES[dtype_for(settings.vocab_size)].itemsize
     return dict(count=count, weights=weights, hidden=hidden, tokens=tokens, flops=flops, memory=memory,
                 peak=peak, data=id_bytes * tokens, checkpoint=4 * weights + memory["state"])
 
@@ -166,7 +167,8 @@ def main(lines) -> int:
     for folder, recipe in recipes.items():
         if not Path(folder, "meta.json").exists():
             script = shlex.quote(os.path.relpath(ROOT / "prepare_c4.py"))
-            print(f"# first: python {script} {recipe} {shlex.quote(f'--out={folder}')}")
+            what = recipe or ("" if folder == Settings.data else "OPTIONS")
+            print(f"# first: python {script} {what} {shlex.quote(f'--out={folder}')}")
     times = [hours(settings) for settings in runs]
     total = ("hours unknown: give -- --throughput=N, tokens per second" if None in times else
              f"{sum(times):.4g} hours at the stated throughput")

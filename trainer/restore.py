@@ -90,7 +90,10 @@ def start_from(checkpoint: dict, model: torch.nn.Module, optimizer: zoo.Optimize
         elif settings.freeze_steps:
             why_not = "--freeze_steps measures anew"
         if not why_not:
-            why_not = load_state_if_it_fits(optimizer, checkpoint["optimizer"])
+            try:
+                load_state(optimizer, checkpoint["optimizer"])
+            except ValueError as error:    # hyperparameters such as a rank can give the state another shape
+                why_not = reason_of(error)
         other_data = checkpoint["data"] != fingerprint
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--init_from={path}: does not fit: {reason_of(error)}") from None
@@ -176,15 +179,6 @@ def averaged_weights(checkpoint: dict) -> dict:
     if not averages:
         raise UserError("--average: this run kept no averages of its weights; train with --average=ema")
     return weights | averages
-
-
-def load_state_if_it_fits(optimizer: zoo.Optimizer, state_dict: dict) -> str:
-    """Loads the state of an optimizer. Returns "", or why it does not fit. Then nothing is loaded."""
-    try:
-        load_state(optimizer, state_dict)
-    except ValueError as error:    # hyperparameters such as a rank can give the state another shape
-        return reason_of(error)
-    return ""
 
 
 def load_state(optimizer: zoo.Optimizer, state_dict: dict) -> None:

@@ -432,10 +432,6 @@ class Run:
         with whole_file(self.metrics) as file:
             file.write(b"".join(map(to_json, rows)))
 
-    def checkpoints(self) -> list[Path]:
-        """Returns the paths of the checkpoints, newest first."""
-        return checkpoints_of(self.folder)
-
     def save(self, step: int, content: dict, keep: int) -> None:
         """Saves a checkpoint and says so. Only then does it delete older checkpoints.
 
@@ -455,7 +451,7 @@ class Run:
         self.saved_step = step
         self.damaged.discard(path)
         tqdm.write(f"saved {path}")
-        undamaged = [saved for saved in self.checkpoints() if saved not in self.damaged]
+        undamaged = [saved for saved in checkpoints_of(self.folder) if saved not in self.damaged]
         for old in undamaged[keep:]:
             try:
                 old.unlink()
@@ -468,7 +464,7 @@ class Run:
         Returns: (its step, its content), or (0, None) if there is no checkpoint at all.
         Raises: UserError if there are checkpoints and all are damaged.
         """
-        paths = self.checkpoints()
+        paths = checkpoints_of(self.folder)
         for path in paths:
             try:
                 return step_of(path), load_checkpoint(path)
@@ -482,33 +478,11 @@ class Run:
 
 
 class SilentRun:
-    """Takes the place of Run on all ranks but the first: its methods are the same, but they do nothing."""
-    def status(self, status: str, **more) -> None:
-        """Does nothing."""
-
-    def record_end(self, code: int, message: str, by_signal: bool) -> None:
-        """Does nothing."""
-
-    def show_ended(self) -> None:
-        """Does nothing."""
-
-    def release(self) -> None:
-        """Does nothing."""
-
-    def write_config(self, in_force: dict) -> None:
-        """Does nothing."""
-
-    def draw(self, draw_run: Callable, title: str) -> None:
-        """Does nothing."""
-
-    def log(self, kind: str, step: int, **numbers) -> None:
-        """Does nothing."""
-
-    def rewind(self, step: int, in_force: dict, validates: bool) -> None:
-        """Does nothing."""
-
-    def save(self, step: int, content: dict, keep: int) -> None:
-        """Does nothing."""
+    """Takes the place of Run on all ranks but the first. Its methods do nothing."""
+    def __getattr__(self, name: str) -> Callable:
+        if not hasattr(Run, name):
+            raise AttributeError(name)
+        return lambda *_, **__: None
 
     def newest(self) -> tuple[int, None]:
         """Returns (0, None)."""

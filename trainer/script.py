@@ -127,10 +127,12 @@ def on_signals(handler) -> None:
 
 
 def until_interrupted(function: Callable, *arguments) -> None:
-    """Calls a function after everything is saved. A signal ends it at once, and this is no error."""
+    """Calls a function after everything is saved. A signal ends it at once, and this is no error. Further
+    signals do nothing, because only the last lines of the output are still to come."""
     on_signals(signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         function(*arguments)
+    on_signals(signal.SIG_IGN)
 
 
 @contextlib.contextmanager

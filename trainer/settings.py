@@ -66,7 +66,7 @@ class Settings:
     lr: float = option(None, "train", "peak learning rate, in the rule's unit; default: the file's value for "
                                       "this optimizer", low=0)
     lr_of: str = option("", "train", "multiples of the peak learning rate by role, such as head:0.5,embed:2")
-    steps: int = option(500, "train", "optimizer steps", low=1, high=10**9)
+    steps: int = option(500, "train", "optimizer steps", low=1, high=5 * 10**7)
     batch: int = option(32, "train", "sequences per step, over all ranks", low=1, high=2**24)
     micro_batch: int = option(0, "train", "sequences at a time on each rank; 0: up to 16,384 tokens",
                               low=0, free=True)
@@ -96,7 +96,7 @@ class Settings:
     rest_lr: float = option(None, "train", "hybrid: peak learning rate of the other roles", low=0)
     untrained: str = option("", "train", "roles that are never changed")
     freeze_steps: int = option(0, "train", "frozen ratios: number of extra steps that only measure",
-                               low=0, high=10**9)
+                               low=0, high=4 * 10**7)    # a checkpoint's name has 8 digits for the step
     updating: str = option("", "train", "frozen ratios: roles that continue to measure, or none")
     precision: str = option("auto", "train", "bf16: matrix products in bfloat16, weights and state in "
                                              "float32; auto: bf16 where the hardware is fast at it",
@@ -193,6 +193,9 @@ def read(argv: list, about: str = "") -> tuple:
     chosen = {name: stored.get(name, "auto") for name in ("device", "precision", "attention")
               if stored and getattr(settings, name) == "auto"}    # the machine chose them at the start
     settings = replace(settings, init_from=newest_checkpoint(settings.init_from), **chosen)
+    of_file = tables.get("data", {})
+    if settings.data == Settings.data != of_file.get("data", settings.data):    # it has a recipe of its own
+        settings = replace(settings, prepare=Settings.prepare)
     if stored:
         step = max(map(step_of, checkpoints_of(folder)), default=0)
         refuse_changes(stored, kept(settings, hyper), folder, step)
