@@ -1,8 +1,8 @@
 """
 Measures speed and memory in a way that anyone can repeat.
 
-The alternatives take turns in one process. A ratio is the median over the turns, with quartiles, so a machine
-that becomes slower for a while slows all alternatives.
+The alternatives take turns in one process, so a machine that becomes slower for a while slows all of them. A
+ratio is the median over the turns, with quartiles.
 
     python bench.py                           optimizer, train and start, ten minutes; also in bench.json
     python bench.py --only=optimizer          a step of every rule against torch's optimizers and the floor
@@ -54,10 +54,10 @@ PARTS = ("optimizer", "rules", "step", "train", "profile", "start", "first_step"
 @dataclass(frozen=True)
 class Options:
     """The options of bench.py."""
-    only: str = option("", None, "one part instead of all", choices=PARTS)
+    only: str = option("", None, "one part; default: optimizer, train and start", choices=PARTS)
     scaling: bool = option(False, None, "tokens/s and memory by size, and the figure, instead")
-    options: str = option("", None, "options of train.py; optimizer and rules take the model of them and "
-                                    "whether to compile")
+    options: str = option("", None, "options of train.py; the parts optimizer and rules use only the model "
+                                    "and --compile")
     against: str = option("", None, "step: options of train.py with the other optimizer")
     first_steps: bool = option(True, None, "optimizer: also time the first step of each rule, which compiles")
     device: str = option("auto", None, "where to compute", choices=("auto", "cpu", "cuda", "mps"))

@@ -274,8 +274,8 @@ def flattened(kind, p, g, state):
     return (p.dtype, p.device), flat(p), flat(g), state
 
 def batches_of_one_kind(members, most=4):
-    """Yields (kind, weights, gradients, states). A batch holds 4 tensors of one kind or one, so that batches
-    share compiled code. One tensor a batch costs 35 us a call; 8 in a batch take twice as long to compile.
+    """Yields (kind, weights, gradients, states). A batch holds 4 tensors of one kind or only one, so batches
+    share compiled code. A call costs 35 us, so one at a time is slow. 8 take twice as long to compile.
     The largest come first, because the compiler decides by the first batch whether to use threads."""
     kinds = {}
     for kind, *tensors in sorted(members, key=lambda member: -member[1].numel()):

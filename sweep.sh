@@ -10,7 +10,7 @@
 #   ./sweep.sh list configs/nano.toml <grids.txt      # a grid for each line of the file
 #   ./sweep.sh momentum configs/150m.toml --print     # only prints one command a line, and the hours
 #
-# A line of grids.txt is such as "lr=1e-3 seed=0,1". Empty lines and lines that begin with # are left out.
+# A line of grids.txt looks like "lr=1e-3 seed=0,1". Empty lines and lines that begin with # are left out.
 #
 # These are the sweeps: lr, momentum, tied, weight_decay, warmup, batch_size, beta2, eps, adalayer,
 # hybrid_last, hybrid_last_norm, hybrid_reverse, hybrid_adafactor, norms_untrained, frozen, adasgd,

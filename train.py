@@ -82,7 +82,7 @@ class Training:
 
         # where the run starts: at the beginning, with another run's weights, or at its own newest checkpoint
         has_checkpoint = config.resume and bool(checkpoints_of(Path(config.runs, config.name)))
-        self.sequences_before = 0    # that were read before the first step; more with --continue_data
+        self.sequences_before = 0    # sequences read before the first step; above 0 with --continue_data
         if config.init_from and not has_checkpoint:
             self.sequences_before = start_from(load_checkpoint(config.init_from), self.model, self.optimizer,
                                                config, self.fingerprint)

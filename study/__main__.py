@@ -67,11 +67,11 @@ class Options:
     runs: str = option("runs", None, "folder of runs; or several, joined by commas")
     match: str = option("", None, "pattern of the names of the runs to take; default: all, of which only "
                                   "those of the study's sweeps enter the results")
-    results: str = option("study/results", None, "folder of what is kept of them")
+    results: str = option("study/results", None, "folder that keeps the results of the runs")
     auditions: str = option("study/auditions", None, "folder with rows of auditions, for the league alone")
     setting: str = option("study", None, "name of the config that claims and figures are about")
-    out: str = option("", None, "only this picture, of these runs; of runs that are named: overlay.png "
-                                "or look.png")
+    out: str = option("", None, "draw only this picture, and leave the results alone; default for runs "
+                                "that are named: overlay.png or look.png")
 
 
 def everything(runs: list[RecordedRun], options: Options) -> None:

@@ -73,12 +73,13 @@ class Options:
     margin: float = option(PARITY, None, "two optimizers are the same within so many nats", low=0)
     tune: str = option("", None, "other hyperparameters to tune, one after another, for both, such as "
                                  "'beta1:0.8,0.9,0.95 eps:1e-8,1e-6'")
-    jobs: int = option(0, None, "runs at a time; 0: one for each core, 8 at most", low=0, high=1024)
+    jobs: int = option(0, None, "runs at a time; 0: one for each GPU or else core, 8 at most",
+                       low=0, high=1024)
     runs: str = option("runs", None, "folders of earlier runs, joined by commas; new runs are in runs/")
     results: str = option(RESULTS, None, "folders with rows of earlier runs, joined by commas")
     out: str = option("", None, "folder for the page; default: one in auditions/, named after the audition")
     anyway: bool = option(False, None, "train a rule that lacks a property, too")
-    print: bool = option(False, None, "only print what is to be run next, and where to run it elsewhere")
+    print: bool = option(False, None, "only print the commands of the next runs, to run them elsewhere")
 
 
 # ---------------------------------------------------------------------------------------------------------

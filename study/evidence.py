@@ -292,8 +292,8 @@ def usable_decades(means: dict[float, float], best: float) -> tuple[float, bool]
 
 
 def require_complete(width: Width, command: str, along: str = "lr") -> None:
-    """Raises NotEnough if a width is only a lower bound. command: of the sweep that gave it. along: its
-    hyperparameter, of which values further out are missing."""
+    """Raises NotEnough if a width is only a lower bound. command: the sweep that gave the width.
+    along: the hyperparameter of which values further out are missing."""
     if not width.complete:
         raise NotEnough(f"{command}    (with {along}= further out)")
 

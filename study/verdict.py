@@ -133,11 +133,11 @@ def bounds(candidate: LossesByLr, reference: LossesByLr, level: float,
     reference at its own.
 
     Each side has several learning rates that may be the best, and one that is the best in these pairs. The
-    candidate's true loss is at most its loss at that one, and the reference's true loss is its loss at one of
+    candidate's true loss is at most its loss at its best one. The reference's true loss is its loss at one of
     its own. So the difference is at most the largest of the differences between the candidate's best one and
-    any of the reference's, and likewise for the lower end. The truly best learning rate may also lie between
-    two that were tried. The same pairs choose the best one and measure it, so no proof says that `level` is
-    kept. Simulations say how often a verdict is wrong: see docs/audition.md.
+    any of the reference's. For the lower end the two sides change places. The truly best learning rate may
+    also lie between two that were tried. The same pairs choose the best one and measure it, so no proof says
+    that `level` is kept. Simulations say how often a verdict is wrong: see docs/audition.md.
 
     Args:
         candidate, reference: the losses at the learning rates that may be the best.

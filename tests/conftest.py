@@ -64,8 +64,9 @@ def tiny(tmp_path_factory):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """Without names of files, all cores share the tests, each with a process of one thread. A few named tests
-    begin sooner in one process. With -s and --pdb tests talk to the terminal, so they do so, too."""
+    """Without names of files, all cores share the tests, each with a process of one thread. If the command
+    names files, one process runs the tests, because it starts sooner. With -s and --pdb one process runs
+    them, because they use the terminal."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
         return

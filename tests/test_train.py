@@ -803,9 +803,9 @@ def test_bad_options_are_one_line(tiny, tmp_path, capsys, arguments, words):
 @pytest.mark.parametrize("content, words", [
     ("steps = 5", "steps: no such table; steps is a key of [train]"),
     ("[train]\nstepz = 5", "did you mean steps?"), ("\ufeff[train]\nstepz = 5", "did you mean steps?"),
-    ("[model]\nsteps = 5", "steps: no such key in [model]; it belongs into [train]"),
+    ("[model]\nsteps = 5", "steps: no such key in [model]; it belongs in [train]"),
     ("[trian]", "did you mean train?"), ("[train]\nsteps = '5'", "steps='5': must be of type int"),
-    ("[train]\nqk_norm = true", "it belongs into [model]"),
+    ("[train]\nqk_norm = true", "it belongs in [model]"),
     ("[train]\nname = 'x'", "name: no such key in [train]; it is for the command line"),
     ("[train]\nbatch_size = 4", "batch_size: no such key in [train]; write --batch"),
     ("[train]\nlr_of = 'hed:1'", "lr_of='hed:1': give role:value"),

@@ -1,1 +1,1 @@
-"""What training needs besides the lesson: options, data, machines, run folders, plans."""
+"""What training needs beside train.py, model.py and optim.py: options, data, machines, run folders."""

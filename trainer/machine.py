@@ -1,5 +1,5 @@
 """
-The machine: the only module that knows about devices, ranks, and what the hardware is good at.
+The machine: its devices, its ranks, and what its hardware is good at.
 """
 import atexit
 import ctypes
@@ -272,9 +272,9 @@ def compiler_works(precision: str = "fp32") -> bool:
     not, prints a note.
 
     The first try trusts the CPU's flags. By default torch compiles and runs a test program for each kind of
-    vector instruction, which takes 8 s if its cache is empty. The last try is for a mistake of gcc 12, seen
-    on a virtual machine with AVX-512 that gcc takes for a cooperlake: vectors that gcc makes of straight code
-    held memory that was never written, and gradients in bf16 were not finite.
+    vector instruction, which takes 8 s if its cache is empty. The last try avoids a mistake of gcc 12 on
+    a virtual machine with AVX-512, which gcc takes for a cooperlake. Where gcc vectorized code without loops,
+    vectors held memory that nobody had written, and gradients in bf16 were not finite.
     """
     import torch._inductor.config as inductor    # here, because it is slow and not every run compiles
 

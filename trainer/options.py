@@ -131,7 +131,7 @@ def misplaced_key(key: str, table: str, fields: dict, foreign_names: dict) -> st
         names = [name for name, field in fields.items() if field.metadata["table"] == table]
         return f"{key}: no such key in [{table}]{nearest(key, names)}"
     home = fields[key].metadata["table"]
-    where = f"it belongs into [{home}]" if home else "it is for the command line"
+    where = f"it belongs in [{home}]" if home else "it is for the command line"
     return f"{key}: no such key in [{table}]; {where}"
 
 

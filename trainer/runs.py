@@ -201,7 +201,7 @@ def lock_by_name(path: Path) -> Path | None:
 
 def identity(process: int | str) -> str:
     """Returns the host, the id of a process and the time at which this process began. Without that time, the
-    first process of a restarted container would take itself for that of before: both have the id 1."""
+    first process of a restarted container would look like its predecessor, because both have the id 1."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
         begun = status.rpartition(")")[2].split()[19]    # in ticks of the kernel's clock

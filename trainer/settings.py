@@ -1,5 +1,6 @@
 """
-The settings of one run. This file defines all options of train.py, and it alone knows their defaults.
+The settings of one run. This file defines the options of train.py and their defaults. Hyperparameters come
+from the rules.
 """
 import json
 from dataclasses import asdict, dataclass, fields, replace
@@ -61,7 +62,7 @@ class Settings:
     optimizer: str = option("adamw", "train", f"update rule: {', '.join(optim.RULES)}, one of zoo/, or a "
                                               "file of your own, mine.py; list: print all rules")
     modify: str = option("", "train", f"changes to the rule: any of {', '.join(zoo.MODIFIERS)}, joined by +")
-    average: str = option("", "train", "average of the weights to keep and to evaluate beside them: any of "
+    average: str = option("", "train", "average of the weights to keep and to evaluate beside them: one of "
                                        f"{', '.join(zoo.AVERAGES)}")
     lr: float = option(None, "train", "peak learning rate, in the rule's unit; default: the file's value for "
                                       "this optimizer", low=0)

@@ -1,5 +1,5 @@
 """
-Averages of the weights, as in --average=ema. They go with any rule, and never change what is trained.
+Averages of the weights, as in --average=ema. They go with most rules, and never change what is trained.
 
 Each function updates an average in place, after a step has moved the weight w. t is the number of the step
 since the average began, from 1. It is a plain number, because no compiler sees these functions. Any other

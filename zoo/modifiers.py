@@ -1,5 +1,5 @@
 """
-Changes of a line or two that go with any rule, as in --modify=cautious+cautious_decay.
+Changes of a line or two that go with most rules, as in --modify=cautious+cautious_decay.
 
 Each function returns a new value for its first argument. That is the gradient g, the update u, or the factor
 `decay` that multiplies the weights.

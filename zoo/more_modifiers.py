@@ -1,5 +1,5 @@
 """
-More changes that go with any rule. Most are parts of larger optimizers, such as MARS, Lookahead or Ranger21
+More changes that go with most rules. Many are parts of larger optimizers, such as MARS, Lookahead or Ranger21
 (Wright, Demeure, 2021, arXiv 2106.13731). Here each part stands by itself.
 
 Read zoo/modifiers.py first.

@@ -4,7 +4,8 @@ The properties that every update rule must have. The tests ask them of every rul
 
 Each property is a function of build(w, lr=..., **options), which returns an optimizer for {role: weight}. It
 returns "" if the property holds. Otherwise it returns a line that says what happened and what that means.
-The table PROPERTIES has all of them by name, and EXEMPT says which published rules lack which property.
+The table PROPERTIES names all but compiled_is_eager, which is slow. EXEMPT says which published rules lack
+which property.
 """
 import io
 import math
