@@ -9,6 +9,7 @@ import ast
 import contextlib
 import copy
 import functools
+import importlib
 import io
 import signal
 import sys
@@ -24,6 +25,7 @@ from lessons.exercises import EXERCISES, Judged, Subject
 from trainer import machine
 from zoo import files, properties
 from zoo.properties import PROPERTIES, gradients, groups_of, run, weights
+from zoo.rule import keyword_names
 
 SECONDS = 60    # the most that all checks of a file together may take, without compiling
 NAMES = (*EXERCISES, "accumulation")
@@ -59,14 +61,25 @@ def form(subject) -> str:
             if not torch.equal(given[name], value):
                 raise Failed(f"the function changes {name}, which other code still needs: work on a copy")
         return u
+    if gone := lost_hyperparameters(rule):
+        return f"{rule.name} has lost its hyperparameter {gone[0]}; keep the line that begins with def"
     subject.build(weights())    # here the class itself tries a new rule, and refuses what it cannot apply
     rule.function = watched
     w = weights()
     try:
-        run(subject._replace(rule=rule).build(w), w, gradients()[:2])
+        decay = dict(weight_decay=0.1) if subject.exercise else {}
+        run(subject._replace(rule=rule).build(w, **decay), w, gradients()[:2])
     except Failed as error:
         return str(error)
     return ""
+
+
+def lost_hyperparameters(rule) -> list:
+    """The hyperparameters that the exercise of a rule's name has, and the rule does not have."""
+    if rule.name not in EXERCISES:
+        return []
+    exercise = importlib.import_module(f"lessons.exercises.{rule.name}")
+    return [name for name in keyword_names(getattr(exercise, rule.name)) if name not in rule.hyper]
 
 
 def updates(build, grads: list, decay: float = 0.0, **hyper) -> list:
@@ -189,7 +202,11 @@ def first_fault(subject: Subject) -> str:
 
 
 def has_property(check, subject) -> str:
-    return check(subject.build, subject.rule)
+    fault = check(subject.build, subject.rule)
+    decays_by_itself = subject.exercise and "wd" in subject.rule.hyper
+    if fault and decays_by_itself and check is PROPERTIES["zero gradient"]:
+        return f"with wd=0, {fault}"
+    return fault
 
 
 def fault_of_accumulation(function: Callable) -> str:
@@ -204,7 +221,8 @@ def fault_of_accumulation(function: Callable) -> str:
         if len(x) > len(batch) // pieces:
             raise Failed("micro-batches: loss gets more than one of them, and more may not fit into memory")
         if in_memory:
-            raise Failed("micro-batches: call backward() after each loss, or all of them stay in memory")
+            raise Failed("micro-batches: call loss once for each of them, and backward() before the next, or "
+                         "all of them stay in memory")
         y = mean_loss(x)
         in_memory.append(y)
         y.register_hook(lambda _: in_memory.clear())
@@ -219,7 +237,7 @@ def fault_of_accumulation(function: Callable) -> str:
         of_batch = mean_loss(batch).item()
         if torch.is_tensor(logged):
             return "micro-batches: the log is a tensor; return a plain number, as y.item() gives it"
-        if not isinstance(logged, float) or abs(logged - of_batch) > 1e-6 * of_batch:    # fp32 is enough
+        if not isinstance(logged, float) or not abs(logged - of_batch) <= 1e-6 * of_batch:    # fp32 is enough
             logged = f"{logged:.4f}" if isinstance(logged, float) else repr(logged)
             return f"micro-batches: cut into {pieces}, the log says {logged}, the loss is {of_batch:.4f}"
     return ""
@@ -250,7 +268,12 @@ def judge(path: Path) -> str:
     printed = io.StringIO()
     try:
         with clock(SECONDS), contextlib.redirect_stdout(printed):
-            return next(filter(None, map(fault_of, rules_of(path))), "")
+            rules = rules_of(path)
+            fault = next(filter(None, map(fault_of, rules)), "")
+            name = getattr(rules[0], "name", "") or rules[0].__name__
+            if fault and name in NAMES and name != path.stem:
+                return f"{fault} (judged as the exercise {name}, because the function has its name)"
+            return fault
     except Failed as error:
         return str(error)
     except TooLong as error:
@@ -283,7 +306,8 @@ def rules_of(path: Path) -> list:
             raise Failed(f"line {node.lineno} is still blank; replace the dots by one or more lines, as the "
                          "text at the top of the file asks")
     rules = files.rules_in(str(path))
-    known = [f for f in rules if getattr(f, "__name__", "") in NAMES]
+    wanted = (path.stem,) if path.stem in NAMES else NAMES
+    known = [f for f in rules if getattr(f, "__name__", "") in wanted]
     if path.stem in NAMES and not known:
         raise Failed(f"there is no function {path.stem}; the exercise begins with def {path.stem}(")
     found = known or rules

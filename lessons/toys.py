@@ -315,7 +315,7 @@ def jump_and_memory(record: dict, first: dict) -> dict:
     many steps they are more than twice as far away as without the spike; infinite if to the end. A run that
     diverged before the spike has no jump."""
     pairs = zip(record["losses"][SPIKE:], first["losses"][SPIKE:])
-    farther = [math.sqrt(with_spike / calm) for with_spike, calm in pairs]
+    farther = [math.sqrt(with_spike / max(calm, 1e-30)) for with_spike, calm in pairs]
     memory = max((i for i, ratio in enumerate(farther, 1) if ratio > 2), default=0)
     return {"jump": max(farther, default=math.nan), "memory": memory if memory < len(farther) else math.inf}
 

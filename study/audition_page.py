@@ -223,7 +223,7 @@ class Report:
 
     def word(self, found: Findings) -> str:
         """Returns the verdict, or that the rule was not trained for want of a property."""
-        return word_of(found) if not self.faults or found.tunings else "lacks a property"
+        return word_of(found) if not self.faults or found.sides else "lacks a property"
 
     def time(self, found: Findings, speed: Speed | None) -> float | None:
         """Returns the candidate's time to the reference's loss, as time_to_loss() does, if it is known."""
@@ -252,7 +252,7 @@ class Report:
 
     def sentences(self, found: Findings, stopped: str) -> str:
         """Returns what stands below the title."""
-        if self.faults and not found.tunings:
+        if self.faults and not found.sides:
             return "The rule lacks a property that every optimizer must have, so it was not trained."
         if stopped == STILL_RUNNING:
             return f"The audition is {stopped}. {sentence_of(found) if found.verdict else ''}".strip()

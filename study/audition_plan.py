@@ -186,7 +186,8 @@ class Tuning:
             return 0.0
         a, b, c = np.polyfit(np.array(places) - middle, losses, 2)
         is_between = a > 0 and lower < middle - b / (2 * a) < higher
-        return max(0.0, min(losses) - float(c - b * b / (4 * a))) if is_between else 0.0
+        lowest = float(c - b * b / (4 * a))
+        return max(0.0, float(np.mean(votes[best_lr(votes)])) - lowest) if is_between else 0.0
 
     def width(self) -> tuple[float, bool]:
         """Returns how many decades of learning rates are within USABLE of the best, and whether the losses

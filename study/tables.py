@@ -12,6 +12,7 @@ import functools
 import io
 import json
 import shlex
+import sys
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -90,14 +91,14 @@ def read_runs(folders: str, pattern: str) -> list[RecordedRun]:
     runs = []
     for folder in folders.split(","):
         if not Path(folder).is_dir():
-            print(f"note: {folder!r}: there is no such folder of runs")
+            print(f"note: {folder!r}: there is no such folder of runs", file=sys.stderr)
         for path in sorted(Path(folder).glob("*/metrics.jsonl")):
             if not fnmatchcase(path.parent.name, pattern):
                 continue
             try:
                 runs.append(read_run(path.parent))
             except UserError as error:
-                print(f"note: {path.parent} is left out: {error}")
+                print(f"note: {path.parent} is left out: {error}", file=sys.stderr)
     return runs
 
 

@@ -6,11 +6,13 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import optim
 import study.__main__ as study_command
 import train
 import zoo
@@ -23,6 +25,7 @@ from study.audition_plan import Findings, Run, Side, lr_text, place_of
 from study.tables import COLUMNS, read_csv, read_run, row_of, variant_of, write_csv
 from tiny_runs import assert_same_run, rewound, run
 from trainer.errors import UserError
+from trainer.settings import read
 from zoo import properties
 
 STUBBORN = '''from zoo.rule import ZooRule
@@ -208,6 +211,27 @@ def test_a_rule_that_lacks_a_property_is_not_trained(tmp_path, monkeypatch, caps
     assert json.loads(Path("auditions/drift/verdict.json").read_text())["verdict"] == "lacks a property"
 
 
+def test_what_published_modifiers_lack_does_not_count_against_a_new_rule(file, monkeypatch):
+    monkeypatch.setattr(audition, "compiler_works", lambda: False)
+    for modify in ("l2", "adagc", "cautious", "trust_ratio"):
+        assert faults_of(zoo.modified(str(file), modify), is_new=True) == []
+    assert faults_of(zoo.modified("muon", "cautious"), is_new=False) == []
+
+
+def test_a_modifier_that_does_not_fit_is_one_line(capsys):
+    assert study_command.main(["audition", "schedule_free_adamw", "modify=cautious"]) == 2
+    begins = "study: error: schedule_free_adamw modify=cautious: modify=cautious: changes the step"
+    assert capsys.readouterr().err.startswith(begins)
+
+
+@pytest.mark.parametrize("values", ["0.9,abc", "0.9,1.5"])
+def test_values_of_tune_are_checked_before_anything_trains(values, monkeypatch, capsys):
+    monkeypatch.setattr(audition, "check_that_it_steps", None)    # a call would fail
+    assert study_command.main(["audition", "lion", f"--tune=beta1:{values}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("study: error: --") and "beta1" in error and error.count("\n") == 1
+
+
 @pytest.mark.compiled
 def test_a_rule_that_does_not_compile_is_told_so_in_one_line():
     def undecided(g, m, *, beta1=0.9):
@@ -229,6 +253,8 @@ def test_the_scale_of_gradients():
     assert growth_with_gradients(zoo.find("signum")) == pytest.approx(1)
     assert growth_with_gradients(zoo.find("adamw")) == pytest.approx(1, abs=1e-6)
     assert growth_with_gradients(zoo.find("sgd")) == pytest.approx(1000)
+    late = zoo.ZooRule(optim.signum, measures=8)    # its first eight steps move nothing
+    assert growth_with_gradients(late) == pytest.approx(1)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -244,8 +270,9 @@ def test_commands_are_printed_by_the_interpreter_that_runs_the_audition(tmp_path
 
 
 def as_texts(row):
-    """A row of results.csv, of which only some columns matter."""
-    return dict.fromkeys(COLUMNS, "") | {name: str(value) for name, value in row.items()}
+    """A row of results.csv of the study, of which only some columns matter."""
+    study = dict(batch=32, context=128, hidden=197696)
+    return dict.fromkeys(COLUMNS, "") | {name: str(value) for name, value in (study | row).items()}
 
 
 def test_steps_of_runs_that_are_trained_two_at_a_time():
@@ -365,15 +392,19 @@ def test_rows_are_kept_apart_by_kind_of_machine(tmp_path):
     (tmp_path / "lion").mkdir()
     write_csv(tmp_path / "lion/results.csv", COLUMNS, [row | dict(loss="2", device="cuda")])
     options = audition.Options(config=CONFIG, results=str(tmp_path))
-    by_machine = audition.known_rows(options, here)
+    settings, _, _ = read([CONFIG])
+    by_machine = audition.known_rows(options, settings, here)
     run = Run("lion", frozenset(), 500, -8, 1)
     assert {kind.device: rows[run]["loss"] for kind, rows in by_machine.items()} == {"cpu": "1", "cuda": "2"}
     assert list(by_machine)[0] == here and audition.with_first_ahead(by_machine)[run]["loss"] == "1"
+    for other in (replace(settings, width=128), replace(settings, batch=16)):    # another study.toml
+        assert audition.known_rows(options, other, here) == {here: {}}
 
 
 def test_a_folder_of_rows_that_does_not_exist():
     with pytest.raises(UserError, match="--results=nowhere: there is no such folder"):
-        audition.known_rows(audition.Options(config=CONFIG, results="nowhere"), audition.Kind("", "", "", ""))
+        audition.known_rows(audition.Options(config=CONFIG, results="nowhere"), read([CONFIG])[0],
+                            audition.Kind("", "", "", ""))
 
 
 def test_a_tuned_hyperparameter(whole):

@@ -102,7 +102,16 @@ SLIPS = [    # (exercise, what stands in place of the dots, the line that the gr
      "micro-batches: loss gets more than one of them, and more may not fit into memory"),
     ("accumulation", "losses = [loss(x) / len(micro_batches) for x in micro_batches]; "
      "sum(losses).backward(); logged = sum(losses).item()",
-     "micro-batches: call backward() after each loss, or all of them stay in memory"),
+     "micro-batches: call loss once for each of them, and backward() before the next, or all of them stay in "
+     "memory"),
+    ("accumulation", "for x in micro_batches:;     (loss(x) / len(micro_batches)).backward(); "
+     "logged = float('nan')",
+     "micro-batches: cut into 1, the log says nan, the loss is 0.8051"),
+    ("decoupled", "w.mul_(1 - wd); u = adamw(g, m, v, t)",
+     "form: the function changes w, which other code still needs: work on a copy"),
+    ("decoupled", "u = adamw(g, m, v, t) + 0.1 * w",
+     "zero gradient: with wd=0, four gradients of 0 move embed by up to 0.091: the state does not start at "
+     "0, or u holds more than gradients"),
 ]
 
 
@@ -191,6 +200,21 @@ def test_a_file_that_is_not_there_and_several_files(tmp_path, capsys):
         f"{tmp_path}/gone.py: there is no such Python file; the exercises are in lessons/exercises/",
         "1 of 2 are right"]
     assert check.main([]) == 2 and "The exercises: momentum, signum" in capsys.readouterr().err
+
+
+def test_a_lost_hyperparameter_is_named(said):
+    text = solved("signum", "m.lerp_(g, 0.1); u = m.sign()").replace("g, m, *, beta1=0.9", "g, m")
+    assert said("signum.py", text) == (2, "signum.py: form: signum has lost its hyperparameter beta1; keep "
+                                          "the line that begins with def\n")
+
+
+def test_a_function_may_have_the_name_of_another_exercise(said):
+    """In clipping.py it is a helper. In a file of another name it is judged as the exercise."""
+    helper = "def adam(g):\n    return g\n\n\n"
+    assert said("clipping.py", helper + solved("clipping", SOLUTIONS["clipping"]))[0] == 0
+    code, line = said("mine.py", "def lion(g, m, *, beta1=0.9, beta2=0.95):\n    m.lerp_(g, 1 - beta1)\n"
+                                 "    return m.sign() * (1 + 0 * beta2)\n")
+    assert code == 2 and line.endswith(" (judged as the exercise lion, because the function has its name)\n")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -421,7 +421,7 @@ def test_results_outlive_their_runs(tiny, tmp_path, capsys):
     shutil.copytree(runs / "a", runs / "7")
     merge = [f"--runs={runs}", f"--results={results}", "--setting=tiny", "--match=*"]
     assert command.main(merge) == 0
-    assert f"note: {runs / '7'} is left out" in capsys.readouterr().out
+    assert f"note: {runs / '7'} is left out" in capsys.readouterr().err
     rows = {row["run"]: row for row in tables.read_csv(results / "results.csv")}
     status = json.loads((runs / "a/status.json").read_text())
     assert list(rows) == ["a", "b"] and rows["a"]["loss"] == f"{status['loss']:.5f}"
@@ -749,13 +749,13 @@ def test_only_runs_of_sweeps_enter_the_results(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "report", lambda *_: "")
     options = [f"--runs={runs},{tmp_path / 'ben'},{tmp_path / 'none'}", f"--results={results}"]
     assert command.main(options) == 0
-    out = capsys.readouterr().out.replace(str(tmp_path), "")
+    out, err = (text.replace(str(tmp_path), "") for text in capsys.readouterr())
     rows = {row["run"]: row for row in tables.read_csv(results / "results.csv")}
     assert sorted(rows) == sorted(sweeps) == sorted(tables.read_curves(results))
     assert rows[sweeps[0]]["loss"] == "5.00000"
     assert rows[sweeps[3]]["changed"] == "batch=16" and "--batch=16 " in rows[sweeps[3]]["command"]
     assert "--steps=1000 " in rows[sweeps[3]]["command"]
-    assert "note: '/none': there is no such folder of runs\n" in out
+    assert "note: '/none': there is no such folder of runs\n" in err
     assert f"note: /ben/{sweeps[0]} is left out: /ann/{sweeps[0]} has its name\n" in out
     assert ("note: 5 runs are left out, because they are of no sweep of study; --match=PATTERN adds runs by "
             "name: mine other,optimizer=adamw study,optimizer=adamw,seed=1 study,optimizer=adamw,steps=20 "
