@@ -127,7 +127,7 @@ class Training:
             scale = settings.follow_schedule(config, step, optimizer.param_groups)
             is_logged = step % config.log_every == 0 or step in (1, self.steps)
             looks = is_logged and config.log_blocks and machine.rank == 0
-            before = self.copy_of_weights() if looks else None
+            before = {p: p.detach().clone() for p in self.parameters.values()} if looks else None
             optimizer.step()
             if step == first + 1:    # Ctrl-C may stop a compiler; from now on a signal waits for the step
                 script.on_signals(lambda number, frame: self.stop.append(number))
@@ -229,7 +229,9 @@ class Training:
     def refuse_broken_weights(self, step: int):
         """Ends the run if a step has left weights that are not finite. No checkpoint ever holds them."""
         if tensor := broken_weight(self.parameters):
-            raise self.diverged(step, "weights", "are not finite", tensor)
+            has_no_eps = any(group.get("eps") == 0 for group in self.optimizer.param_groups)
+            why = "; with an eps of 0, a gradient of 0 gives 0 / 0" if has_no_eps else ""
+            raise self.diverged(step, "weights", f"are not finite{why}", tensor)
 
     def diverged(self, step: int, kind: str, why: str, tensor: str | None = None) -> UserError:
         """Writes down how the run diverged. Returns the error that ends it."""
@@ -242,9 +244,6 @@ class Training:
         return UserError(f"step {step}: the {kind} {why}{where}{left}", 3)
 
     # --- Now and then
-
-    def copy_of_weights(self) -> dict:
-        return {p: p.detach().clone() for p in self.parameters.values()}
 
     def log(self, step: int, loss: float, norm: float, scale: float, before: dict | None):
         """Writes a line of metrics.jsonl. before: the weights before the step; None without --log_blocks."""

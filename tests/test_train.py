@@ -593,6 +593,9 @@ def read_strictly(text):
 @pytest.mark.parametrize("more, words, checkpoints", [
     (["--steps=1", "--lr=1e30"], "step 1: the validation loss is not finite", [1]),
     (["--steps=1", "--lr=1e300"], "step 1: the weights are not finite (first tensor: embed.weight)", []),
+    (["--steps=1", "--optimizer=adamw", "--eps=0"],
+     "step 1: the weights are not finite; with an eps of 0, a gradient of 0 gives 0 / 0 "
+     "(first tensor: embed.weight)", []),
     (["--steps=9", "--lr=1e30", "--eval_every=1"], "step 1: the validation loss is not finite", []),
     (["--steps=9", "--lr=1e300", "--eval_every=0"],
      "step 1: the weights are not finite (first tensor: embed.weight)", [])])
