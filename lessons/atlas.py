@@ -264,7 +264,7 @@ def all_words() -> dict[str, dict]:
 
 
 def parent_of(name: str) -> str:
-    """Returns the parent of a rule in the tree of descent. The first rule has none, so it is empty."""
+    """Returns the parent of a rule in the tree of changes. The first rule has none, so it is empty."""
     return all_words()[name]["parent"]
 
 
@@ -313,9 +313,12 @@ def pencil_steps(name: str) -> str:
 def page_of(name: str, runs: dict[str, dict]) -> str:
     """Returns the page of a rule in Markdown."""
     facts, parent, study = facts_of(name), parent_of(name), facts_of(name)["study"]
-    children = ", ".join(link(child) for child in zoo.RULES if parent_of(child) == name)
-    relatives = [f"Its parent is {link(parent)}." if parent else "It has no parent.",
-                 *[f"Its children are {children}."] * bool(children)]
+    children = [link(child) for child in zoo.RULES if parent_of(child) == name]
+    relatives = [f"Its parent is {link(parent)}." if parent else "It has no parent."]
+    if len(children) == 1:
+        relatives.append(f"Its child is {children[0]}.")
+    elif children:
+        relatives.append(f"Its children are {', '.join(children[:-1])} and {children[-1]}.")
     called = "\n\n".join(inspect.getsource(function).rstrip() for function in called_by(zoo.RULES[name]))
     changes = ""
     if parent:
@@ -343,7 +346,11 @@ def whose_lr(name: str) -> str:
     """Returns where a rule's usual peak lr comes from, as a clause."""
     if name in tuned_at_nano():
         return "which is the best of three to five that were tried"
-    return f"which is AdamW's times {zoo.RULES[name].lr_factor:.3g}, and was not tuned"
+    factor = zoo.RULES[name].lr_factor
+    if factor == 1:
+        return "which is AdamW's, and was not tuned"
+    return f"which is AdamW's times {factor:,.0f}, and was not tuned" if factor >= 100 else (
+        f"which is AdamW's times {factor:.3g}, and was not tuned")
 
 
 def verified(name: str) -> str:
@@ -355,8 +362,8 @@ def verified(name: str) -> str:
         is_published = f"| {name} |" in (PAGES / page).read_text()
     if is_published:
         return f"It agrees with published code step by step. [This page]({page}) names the code."
-    return ("There is no published code to compare with. The [tests](../../tests) compare it with a second "
-            "version of it in float64.")
+    return ("It was not compared with published code. The [tests](../../tests) compare it with a second, "
+            "independent version in float64.")
 
 
 def in_the_study(name: str, curve: list[list], best: list | None, place: int | None, difference: str,
@@ -382,11 +389,13 @@ def toys_on_page(name: str, runs: dict[str, dict]) -> str:
             for variant, lr, curve in zip(kind.variants, one["best"], one["curves"])]
     if not rows:
         return f"{NO_LABELS}\n\n![Loss in the study]({name}.svg)\n"
-    return fill("toys.md", name=name, table=as_table(("toy", "problem", "best lr", "final loss"), rows))
+    grey = " Grey is the parent." if parent_of(name) else ""
+    table = as_table(("toy", "problem", "best lr", "final loss"), rows)
+    return fill("toys.md", name=name, grey=grey, table=table)
 
 
 def list_of_rules() -> str:
-    """Returns docs/rules/README.md: the tree of descent and the list of all rules."""
+    """Returns docs/rules/README.md: the tree of changes and the list of all rules."""
     def branch(name, depth):
         below = [branch(child, depth + 1) for child in zoo.RULES if parent_of(child) == name]
         return "\n".join([f"{'  ' * depth}* {link(name)}", *below])

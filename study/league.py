@@ -39,11 +39,9 @@ gives the rules their order. Two pairs decide only if they nearly agree.
 
 * **better, worse, same, cannot tell**: as in an audition, at a level that allows for the number of rules.
   {level}[Auditions](../../docs/audition.md#many-rules-against-one-reference) says what this level promises.
-* **cannot tell: about 1 more**: one more pair would decide, if mean and spread stayed what they are. Two
-  pairs say too little about the spread for this.
-* **cannot tell: pairs at other learning rates**: a neighbour of the best learning rate may be better, but
-  has no pairs.
-* **cannot tell: over 100 pairs**: the verdict would need more than 100 pairs.
+* **cannot tell: about 1 more pair**: one more pair would decide, if mean and spread stayed what they are.
+  Two pairs say too little about the spread for this.
+* **cannot tell: a neighbouring learning rate may be better**: that neighbour has no pairs yet.
 * **speedup**: AdamW needs this many times as many steps for the loss. The interval is the difference's.
 * **time to AdamW's loss**: relative to AdamW's own time, with the times of a step on two threads.
 * **bytes of state**: for each weight of a matrix. An audition has them for each weight of the model.
@@ -191,8 +189,10 @@ def words_of(place: Place) -> tuple[str, str]:
         return "", word
     need = ""
     if word == "cannot tell" and interval.n > 2:
-        otherwise = ": pairs at other learning rates" if place.found.has_untrained else f": over {MOST} pairs"
-        need = f": about {enough - interval.n} more" if enough else otherwise
+        otherwise = (": a neighbouring learning rate may be better" if place.found.has_untrained else
+                     f": more than {MOST} pairs would be needed")
+        more = enough and enough - interval.n
+        need = f": about {more} more pair{'s' * (more > 1)}" if enough else otherwise
     text = f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}), {interval.n}"
     return text, f"{word}{need}"
 

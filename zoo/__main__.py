@@ -67,7 +67,8 @@ def by_hand(rule: zoo.ZooRule, lr: float, steps: int, grads: list, hyper: dict) 
         if rule.second_moment and rule.corrected:
             v = [[state[name] for name in rule.second_moment] for state in states]    # v itself, or r and c
             v = [factored(*parts) if len(parts) == 2 else parts[0] for parts in v]
-            show("        v_hat", [hat(x, optimizer.hyper["beta2"], step_count) for x in v])
+            name = "v" if len(rule.second_moment) == 2 else rule.second_moment[0]
+            show(f"        {name}_hat", [hat(x, optimizer.hyper["beta2"], step_count) for x in v])
         show("        u", [(old - new) / lr for old, new in zip(before, w)])
         show("        w", w)
         if rule.evaluated:
