@@ -332,7 +332,7 @@ def page_of(name: str, runs: dict[str, dict]) -> str:
         whose_lr=whose_lr(name), verified=verified(name),
         details=bullets(f"**{key}** {text}" for key, text in facts["parts"].items()),
         toys=toys_on_page(name, runs), traps=bullets(facts["traps"]),
-        study=in_the_study(name, **study))
+        study=in_the_study(name, **study), time=facts.get("time", "about a minute"))
     return fill("rule.md", **values)
 
 
@@ -371,7 +371,7 @@ def in_the_study(name: str, curve: list[list], best: list | None, place: int | N
     """Returns the part of a page that shows a rule's place in the study. The arguments are a row of
     study_results()."""
     if not best:
-        return fill("no_study.md", name=name)
+        return fill("no_study.md", name=name, slow=all_words()[name].get("slow", ""))
     table = as_table(("lr", "final loss"), [(f"{row[0]:g}", loss_text(row)) for row in curve]).rstrip()
     count = sum(one["best"] is not None for one in study_results().values())
     against = ""
@@ -391,7 +391,8 @@ def toys_on_page(name: str, runs: dict[str, dict]) -> str:
         return f"{NO_LABELS}\n\n![Loss in the study]({name}.svg)\n"
     grey = " Grey is the parent." if parent_of(name) else ""
     table = as_table(("toy", "problem", "best lr", "final loss"), rows)
-    return fill("toys.md", name=name, grey=grey, table=table)
+    and_study = ", and the loss in the study" if facts_of(name)["study"]["best"] else ""
+    return fill("toys.md", name=name, grey=grey, and_study=and_study, table=table)
 
 
 def list_of_rules() -> str:
