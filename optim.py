@@ -256,7 +256,7 @@ def apply(rule, inputs, hyper, weights, grads, states, shared):
         u = rule(*(given[name] for name in inputs), **hyper)
         if u.shape != w.shape:
             raise ValueError(f"the rule returns a shape of {tuple(u.shape)} for weights of {tuple(w.shape)}")
-        w.copy_(shared["decay"] * w.to(u.dtype) - shared["lr"] * u)
+        w.copy_(shared["decay"] * w.to(torch.promote_types(w.dtype, u.dtype)) - shared["lr"] * u)
 
 @functools.cache
 def compiled(function, kind, elementwise):    # kind is only the key of the cache: each kind is compiled once
@@ -307,8 +307,8 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, weight_decay_kind=weight_decay_kind,
                                       strict=strict))
 
-    def __getstate__(self):    # for deepcopy; torch's own keeps only three attributes
-        return vars(self)
+    def __getstate__(self):    # for deepcopy; torch's own keeps three attributes. A scheduler wraps `step`
+        return {name: x for name, x in vars(self).items() if name != "step"}
 
     def add_param_group(self, param_group: dict) -> None:    # torch's __init__ calls it for each group
         group = self.defaults | dict(rule=self.rule) | param_group

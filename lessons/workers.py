@@ -6,7 +6,7 @@ draws its own samples, and has all weights.
 
     averaged gradients    all workers average their gradients in every step, as usual
     Distributed Lion      each worker sends only signs, one bit per weight
-    DiLoCo                the workers average their weights once in ten steps
+    DiLoCo                once in ten steps, the workers average how far they went
 
 The learning rates are set as for all toys. See docs/lessons/workers.md.
 """
@@ -27,15 +27,14 @@ import zoo
 from lessons import toys
 from study.tables import as_table
 from trainer.options import load, option
-from zoo.distributed import VOTES, DiLoCo
-from zoo.rule import ModifiedRule
+from zoo.distributed import DiLoCo, voting_lion
 
 WORKERS, INNER_STEPS = 3, 10
 
 
 def voting(vote: str, params: list, lr: float) -> zoo.Optimizer:
     """Returns Lion with a vote over the workers."""
-    return zoo.Optimizer(params, ModifiedRule(zoo.find("lion"), [VOTES[vote]]), lr=lr)
+    return zoo.Optimizer(params, voting_lion(vote), lr=lr)
 
 
 def averaging(rule: str, params: list, lr: float) -> zoo.Optimizer:
@@ -85,8 +84,9 @@ def train(way: str, lr: float, seed: int) -> dict:
     dist.all_gather(everyone, params[0].detach())
     loss = torch.tensor(problem.sum_up()["loss"])    # each worker measures on samples of its own
     dist.all_reduce(loss)
+    everyone = torch.stack(everyone)
     return dict(loss=(loss / dist.get_world_size()).item(),
-                apart=max((theirs - everyone[0]).abs().max().item() for theirs in everyone))
+                apart=(everyone.amax(0) - everyone.amin(0)).max().item())
 
 
 def worker(rank: int, workers: int, folder: str, seed: int) -> None:
@@ -122,6 +122,7 @@ class Options:
 def main(argv: list[str]) -> None:
     """Prints the table."""
     options = load(Options, argv, __doc__, program="python -m lessons workers")[0]
-    columns = ("way to work together", "bits per weight and step", "best lr", "final loss", "weights apart")
+    columns = ("way to work together", "bits that a worker sends, per weight and step", "best lr",
+               "final loss", "weights apart")
     print(as_table(columns, [(row["way"], f"{row['bits']:g}", f"{row['lr']:g}", f"{row['loss']:.3f}",
                               f"{row['apart']:g}") for row in compare(seed=options.seed)]), end="")

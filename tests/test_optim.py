@@ -425,7 +425,8 @@ TRIPLES = [("a", torch.ones(4, 2), "mlp_up"), ("b", torch.ones(4, 2), "head"), (
     (lambda: make("adamw", TRIPLES, lr=1, of_role={"hed": dict(lr=2)}), "of_role='hed': must be one or more"),
     (lambda: make("signum", TRIPLES, lr=1, of_role={"head": dict(beta2=0.5)}),
      "beta2_of: signum, the rule of head, has no beta2; it takes lr, weight_decay, beta1"),
-    (lambda: make("signum", TRIPLES, lr=1, of_role={"head": dict(beta1=1.5)}), "beta1=1.5: must be of type"),
+    (lambda: make("signum", TRIPLES, lr=1, of_role={"head": dict(beta1=1.5)}),
+     "^beta1_of: head: beta1=1.5: must be of type"),
     (lambda: make("adasgd", TRIPLES, lr=1, of_role={"head": dict(lr=2)}), "lr_of: adasgd has one second"),
     (lambda: make("adamw", TRIPLES, lr=1, rows="head"),
      "rows: adamw, the rule of head, has no blocks"),
@@ -436,7 +437,7 @@ TRIPLES = [("a", torch.ones(4, 2), "mlp_up"), ("b", torch.ones(4, 2), "head"), (
      "adaptive: adaptive, rest and rest_lr make a hybrid"),
     (lambda: make("adamw", TRIPLES, lr=1, rest_beta1=0.5), "rest_beta1: there is no other rule"),
     (lambda: make("adamw", TRIPLES, lr=1, adaptive="head", rest="sgd_ema", rest_lr=1, rest_beta2=0.5),
-     "beta2: is not a hyperparameter of sgd_ema"),
+     "^rest_beta2: is not a hyperparameter of sgd_ema"),
     (lambda: make("adamw", TRIPLES, lr=1, freeze_steps=5, updating="none"), "freeze_steps: is for adalayer"),
     (lambda: make("adalayer", TRIPLES, lr=1, freeze_steps=5), "freeze_steps, updating: give both"),
     (lambda: make("adalayer", TRIPLES, lr=1, freeze_steps=0, updating="none"),
@@ -572,6 +573,30 @@ def test_groups_may_hold_names_of_the_users_own():
     assert {key: group[key] for key in own} == own
     assert (group["lr"], group["beta1"], group["eps"]) == (0.5, 0.5, 1.0)
     assert {type(group[key]) for key in ("lr", "lr_peak", "beta1", "eps")} == {float}
+
+
+def test_a_copy_of_an_optimizer_with_a_scheduler_steps_its_own_weights():
+    """A scheduler puts a wrapper of step() into the optimizer, which steps the first one."""
+    w = torch.ones(2)
+    optimizer = Optimizer([w], adamw, lr=0.1)
+    torch.optim.lr_scheduler.ConstantLR(optimizer)
+    w.grad = torch.ones(2)
+    copied, v = copy.deepcopy((optimizer, w))
+    copied.step()
+    assert torch.equal(w, torch.ones(2)) and not torch.equal(v, torch.ones(2))
+    assert ForkingPickler.loads(ForkingPickler.dumps(optimizer)).param_groups[0]["lr"] == w.new_tensor(
+        optimizer.param_groups[0]["lr"], dtype=torch.float64).item()
+
+
+def test_an_update_of_another_type_does_not_round_the_weights():
+    """torch.where(g > 0, 1, -1) returns int64, in which a weight of 0.5 would be 0."""
+    def sign_of_ints(g):
+        return torch.where(g > 0, 1, -1)
+    w = torch.tensor([0.5, -0.5])
+    optimizer = Optimizer([w], sign_of_ints, lr=0.25)
+    w.grad = torch.tensor([1.0, -1.0])
+    optimizer.step()
+    assert w.tolist() == [0.25, -0.25]
 
 
 @pytest.mark.parametrize("compile", [False, True])

@@ -977,7 +977,7 @@ def test_defaults_are_what_a_run_with_nothing_typed_has(tmp_path):
     (["--lr_of=head:-1"], "--lr_of: head=-1.0: must be at least"),
     (["--lr_of=matrix:1,mlp_up:2"], "names mlp_up twice"),
     (["--beta2_of=head:0.5", "--optimizer=signum"], "--beta2_of: no such option"),
-    (["--beta1_of=head:1.5"], "beta1=1.5: must be of type float and in [0, 1)"),
+    (["--beta1_of=head:1.5"], "--beta1_of: head: beta1=1.5: must be of type float and in [0, 1)"),
     (["--lr_of=head:2", "--optimizer=adasgd"], "lr_of: adasgd has one second moment"),
     (["--lr_of=head:2", "--untrained=head"], "lr_of: head is untrained")])
 def test_bad_settings_by_role(tiny, tmp_path, capsys, arguments, words):

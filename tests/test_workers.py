@@ -10,9 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from lessons import toys, workers
-from zoo import Optimizer, find
-from zoo.distributed import VOTES, DiLoCo
-from zoo.rule import ModifiedRule
+from zoo import Optimizer
+from zoo.distributed import VOTES, DiLoCo, voting_lion
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def run(optimizer, w, grads):
 @pytest.mark.parametrize("vote", VOTES)
 def test_one_worker_is_lion(vote, alone):
     a, b = start(), start()
-    run(Optimizer([a], ModifiedRule(find("lion"), [VOTES[vote]]), lr=0.1, weight_decay=0.1), a, gradients(5))
+    run(Optimizer([a], voting_lion(vote), lr=0.1, weight_decay=0.1), a, gradients(5))
     run(Optimizer([b], "lion", lr=0.1, weight_decay=0.1), b, gradients(5))
     assert torch.equal(a, b) and not torch.equal(a, start())
 
@@ -79,7 +78,7 @@ def three(rank, folder):
     moved = {}
     for vote in VOTES:
         w = torch.zeros(3)
-        run(Optimizer([w], ModifiedRule(find("lion"), [VOTES[vote]]), lr=1.0), w, [0.1 * signs[rank]])
+        run(Optimizer([w], voting_lion(vote), lr=1.0), w, [0.1 * signs[rank]])
         moved[vote] = (-w).tolist()
     w = torch.zeros(3)
     run(DiLoCo(Optimizer([w], "sgd", lr=1.0, beta1=0.0), inner_steps=2, outer_lr=0.5, beta1=0.0), w,
@@ -98,6 +97,31 @@ def test_three_workers_by_hand(tmp_path):
     assert moved[0]["majority_vote"] == [1, -1, -1]
     assert moved[0]["mean_of_signs"] == pytest.approx([1, -1 / 3, -2 / 3])
     assert moved[0]["diloco"] == pytest.approx([1, -1 / 3, -2 / 3])    # 0.5 times the mean of two steps each
+
+
+def worker_of_a_short_toy(*arguments):
+    toys.TOYS["zipf"] = toys.TOYS["zipf"]._replace(steps=10)
+    worker(*arguments)
+
+
+worker = workers.worker    # of the lesson, also while a test puts the function above in its place
+
+
+@pytest.mark.slow
+def test_two_workers_stay_together_and_both_votes_are_the_same(monkeypatch):
+    """If two workers disagree, both votes give 0. This is the answer to the lesson's exercise."""
+    monkeypatch.setattr(workers, "worker", worker_of_a_short_toy)
+    rows = {row.pop("way"): row for row in workers.compare(workers=2)}
+    assert rows.keys() == workers.WAYS.keys() and all(row["apart"] == 0 for row in rows.values())
+    assert rows["lion, majority vote"] == rows["lion, mean of signs"]
+
+
+def test_no_vote_talks_before_the_first_step():
+    """Without a process group, only a step fails."""
+    w = start()
+    optimizer = Optimizer([w], voting_lion("majority_vote"), lr=0.1)
+    with pytest.raises(ValueError, match="process group"):
+        run(optimizer, w, gradients(1))
 
 
 def test_the_lesson_with_one_worker(alone, monkeypatch, capsys):

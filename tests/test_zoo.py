@@ -994,6 +994,13 @@ def test_every_rule_works_with_the_tensors_of_fsdp2(name, devices):
     assert (plain != 1).any() and torch.allclose(split.full_tensor(), plain, rtol=0, atol=1e-6)
 
 
+def test_a_group_that_is_refused_is_not_kept():
+    optimizer = Optimizer([torch.ones(3, 2)], "muon", lr=0.1)
+    with pytest.raises(ValueError, match="do not divide into 2 matrices"):
+        optimizer.add_param_group(dict(params=[torch.ones(3, 4)], blocks=[2]))
+    assert len(optimizer.param_groups) == 1
+
+
 def test_blocks_that_fsdp2_would_split_are_refused(devices):
     w = distribute_tensor(torch.ones(12, 4), devices(2), [Shard(0)])
     Optimizer([dict(params=[w], blocks=[12])], "adalayer", lr=0.1)

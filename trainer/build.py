@@ -43,6 +43,8 @@ def build_optimizer(model: Decoder, settings: Settings, hyper: dict) -> zoo.Opti
                         weight_decay_kind=settings.weight_decay_kind, compile=settings.compile,
                         of_role=settings_of_roles(settings, hyper), **values, **chosen)
     except zoo.WrongRule as error:
-        raise UserError(f"--optimizer={settings.optimizer}: {error}") from None
+        of_rest = settings.rest and str(error).startswith(zoo.find(settings.rest).name)
+        option_name = "rest" if of_rest else "optimizer"
+        raise UserError(f"--{option_name}={getattr(settings, option_name)}: {error}") from None
     except ValueError as error:
         raise UserError(f"--{error}") from None

@@ -177,6 +177,9 @@ def averaged_weights(checkpoint: dict) -> dict:
             other = zoo.averages.for_evaluation(kept, group, weights[name], saved["state"].get(number))
             averages |= {} if other is None else {name: other}
     if not averages:
+        if any(group["rule"].partition("+")[0].endswith(".py") for group in saved["param_groups"]):
+            raise UserError("--average: a rule of this run is in a file of yours, which is not run here; if "
+                            "it keeps an average, only train.py can evaluate that")
         raise UserError("--average: this run kept no averages of its weights; train with --average=ema")
     return weights | averages
 

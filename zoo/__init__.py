@@ -274,10 +274,18 @@ class Optimizer(optim.Optimizer):
         for name, make_state in starts.items():
             if make_state and (keys := keyword_names(make_state)):
                 starts[name] = functools.partial(make_state, **{key: known[key] for key in keys})
-        return super().start(group, i, device, starts) | ({"average_from": 0} if self.average else {})
+        state = super().start(group, i, device, starts)
+        return state | dict(average_from=self.measuring_steps(group)) if self.average else state
 
     def add_param_group(self, param_group):
         super().add_param_group(param_group)
+        try:
+            self.check_newest_group()
+        except ValueError:
+            self.param_groups.pop()    # so that no step trains a group that was refused
+            raise
+
+    def check_newest_group(self):
         check_sharding(self.param_groups[-1])
         rule = self.rules[self.param_groups[-1]["rule"]]
         if self.average and rule.evaluated:
@@ -509,7 +517,10 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
     if given:
         other = modified(rest, modify or "")
         of_modifiers = {key: value for key, value in own.items() if key not in find(name).hyper}
-        other = dict(rule=other, lr=rest_lr) | other.checked(of_rest | of_modifiers)
+        try:
+            other = dict(rule=other, lr=rest_lr) | other.checked(of_rest | of_modifiers)
+        except ValueError as error:    # the values of the modifiers were checked above
+            raise ValueError(f"rest_{error}") from None
     elif of_rest:
         raise ValueError(f"rest_{next(iter(of_rest))}: there is no other rule; give adaptive, rest, rest_lr")
     if freeze_steps is not None:
@@ -591,7 +602,10 @@ def set_role(role, settings, own) -> None:
         elif name == "weight_decay":
             settings["weight_decay"] = value
         elif name in rule.hyper:
-            settings |= {name: rule.checked({name: value})[name]}
+            try:
+                settings |= {name: rule.checked({name: value})[name]}
+            except ValueError as error:
+                raise ValueError(f"{name}_of: {role}: {error}") from None
         else:
             raise ValueError(f"{name}_of: {rule.name}, the rule of {role}, has no {name}; "
                              f"it takes lr, weight_decay, {', '.join(rule.hyper)}")

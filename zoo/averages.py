@@ -2,10 +2,10 @@
 Averages of the weights, as in --average=ema. They go with most rules, and never change what is trained.
 
 Each function updates an average in place, after a step has moved the weight w. t is the number of the step
-since the average began, from 1. It is a plain number, because no compiler sees these functions. Any other
-positional parameter is state, as in a rule. The names of hyperparameters begin with the name of the average,
-so that they differ from all names of rules. Optimizer.averages() in zoo/__init__.py puts the averages into
-the model for evaluation.
+since the average began, from 1. Steps that only measure do not count. t is a plain number, because no
+compiler sees these functions. Any other positional parameter is state, as in a rule. The names of
+hyperparameters begin with the name of the average, so that they differ from all names of rules.
+Optimizer.averages() in zoo/__init__.py puts the averages into the model for evaluation.
 """
 import torch
 
@@ -118,8 +118,9 @@ def find(name: str) -> Average:
 def update(optimizer, *_) -> None:
     """Updates the averages of all weights that a step has moved. torch calls this after each step."""
     average = optimizer.average
-    moved = [(group, p.detach(), optimizer.state[p]) for group, _, p in optimizer.each_parameter()
-             if p.grad is not None and p.numel()]
+    stepped = [(group, p.detach(), optimizer.state[p]) for group, _, p in optimizer.each_parameter()
+               if p.grad is not None and p.numel()]
+    moved = [(group, w, state) for group, w, state in stepped if state["t"] > state["average_from"]]
     shared = {}
     if "distance" in average.inputs:
         norms = [(w - state["average"]).norm() for _, w, state in moved]    # of one tensor at a time
@@ -136,16 +137,16 @@ def names_of(average) -> tuple:
 
 def with_own_average(optimizer, state_dict: dict) -> dict:
     """A state dict for this optimizer. If it has another average or none, the average of the optimizer begins
-    anew, at the step that the state dict has reached."""
+    anew, at the step that the state dict has reached. An EMA goes on with another decay."""
+    fixed = ("average", "lawa_last", "lawa_every")    # what the state of an average depends on
     groups, states = [], dict(state_dict["state"])
     for group, saved in zip(optimizer.param_groups, state_dict["param_groups"]):
-        theirs = find(saved["average"]) if "average" in saved else None
-        if theirs is not optimizer.average:
-            of_state, of_group = names_of(theirs)
+        if any(saved.get(name) != optimizer.averaging.get(name) for name in fixed):
+            of_state, of_group = names_of(find(saved["average"]) if "average" in saved else None)
             saved = {name: x for name, x in saved.items() if name not in of_group} | optimizer.averaging
             for i, number in zip(range(len(group["params"])), saved["params"]):
                 state = {name: x for name, x in states.pop(number, {}).items() if name not in of_state}
-                states |= {number: state | begun(optimizer, group, i, state["t"])} if state else {}
+                states |= {number: state | begun(optimizer, group, i, state.get("t", 0))} if state else {}
         groups.append(saved)
     groups += state_dict["param_groups"][len(groups):]    # groups too many are an error, which torch raises
     return state_dict | dict(param_groups=groups, state=states)
@@ -153,7 +154,7 @@ def with_own_average(optimizer, state_dict: dict) -> dict:
 def begun(optimizer, group: dict, i: int, t: int) -> dict:
     """The state of the average of parameter i of a group, if it begins after step t."""
     names, _ = names_of(optimizer.average)
-    state = optimizer.start(group, i) | dict(average_from=t)
+    state = optimizer.start(group, i) | dict(average_from=max(t, optimizer.measuring_steps(group)))
     return {name: state[name] for name in names}
 
 def for_evaluation(part, group: dict, w, state: dict):
@@ -165,7 +166,7 @@ def for_evaluation(part, group: dict, w, state: dict):
     if not state or part is None or not part.evaluated:
         return None
     t = state["t"] - state.get("average_from", 0)
-    if t == 0:    # an average that has begun anew holds nothing before its first step
+    if t <= 0:    # an average holds nothing before its first step
         return None
     given = group | state | dict(w=w, t=t)
     return part.evaluated(**{name: given[name] for name in parameter_names(part.evaluated)})

@@ -8,9 +8,9 @@ must use its own.
 import torch
 import torch.distributed as dist
 
-from zoo import Optimizer
+from zoo import TRIED, Optimizer, find
 from zoo.classics import nesterov
-from zoo.rule import Modifier
+from zoo.rule import ModifiedRule, Modifier
 
 # ---- Distributed Lion: Lion on each worker's own gradient, and then a vote over its signs ---------------
 
@@ -40,6 +40,12 @@ VOTES = {
     "majority_vote": Modifier(majority_vote, changes="u", elementwise=True),
     "mean_of_signs": Modifier(mean_of_signs, changes="u", elementwise=True),
 }
+
+def voting_lion(vote: str) -> ModifiedRule:
+    """Returns Lion with a vote. An Optimizer tries a new rule out, but this one would talk to the others."""
+    rule = ModifiedRule(find("lion"), [VOTES[vote]])
+    TRIED.add(rule.function)
+    return rule
 
 # ---- DiLoCo: many steps alone, and then one step together -----------------------------------------------
 
@@ -82,6 +88,7 @@ class DiLoCo:
             dist.all_reduce(old.grad)
             old.grad /= dist.get_world_size()
         self.outer.step()
+        self.outer.zero_grad()    # which frees its memory
         for old, p in zip(self.old, self.weights):
             p.copy_(old)
 
