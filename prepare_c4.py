@@ -224,7 +224,7 @@ def write_data(settings: Options, splits: dict, meta: dict, out: Path, begin: fl
                             f"{other}")
         print(f"{out}: is prepared already")
         return
-    for path in out.glob(".*.tmp"):    # from a preparation that was killed
+    for path in out.glob(".*.[0-9]*.tmp"):    # from a preparation that was killed
         path.unlink()
 
     if settings.dataset == "c4":
@@ -252,9 +252,10 @@ def write_data(settings: Options, splits: dict, meta: dict, out: Path, begin: fl
             write_split(out, split, entry, batches(*splits[split], read, entry["next"]), tokenizer,
                         limits[split], lambda: runs.write_json(progress, meta | dict(splits=entries)))
         if not entry["tokens"]:
-            raise UserError(f"--dataset={settings.dataset}: no text for {split}: every 20th document, from "
-                            "the 10th on, is for validation, and a .txt is cut into documents of 32 kB; give "
-                            "more text, or --val_files")
+            advice = ("every 20th document, from the 10th on, is for validation, and a .txt is cut into "
+                      "documents of 32 thousand characters; give more text, or --val_files"
+                      if split == "val" and not settings.val_files else "these files hold no documents")
+            raise UserError(f"--dataset={settings.dataset}: no text for {split}: {advice}")
     train, val = entries["train"], entries["val"]
     if train["tokens"] < limits["train"]:
         print(f"note: the corpus ends after {train['tokens']:,} of the {limits['train']:,} tokens asked for")
@@ -370,7 +371,7 @@ def main(argv: list[str]) -> int:
         print(f"prepare_c4.py: error: {one_line(error)}", file=sys.stderr)
         return error.code
     except OSError as error:
-        print(f"prepare_c4.py: error: {error.filename or settings.out}: {error.strerror}",
+        print(f"prepare_c4.py: error: {error.filename or settings.out}: {error.strerror or error}",
               file=sys.stderr)
         return 4
     except KeyboardInterrupt:

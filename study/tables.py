@@ -22,7 +22,7 @@ import numpy as np
 
 from study.evidence import Losses, Study
 from trainer.errors import UserError, one_line
-from trainer.options import ROOT
+from trainer.options import ROOT, read_toml
 from trainer.runs import to_json, whole_file
 from trainer.settings import FREE, Settings, defaults
 from zoo import RULES
@@ -155,6 +155,10 @@ def usual(config_file: str, optimizer: str, rest: str) -> dict[str, Any]:
     shipped = CONFIGS / Path(config_file).name
     if not Path(config_file).exists() and shipped.exists():
         config_file = str(shipped)
+    train = read_toml(config_file).get("train", {})
+    own_rest = train.get("rest", "") if isinstance(train, dict) else ""
+    if str(own_rest).endswith(".py"):    # to find its defaults would run the file
+        return defaults(config_file, optimizer, rest=rest) | {"rest": own_rest}
     chosen = {"rest": rest} if rest else {}
     return defaults(config_file, optimizer, **chosen) | {"rest": defaults(config_file, optimizer)["rest"]}
 

@@ -131,7 +131,8 @@ def test_a_large_text_is_cut_where_no_token_changes(tmp_path, monkeypatch):
     ("a.csv", b"a,b", "must be a file .txt, .jsonl, .json"),
     ("a.txt", b"too short", "the text gives only"),
     ("a.txt", " ".join(TEXTS).encode(), "no text for val: every 20th document, from the 10th on, is for "
-                                        "validation, and a .txt is cut into documents of 32 kB; give more"),
+                                        "validation, and a .txt is cut into documents of 32 thousand "
+                                        "characters; give more"),
 ])
 def test_a_bad_file_gives_an_error_of_one_line(tmp_path, capsys, name, content, words):
     (tmp_path / name).write_bytes(content)
@@ -562,6 +563,12 @@ def test_t5_from_path_hub_or_package(tmp_path, monkeypatch, toy_t5, capsys):
     monkeypatch.setattr(vocabulary, "why_no_hub", lambda ask: "")
     assert prepare_c4.main([*options, f"--out={tmp_path / 'hub'}"]) == 0
     assert len(toy_t5) == 1 and "bad.model: is not the tokenizer's published file" in capsys.readouterr().err
+    def breaks(repository, name):
+        raise ConnectionError("the file host does not answer")
+    hub.hf_hub_download = breaks
+    assert prepare_c4.main([*options, f"--out={tmp_path / 'again'}"]) == 0
+    assert len(toy_t5) == 2 and "note: the hub gave no spiece.model (ConnectionError: the file host" in (
+        capsys.readouterr().out)
     assert same_folder(tmp_path / "package", tmp_path / "spiece")
     assert same_folder(tmp_path / "package", tmp_path / "hub")
     meta, ids = data.read_meta(tmp_path / "hub"), ids_of(tmp_path / "hub", "val")

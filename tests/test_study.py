@@ -724,6 +724,16 @@ def test_results_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == f"study: error: {tmp_path / 'file'}: File exists\n"
 
 
+def test_reading_runs_executes_no_file_that_their_config_names(tmp_path):
+    (tmp_path / "rule.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n")
+    config = tmp_path / "theirs.toml"
+    shipped = Path("configs/study.toml").read_text()
+    config.write_text(shipped.replace("[train]", f'[train]\nrest = "{tmp_path}/rule.py"'))
+    record(tmp_path / "runs/a", config=str(config), lr=0.5)
+    run, = tables.read_runs(str(tmp_path / "runs"), "*")
+    assert tables.row_of(run)["optimizer"] == "adamw" and not (tmp_path / "canary").exists()
+
+
 def test_match_does_not_go_with_names_of_runs(capsys):
     assert command.main(["a", "b", "--match=class,*"]) == 2
     assert capsys.readouterr().err.startswith("study: error: --match: chooses among all runs")

@@ -154,7 +154,7 @@ class Tokens:
     """One split, cut into windows of context + 1 ids, so that each window has `context` predictions.
 
     The last id of a window is the first id of the next one. A window never crosses from one shard into the
-    next; the ids that are left at the end of a shard (fewer than context + 1) are not used.
+    next; the ids that are left at the end of a shard (fewer than context) are not used.
 
     Args:
         folder: the folder of data.

