@@ -421,7 +421,7 @@ def test_results_outlive_their_runs(tiny, tmp_path, capsys):
     shutil.copytree(runs / "a", runs / "7")
     merge = [f"--runs={runs}", f"--results={results}", "--setting=tiny", "--match=*"]
     assert command.main(merge) == 0
-    assert f"note: {runs / '7'} is left out" in capsys.readouterr().err
+    assert f"note: {runs / '7'} is left out" in capsys.readouterr().out
     rows = {row["run"]: row for row in tables.read_csv(results / "results.csv")}
     status = json.loads((runs / "a/status.json").read_text())
     assert list(rows) == ["a", "b"] and rows["a"]["loss"] == f"{status['loss']:.5f}"
@@ -466,10 +466,10 @@ def test_what_runs_say_together(tiny, tmp_path, capsys):
     (tmp_path / "broken/metrics.jsonl").write_text("{")
     capsys.readouterr()
     assert command.main([f"--runs={tmp_path}", f"--out={tmp_path / 'out.png'}"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     mean, spread = sum(losses) / 2, abs(losses[0] - losses[1]) / 2**0.5
     assert f"| signum steps=2 | 0.001 | {mean:.3f} | {spread:.3f} | 2 |" in out
-    assert "| sgd z_loss=0 | 1e+12 | diverged, seed 0 |  |  |" in out and "broken is left out" in out
+    assert "| sgd z_loss=0 | 1e+12 | diverged, seed 0 |  |  |" in out and "broken is left out" in err
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
     assert command.main([f"--runs={tmp_path}", "--match=nothing", f"--out={tmp_path / 'none.png'}"]) == 2
     assert "holds no finished run" in capsys.readouterr().err
