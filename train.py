@@ -72,6 +72,7 @@ class Training:
             self.ranked = torch.nn.parallel.DistributedDataParallel(
                 self.model, broadcast_buffers=False,
                 gradient_as_bucket_view=True)    # otherwise each gradient exists twice
+            script.NEVER_FREED.append(self.ranked)
         self.autocast = torch.autocast(machine.device.type, torch.bfloat16,
                                        enabled=config.precision == "bf16")
         self.environment = versions() | dict(device=machine.name(), threads=machine.threads,

@@ -26,5 +26,7 @@ for name, class_ in dict(views=ddp, copies=lambda model, **more: ddp(model, broa
     code = tiny_runs.run(config, folder, f"two-{name}", "--optimizer=adamw", "--micro_batch=2")
     if code:
         sys.exit(f"{name}: exit code {code}")
+if len(script.NEVER_FREED) != len(tiny_runs.VARIANTS | tiny_runs.ZOO) + 2:
+    sys.exit("a run has freed its DDP, which may wait for ever")
 dist.barrier()    # a rank that leaves while the other still talks to it takes that one down
 script.leave(0)
