@@ -351,8 +351,7 @@ def prepare_if_missing(folder: str, recipe: str, may_prepare: bool) -> None:
     """
     if Path(folder, "meta.json").exists():
         return
-    what = recipe or ("" if may_prepare else "OPTIONS")    # the default folder needs no options
-    options = f"{what} {shlex.quote(f'--out={folder}')}".strip()
+    options = data.options_to_prepare(folder, recipe, is_usual=may_prepare)
     command = f"python {shlex.quote(os.path.relpath(__file__))} {options}"
     if not may_prepare:
         raise UserError(f"--data={folder}: no data there; make it: {command}")

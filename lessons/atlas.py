@@ -349,8 +349,8 @@ def whose_lr(name: str) -> str:
     factor = zoo.RULES[name].lr_factor
     if factor == 1:
         return "which is AdamW's, and was not tuned"
-    return f"which is AdamW's times {factor:,.0f}, and was not tuned" if factor >= 100 else (
-        f"which is AdamW's times {factor:.3g}, and was not tuned")
+    shown = f"{factor:,.0f}" if factor >= 100 else f"{factor:.3g}"
+    return f"which is AdamW's times {shown}, and was not tuned"
 
 
 def verified(name: str) -> str:

@@ -9,6 +9,7 @@ step, and it checks the ids of every batch against the vocabulary.
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -126,6 +127,19 @@ def read_meta(folder: str | Path) -> dict:
         raise UserError(f"{path}: is damaged: {type(error).__name__} {error}; "
                         "prepare the data again") from None
     return meta
+
+
+def options_to_prepare(folder: str, recipe: str, is_usual: bool) -> str:
+    """Returns the options with which prepare_c4.py makes a folder of data.
+
+    Args:
+        folder: the folder.
+        recipe: the options without the folder, or "".
+        is_usual: whether an empty recipe is enough, as for the default data. Otherwise the word OPTIONS
+            stands in the place of a missing recipe.
+    """
+    what = recipe or ("" if is_usual else "OPTIONS")
+    return f"{what} {shlex.quote(f'--out={folder}')}".strip()
 
 
 def check_split(split: str, entry: dict) -> None:

@@ -17,7 +17,7 @@ import torch
 from model import Decoder
 from trainer.announce import print_optimizer
 from trainer.build import build_optimizer, decoder_shape
-from trainer.data import DTYPES, dtype_for
+from trainer.data import DTYPES, dtype_for, options_to_prepare
 from trainer.errors import UserError, one_line
 from trainer.machine import provide_cache
 from trainer.options import ROOT
@@ -167,8 +167,7 @@ def main(lines) -> int:
     for folder, recipe in recipes.items():
         if not Path(folder, "meta.json").exists():
             script = shlex.quote(os.path.relpath(ROOT / "prepare_c4.py"))
-            what = recipe or ("" if folder == Settings.data else "OPTIONS")
-            print(f"# first: python {script} {what} {shlex.quote(f'--out={folder}')}")
+            print(f"# first: python {script} {options_to_prepare(folder, recipe, folder == Settings.data)}")
     times = [hours(settings) for settings in runs]
     total = ("hours unknown: give -- --throughput=N, tokens per second" if None in times else
              f"{sum(times):.4g} hours at the stated throughput")

@@ -78,8 +78,9 @@ def run(name: str, main: Callable[[list], int]) -> None:
     leave(code)
 
 
-# What a rank must not free before it ends. When DDP's model is freed, it waits for a thread of Gloo and holds
-# Python's lock meanwhile, and that thread may be waiting for this lock: 2 of 22 runs of two ranks never ended.
+# What a rank must not free before it ends. When DDP's model is freed, it waits for a thread of Gloo and
+# holds Python's lock meanwhile. That thread may be waiting for this lock: 2 of 22 runs of two ranks never
+# ended.
 NEVER_FREED = []
 
 

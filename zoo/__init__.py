@@ -286,6 +286,7 @@ class Optimizer(optim.Optimizer):
             raise
 
     def check_newest_group(self):
+        """Completes the group that was added last. Raises ValueError if its rule does not fit its tensors."""
         check_sharding(self.param_groups[-1])
         rule = self.rules[self.param_groups[-1]["rule"]]
         if self.average and rule.evaluated:

@@ -93,15 +93,16 @@ class Average(Rule):
     """A line of the table. An average reads its function's signature as a rule does. It may ask for w, t and
     `distance`, the norm of w - average over all tensors.
 
-    evaluated   a function of w, t, state and hyperparameters that returns the average, as in ZooRule"""
+    evaluated    a function of w, t, state and hyperparameters that returns the average, as in ZooRule
+    may_change   hyperparameters with another value of which a loaded state still means the same"""
     given = ("w", "t", "distance")
 
-    def __init__(self, function, *, evaluated=average_itself, **line):
+    def __init__(self, function, *, evaluated=average_itself, may_change=(), **line):
         super().__init__(function, **line)
-        self.evaluated = evaluated
+        self.evaluated, self.may_change = evaluated, may_change
 
 AVERAGES = {
-    "ema":   Average(ema, bounds=dict(ema_decay=BELOW_ONE)),
+    "ema":   Average(ema, may_change=("ema_decay",), bounds=dict(ema_decay=BELOW_ONE)),
     "lawa":  Average(lawa, evaluated=mean_of_checkpoints,
                      bounds=dict(lawa_last=AT_LEAST_ONE, lawa_every=AT_LEAST_ONE)),
     "aswa":  Average(aswa),
@@ -138,7 +139,8 @@ def names_of(average) -> tuple:
 def with_own_average(optimizer, state_dict: dict) -> dict:
     """A state dict for this optimizer. If it has another average or none, the average of the optimizer begins
     anew, at the step that the state dict has reached. An EMA goes on with another decay."""
-    fixed = ("average", "lawa_last", "lawa_every")    # what the state of an average depends on
+    may_change = optimizer.average.may_change if optimizer.average else ()
+    fixed = [name for name in ("average", *optimizer.averaging) if name not in may_change]
     groups, states = [], dict(state_dict["state"])
     for group, saved in zip(optimizer.param_groups, state_dict["param_groups"]):
         if any(saved.get(name) != optimizer.averaging.get(name) for name in fixed):

@@ -42,7 +42,8 @@ VOTES = {
 }
 
 def voting_lion(vote: str) -> ModifiedRule:
-    """Returns Lion with a vote. An Optimizer tries a new rule out, but this one would talk to the others."""
+    """Returns Lion with a vote. It counts as tried, because an Optimizer tries each new rule, and a trial of
+    this one would send messages to the other workers."""
     rule = ModifiedRule(find("lion"), [VOTES[vote]])
     TRIED.add(rule.function)
     return rule
