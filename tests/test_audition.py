@@ -88,7 +88,7 @@ def test_runs_of_a_rule_in_a_file_are_read_without_the_file(tiny, tmp_path, file
 
 
 def test_a_rule_in_a_file_resumes_unless_the_file_has_changed(tiny, tmp_path, file, capsys):
-    run(tiny, tmp_path, "whole", f"--optimizer={file}", "--lr=1e-3")
+    assert run(tiny, tmp_path, "whole", f"--optimizer={file}", "--lr=1e-3") == 0
     rewound(tmp_path / "whole", tmp_path / "half", 5)
     assert train.main([f"--runs={tmp_path}", "--name=half", "--resume"]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "half")
@@ -100,10 +100,10 @@ def test_a_rule_in_a_file_resumes_unless_the_file_has_changed(tiny, tmp_path, fi
 
 
 def test_two_versions_of_a_file_are_two_optimizers(tiny, tmp_path, file):
-    run(tiny, tmp_path, "first", f"--optimizer={file}", "--lr=1e-3")
+    assert run(tiny, tmp_path, "first", f"--optimizer={file}", "--lr=1e-3") == 0
     file.write_text(STUBBORN.replace("/ 2", "/ 3"))
     zoo.rule_in_file.cache_clear()
-    run(tiny, tmp_path, "second", f"--optimizer={file}", "--lr=1e-3")
+    assert run(tiny, tmp_path, "second", f"--optimizer={file}", "--lr=1e-3") == 0
     names = [variant_of(read_run(tmp_path / name)) for name in ("first", "second")]
     assert names[0] != names[1] and all(name.startswith("stubborn.py@") for name in names)
     command = row_of(read_run(tmp_path / "second"))["command"]

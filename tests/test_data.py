@@ -230,6 +230,26 @@ def test_a_broken_meta_is_refused(tiny, tmp_path, content, words):
         data.Tokens(tmp_path / "data", "train", 16)
 
 
+@pytest.mark.parametrize("change, words", [
+    (dict(tokens=1), "do not add up"), (dict(file="../train-00000.bin"), "a shard lies outside the folder"),
+    (dict(sha256=1), "the sha256 of a shard is no text")])
+def test_a_meta_with_a_wrong_shard_is_refused(tiny, tmp_path, change, words):
+    shutil.copytree(tiny.parent / "data", tmp_path / "data")
+    meta = data.read_meta(tmp_path / "data")
+    meta["splits"]["train"]["shards"][0] |= change
+    (tmp_path / "data/meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=f"meta.json: .*{words}"):
+        data.Tokens(tmp_path / "data", "train", 16)
+
+
+def test_a_changed_tokenizer_is_refused(tiny, tmp_path):
+    shutil.copytree(tiny.parent / "data", tmp_path / "data")
+    path = tmp_path / "data" / data.read_meta(tmp_path / "data")["tokenizer"]["file"]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=f"{path}: is not the tokenizer of this data"):
+        data.load_tokenizer(tmp_path / "data")
+
+
 def test_ids_are_checked_when_they_are_read(tiny, tmp_path):
     """An id outside the vocabulary stops the batch that holds it. --verify_data finds it at the start."""
     shutil.copytree(tiny.parent / "data", tmp_path / "data")

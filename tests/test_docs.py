@@ -182,10 +182,6 @@ def run_in(folder: Path, command: str) -> subprocess.CompletedProcess:
 # ---------------------------------------------------------------------------------------------------------
 # README
 
-def test_readme_is_short():
-    assert len(README.read_text().splitlines()) <= 150
-
-
 def test_readme_has_the_two_commands():
     first, second = fenced_blocks(README, "bash")[:2]
     assert (first.strip(), second.strip()) == (TRAIN_COMMAND, TEST_COMMAND)

@@ -278,21 +278,6 @@ def test_sparse_gradients_are_refused():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_tensors_of_no_weights_do_nothing(case):
-    """As in torch. They have no state, and a loaded state may lack them."""
-    w, plain = weights(), weights()
-    more = dict(w) | {"none": torch.ones(0, 4).requires_grad_()}
-    with_none = [(role, p, "mlp_up" if role == "none" else role) for role, p in more.items()]
-    name, options = CASES[case]
-    optimizer = make(name, with_none, lr=0.1, **options)
-    for g in gradients():
-        run(optimizer, more, [g | {"none": torch.ones(0, 4)}])
-    run(built(case, plain), plain, gradients())
-    assert all(torch.equal(w[role], plain[role]) for role in w)
-    optimizer.load_state_dict(optimizer.state_dict())
-
-
-@pytest.mark.parametrize("case", CASES)
 def test_no_memory_format_changes_a_step(case):
     """The same weights, transposed, or as convolutions with channels last: the same steps."""
     name, options = CASES[case]
@@ -319,24 +304,29 @@ def test_no_memory_format_changes_a_step(case):
         same(strided[role], contiguous[role], 1e-12)
 
 
+ELEMENTWISE = {name: rule for name, rule in zoo.RULES.items() if rule.elementwise} | {
+    f"adamw+{name}": zoo.modified("adamw", name) for name, line in zoo.MODIFIERS.items() if line.elementwise}
+
+
 @pytest.mark.parametrize("compile", [
     False, pytest.param(True, marks=[pytest.mark.compiled, pytest.mark.slow])])
-@pytest.mark.parametrize("name", [name for name, rule in zoo.RULES.items() if rule.elementwise])
+@pytest.mark.parametrize("name", ELEMENTWISE)
 def test_an_elementwise_rule_moves_each_weight_as_if_it_were_alone(name, compile):
     """A tensor moves like its pieces, bit for bit in eager code."""
     draw = torch.Generator().manual_seed(0)
     whole = torch.randn(6, 8, generator=draw)
     pieces = [piece.clone() for piece in whole.flatten().split([5, 16, 27])]
-    one, many = (zoo.Optimizer(params, name, lr=0.01, weight_decay=0.1, compile=compile)
+    one, many = (zoo.Optimizer(params, ELEMENTWISE[name], lr=0.01, weight_decay=0.1, compile=compile)
                  for params in ([whole], pieces))
-    for _ in range(5):
+    for _ in range(7):
         whole.grad = torch.randn(6, 8, generator=draw)
         for piece, g in zip(pieces, whole.grad.flatten().split([5, 16, 27])):
             piece.grad = g
         one.sampled, many.sampled = {whole: whole.grad}, {piece: piece.grad for piece in pieces}
         one.step(), many.step()
     found = torch.cat(pieces).view(6, 8)
-    tolerance = 1e-6 if compile or name in ("adasgd", "prodigy") else 0    # they sum in another order
+    sums = ("adasgd", "prodigy", "adamw+stable_decay")    # over all tensors, in another order
+    tolerance = 1e-6 if compile or name in sums else 0
     assert torch.allclose(found, whole, rtol=tolerance, atol=tolerance)
 
 
@@ -724,12 +714,10 @@ def test_optim_starts_the_pencil_example(tmp_path):
 
 
 @pytest.mark.parametrize("rule", [rule.function for rule in (*optim.RULES.values(), FROZEN)])
-def test_a_rule_is_short_and_explains_itself(rule):
+def test_a_rule_explains_itself(rule):
     doc = inspect.getdoc(rule)
     for word in ("Remembers", "Moves", "lr ", "Defaults", "Source", "u  ="):
         assert word in doc, word
-    code = inspect.getsource(rule).split('"""')[2]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 15
 
 
 def test_a_role_may_have_settings_of_its_own():

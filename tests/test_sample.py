@@ -56,6 +56,14 @@ def test_each_option_has_its_effect(two_runs, monkeypatch, capsys):
     assert len(set(texts)) == 3
 
 
+def test_only_the_likeliest_tokens_are_drawn():
+    """100 draws at a high temperature give each of the three likeliest tokens, and no other one."""
+    model = Decoder(width=16, layers=1, heads=2, context=8, vocab_size=50)
+    likeliest = model(torch.tensor([[7]]))[0, -1, :50].topk(3).indices
+    drawn = {sample.generate(model, [7], 1, temperature=100, top_k=3, seed=seed)[-1] for seed in range(100)}
+    assert drawn == set(likeliest.tolist())
+
+
 def test_the_newest_run_is_the_default(two_runs, monkeypatch, capsys):
     """It is the run with the newest checkpoint, and a note names it."""
     monkeypatch.chdir(two_runs)

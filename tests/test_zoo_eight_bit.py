@@ -2,9 +2,6 @@
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
 
 import optim
 import zoo
@@ -136,39 +133,3 @@ def test_roles_that_the_authors_keep_in_32_bits():
     run(optimizer, w, gradients(1))
     found = {role: optimizer.state[p]["m"].dtype for role, p in w.items()}
     assert {role for role, dtype in found.items() if dtype == torch.uint8} == {"qkv", "mlp_up", "head"}
-
-
-def test_8_bit_matrices_of_one_kind_are_computed_together_and_move_as_if_alone():
-    together = [normal(6, 4, seed=seed) for seed in range(3)]
-    alone = [w.clone() for w in together]
-    one = Optimizer(together, "muon_8bit", lr=0.1, block_size=8)
-    each = [Optimizer([w], "muon_8bit", lr=0.1, block_size=8) for w in alone]
-    for t in range(4):
-        for i, (w, other) in enumerate(zip(together, alone)):
-            w.grad, other.grad = normal(6, 4, seed=10 * t + i), normal(6, 4, seed=10 * t + i)
-        for optimizer in (one, *each):
-            optimizer.step()
-    for w, other, optimizer in zip(together, alone, each):
-        assert torch.allclose(w, other, rtol=1e-12, atol=1e-12)
-        assert torch.equal(one.state[w]["m"], optimizer.state[other]["m"])
-        assert one.state[w]["m"].dtype == torch.int8
-
-
-@pytest.mark.parametrize("name", ["adamw_8bit", "muon_8bit"])
-def test_codes_work_with_the_tensors_of_fsdp2(name):
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        mesh, plain = init_device_mesh("cpu", (1,)), torch.ones(6, 4)
-        split = torch.nn.Parameter(distribute_tensor(plain, mesh, [Shard(0)]))
-        optimizers = [Optimizer([w], name, lr=0.01, block_size=4) for w in (plain, split)]
-        for t in range(4):
-            plain.grad = normal(6, 4, seed=t).float()
-            split.grad = distribute_tensor(plain.grad, mesh, [Shard(0)])
-            for optimizer in optimizers:
-                optimizer.step()
-        assert (plain != 1).any() and torch.allclose(split.full_tensor(), plain, rtol=0, atol=1e-6)
-        codes = optimizers[1].state[split]["m"]
-        assert codes.dtype == optimizers[0].state[plain]["m"].dtype != torch.float32
-        assert torch.equal(codes.full_tensor(), optimizers[0].state[plain]["m"])
-    finally:
-        dist.destroy_process_group()

@@ -5,9 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
 
 import zoo
 from rule_cases import gradients, run, weights
@@ -156,8 +153,9 @@ def test_cautious_lion_is_cautious_for_large_tensors():
     u, g = torch.randn(2, 300, 300, generator=draw, dtype=torch.float64)
     a, b = (zoo.MODIFIERS[name].function(u, g) for name in ("cautious", "cautious_lion"))
     assert torch.allclose(a, b, rtol=1e-4) and not torch.allclose(a, b, rtol=1e-6)
-    a, b = (zoo.MODIFIERS[name].function(u[0, :2], g[0, :2]) for name in ("cautious", "cautious_lion"))
-    assert not torch.allclose(a, b, rtol=0.1) or not a.any()
+    u, g = torch.tensor([1.0, 1.0]), torch.tensor([3.0, -3.0])    # one of two weights remains
+    a, b = (zoo.MODIFIERS[name].function(u, g) for name in ("cautious", "cautious_lion"))
+    assert a.tolist() == [2, 0] and b.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
@@ -190,7 +188,6 @@ def test_update_floor_lifts_each_of_q_k_v_by_itself():
     assert (whole.norm() / w.norm()).item() == pytest.approx(max(0.35, (u.norm() / w.norm()).item()))
     for role in ("embed", "head"):
         assert floor(u, w, 1, role, update_floor_ratio=9.0) is u
-    assert floor(u[0], w[0], 1, "norm", update_floor_ratio=9.0) is not None
     assert torch.equal(floor(u[0], w[0], 1, "norm", update_floor_ratio=9.0), u[0])
 
 
@@ -364,39 +361,3 @@ def test_stable_decay_does_not_see_the_scale_of_the_gradient():
 def test_stable_decay_is_no_decay_without_decay():
     assert_close(trained(zoo.modified("adamw", "stable_decay"), gradients(), roles=False),
                  trained("adamw", gradients()))
-
-
-@pytest.mark.parametrize("name", [name for name, line in zoo.MODIFIERS.items() if line.elementwise])
-def test_an_elementwise_modifier_treats_each_weight_as_if_it_were_alone(name):
-    """A tensor moves like its pieces."""
-    draw = torch.Generator().manual_seed(0)
-    whole = torch.randn(6, 8, generator=draw, dtype=torch.float64)
-    pieces = [piece.clone() for piece in whole.flatten().split([5, 16, 27])]
-    one, many = (Optimizer(params, zoo.modified("adamw", name), lr=0.01, weight_decay=0.1)
-                 for params in ([whole], pieces))
-    for _ in range(7):
-        whole.grad = torch.randn(6, 8, generator=draw, dtype=torch.float64)
-        for piece, g in zip(pieces, whole.grad.flatten().split([5, 16, 27])):
-            piece.grad = g
-        one.step(), many.step()
-    assert torch.allclose(torch.cat(pieces).view(6, 8), whole, rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize("name", zoo.MODIFIERS)
-def test_a_modifier_works_with_the_tensors_of_fsdp2(name):
-    """Their steps are those of plain tensors."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        mesh, draw = init_device_mesh("cpu", (1,)), torch.Generator().manual_seed(0)
-        plain = torch.ones(6, 4)
-        split = torch.nn.Parameter(distribute_tensor(plain, mesh, [Shard(0)]))
-        both = [Optimizer([w], zoo.modified("adamw", name), lr=0.01, weight_decay=0.1)
-                for w in (plain, split)]
-        for _ in range(6):
-            plain.grad = torch.randn(6, 4, generator=draw)
-            split.grad = distribute_tensor(plain.grad, mesh, [Shard(0)])
-            for optimizer in both:
-                optimizer.step()
-        assert (plain != 1).any() and torch.allclose(split.full_tensor(), plain, rtol=0, atol=1e-6)
-    finally:
-        dist.destroy_process_group()
