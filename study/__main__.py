@@ -78,11 +78,13 @@ def everything(runs: list[RecordedRun], options: Options) -> None:
     """Adds runs to the results folder, and makes tables, figures and verdicts of all that is in it.
 
     Raises:
-        UserError: there are no runs and no results.
+        UserError: there are no runs and no results, or no run has the name that was asked for.
     """
     folder = Path(options.results)
     if not runs and not (folder / "results.csv").exists():
         raise UserError(f"--runs={options.runs}, --results={folder}: hold no runs and no results")
+    if options.match and not runs:
+        raise UserError(f"--match={options.match}: --runs={options.runs} holds no run of that name")
     merge(runs, folder, base="" if options.match else options.setting)
     study = read_study(folder, options.setting)
     (folder / "table.md").write_text(table(study))

@@ -407,6 +407,10 @@ def test_a_best_rate_of_the_rest_at_the_edge_is_not_judged():
 def test_no_runs_and_no_results(tmp_path, capsys):
     assert command.main([f"--runs={tmp_path / 'a'}", f"--results={tmp_path / 'b'}"]) == 2
     assert "hold no runs and no results" in capsys.readouterr().err and not (tmp_path / "b").exists()
+    before = (ROOT / "study/results/table.md").stat().st_mtime_ns
+    assert command.main([f"--runs={tmp_path}", "--match=none*"]) == 2
+    assert "--match=none*: " in capsys.readouterr().err
+    assert (ROOT / "study/results/table.md").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
