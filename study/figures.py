@@ -155,16 +155,13 @@ def baselines(study: Study) -> list[Line]:
 
 
 def draw_learning_rates(study: Study, path: Path, shift: bool) -> list[str]:
-    """Losses over the learning rate, in a panel for each setting. A panel of one curve would compare nothing,
-    so it waits for the others."""
+    """Losses over the learning rate, in a panel for each setting."""
     xlabel = SHIFTED_LR if shift else PEAK_LR
     panels = [Panel(title_of(setting, study), xlabel, shift=shift, missing=study.command("lr", setting),
-                    curves=[curve_of(study, name, setting=setting) for name in SIX])
+                    curves=[curve_of(study, name, setting=setting) for name in SIX], fewest=2)
               for setting in study.settings_of_claims()]
     absent = [kind for kind in ("larger", "longer", "unstabilized") if not getattr(study, kind)()]
-    waiting = [panel for panel in panels if sum(len(curve.points) > 1 for curve in panel.curves) == 1]
-    missing = [study.variant_command(kind) for kind in absent] + [panel.missing for panel in waiting]
-    return missing + draw(path, [panel for panel in panels if panel not in waiting])
+    return [study.variant_command(kind) for kind in absent] + draw(path, panels)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ class Panel:
         top: how far above the lowest loss the panel reaches at most, in nats. By default it reaches beyond
             the best loss of each curve.
         legend: whether the panel has a legend of its own, below it.
+        fewest: with fewer curves than this, the panel is not drawn.
     """
     title: str
     xlabel: str
@@ -72,6 +73,7 @@ class Panel:
     usual: float | None = None
     top: float | None = None
     legend: bool = False
+    fewest: int = 1
 
 
 @dataclass
@@ -264,7 +266,7 @@ def draw_means(axes, curve: Curve, means: dict[float, float], place: dict[float,
 
 def draw(path: Path, panels: list[Panel], across: int = 2, ylabel: str = LOSS,
          share: bool = True) -> list[str]:
-    """Draws a figure of those panels that have curves. If none has, an earlier figure is deleted.
+    """Draws a figure of those panels that have enough curves. If none has, an earlier figure is deleted.
 
     Args:
         path: the file to write.
@@ -282,7 +284,7 @@ def draw(path: Path, panels: list[Panel], across: int = 2, ylabel: str = LOSS,
         curves = [curve for curve in panel.curves if len(curve.points) >= needed]
         if len(curves) < len(panel.curves):
             missing.append(panel.missing)
-        if curves:
+        if len(curves) >= panel.fewest:
             ready.append(scaled(replace(panel, curves=curves)))
     if ready:
         draw_figure(path, ready, min(across, len(ready)), ylabel, share)

@@ -6,6 +6,7 @@ import re
 import matplotlib.image
 import pytest
 
+import zoo
 from conftest import ROOT
 from lessons import __main__ as command
 from lessons import toys
@@ -134,6 +135,16 @@ def test_records_are_plain_and_repeatable():
         assert record["curve"] == other["curve"] and other["lr"] == 1.0 and other["path"] != record["path"]
         assert min(record["curve"].values()) == record["loss"] == record["curve"][record["lr"]]
     assert toys.play("ravine", ["adamw"], seed=1)[0]["curve"] != first[0]["curve"]
+
+
+@pytest.mark.parametrize("rule", sorted(zoo.RULES.keys() - {"sophia"}))
+def test_every_rule_of_the_zoo_trains(rule):
+    """All but Sophia, which asks for labels. Until its second roots, Shampoo overshoots in directions that
+    the first gradient hardly has, as its docstring says. So its lr is smaller in these ten steps."""
+    lr = (1e-5 if rule == "shampoo" else 1e-3) * toys.find(rule).lr_factor
+    for make in (toys.matrix, toys.layers):
+        run = toys.train(rule, make("wide", 0), lr, 10)
+        assert run["path"][-1] != run["path"][0] and len(run["losses"]) == 11, rule
 
 
 # ---------------------------------------------------------------------------------------------------------

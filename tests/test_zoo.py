@@ -733,6 +733,7 @@ def test_matrices_of_one_kind_are_computed_together_and_move_as_if_alone(name, r
         assert torch.allclose(w, other, rtol=1e-12, atol=1e-12)
         for key, x in optimizer.state[other].items():
             assert torch.allclose(torch.as_tensor(one.state[w][key]), torch.as_tensor(x), rtol=1e-12)
+        assert not own or one.state[w]["m"].dtype == torch.int8
 
 
 def test_orthogonal_in_bf16_is_near_that_in_fp64(monkeypatch):
@@ -1014,11 +1015,13 @@ def test_every_rule_works_with_the_tensors_of_fsdp2(name, devices):
             optimizer.sampled = {w: w.grad}
             optimizer.step()
     assert (plain != 1).any() and torch.allclose(split.full_tensor(), plain, rtol=0, atol=1e-6)
-    theirs, ours = (optimizer.state[w] for optimizer, w in zip(optimizers, (split, plain)))
+    ours, theirs = (optimizer.state[w] for optimizer, w in zip(optimizers, (plain, split)))
+    assert theirs.keys() == ours.keys() != set()
     for key, x in theirs.items():
         x = x.full_tensor() if isinstance(x, DTensor) else torch.as_tensor(x)
         assert x.dtype == torch.as_tensor(ours[key]).dtype
         assert torch.allclose(x, torch.as_tensor(ours[key]), rtol=0, atol=1e-6), key
+    assert not own or theirs["m"].dtype in (torch.uint8, torch.int8)
 
 
 def test_a_group_that_is_refused_is_not_kept():
