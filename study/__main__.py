@@ -83,7 +83,8 @@ def everything(runs: list[RecordedRun], options: Options) -> None:
     folder = Path(options.results)
     if not runs and not (folder / "results.csv").exists():
         raise UserError(f"--runs={options.runs}, --results={folder}: hold no runs and no results")
-    if options.match and not runs:
+    have_runs = any(Path(name).is_dir() for name in options.runs.split(","))    # rows outlive their folders
+    if options.match and have_runs and not runs:
         raise UserError(f"--match={options.match}: --runs={options.runs} holds no run of that name")
     merge(runs, folder, base="" if options.match else options.setting)
     study = read_study(folder, options.setting)
