@@ -265,9 +265,13 @@ def bench_step(options: Options, device: torch.device) -> list[dict]:
     """Measures a step of the optimizer of --options and of that of --against, each on a model of its own, and
     the forward and backward passes of a training step."""
     calls, state, clock = {}, {}, Clock(device)
+    sizes = []
     for label, text in (("optimizer", options.options), ("against", options.against)):
         parts = build(replace(options, options=text))
         _, weights = with_gradients(device, parts.model)
+        sizes.append([tuple(w.shape) for w in weights])
+        if sizes[0] != sizes[-1]:
+            raise UserError("--against: has another model than --options; give both the same options of it")
         calls[label] = functools.partial(make_step, parts.optimizer)
         state[label] = state_per_weight(parts.optimizer, sum(w.numel() for w in weights))
     taken = in_turns(calls, options.rounds, clock)

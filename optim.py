@@ -16,8 +16,7 @@ import functools
 import inspect
 import math
 import numbers
-import subprocess
-import sys
+import runpy
 
 import torch
 
@@ -185,9 +184,8 @@ def mean_of_blocks(x, v):    # the mean of x over each block. To average each ro
     return x.reshape(len(v), -1, row).mean(2).mean(1)
 
 class Rule:
-    """A rule's function, and what else must be known about it.
+    """A rule's function, whose signature is read here, once, and what else must be known about it.
 
-    function       the rule; its signature is read here, once
     lr_factor      the usual peak lr for the paper's 150m model, divided by 3.16e-3, which is AdamW's
     rows           roles in which each row is a block, such as ("head",). Only make() reads this
     second_moment  the name of the state whose root the rule divides by: "v", or "r c" if v is factored
@@ -215,8 +213,7 @@ class Rule:
         values = dict(self.hyper)
         for name, value in hyper.items():
             if name not in self.hyper:
-                takes = ", ".join(self.hyper)
-                raise ValueError(f"{name}: is not a hyperparameter of {self.name}, which takes {takes}")
+                raise ValueError(f"{name}: is not a hyperparameter of {self.name}: {', '.join(self.hyper)}")
             kind, (low, high) = type(self.hyper[name]), self.bounds.get(name, (0, math.inf))
             if not fits(value, kind) or not low <= value < high:
                 raise ValueError(f"{name}={value!r}: must be of type {kind.__name__} and in [{low}, {high})")
@@ -362,7 +359,10 @@ class Optimizer(torch.optim.Optimizer):
     def decay(self, group: dict, t: int) -> float:
         """The factor on the weights in step t. 1 is no decay. In zoo/ it depends on t."""
         unit = 1.0 if group["weight_decay_kind"] == "coupled" else group["lr_peak"] or math.inf    # never 0/0
-        return 1 - group["weight_decay"] * group["lr"] / unit
+        if (factor := 1 - group["weight_decay"] * group["lr"] / unit) < 0:
+            raise ValueError(f"weight_decay={group['weight_decay']:g}: multiplies weights by {factor:g} at "
+                             f"lr {group['lr']:g}; lower it or lr, or give the highest lr as lr")
+        return factor
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -477,4 +477,4 @@ def make(rule, roles, *, lr, rows=(), by_role={}, weight_decay=0.0, weight_decay
                      weight_decay_kind=weight_decay_kind, strict=True, compile=compile, **hyper)
 
 if __name__ == "__main__":    # a short way to start this other program, in which optim.py is a module
-    sys.exit(subprocess.call([sys.executable, "-m", "zoo", *sys.argv[1:]], cwd=sys.path[0]))
+    runpy.run_module("zoo", run_name="__main__")

@@ -39,7 +39,7 @@ class Failed(Exception):
 # The checks. Each returns "" or what is wrong.
 
 def form(subject) -> str:
-    """Takes two steps, and looks at what the function returns and at what it changes."""
+    """Takes twelve steps, and looks at what the function returns and at what it changes."""
     rule = copy.copy(subject.rule)
     if "g" not in rule.inputs:
         return f"{rule.name} has no parameter g, the gradient"
@@ -56,7 +56,8 @@ def form(subject) -> str:
             raise Failed(f"u has the type {u.dtype}, and g has {given['g'].dtype}: make new tensors with "
                          "torch.zeros_like(g), and signs with sign()")
         if not u.isfinite().all():
-            raise Failed("u is not finite in the first steps: look for a division by 0")
+            raise Failed("u is not finite in the first steps: look for a division by 0, for the root of a "
+                         "negative number, and for a state that grows without end")
         for name, value in before.items():
             if not torch.equal(given[name], value):
                 raise Failed(f"the function changes {name}, which other code still needs: work on a copy")
@@ -68,7 +69,7 @@ def form(subject) -> str:
     w = weights()
     try:
         decay = dict(weight_decay=0.1) if subject.exercise else {}
-        run(subject._replace(rule=rule).build(w, **decay), w, gradients()[:2])
+        run(subject._replace(rule=rule).build(w, **decay), w, gradients(12))
     except Failed as error:
         return str(error)
     return ""
@@ -313,8 +314,7 @@ def rules_of(path: Path) -> list:
     found = known or rules
     is_table = found and all(isinstance(rule, optim.Rule) for rule in found)
     if len(found) != 1 and not is_table:
-        raise Failed(f"there are {len(found)} functions that may be the rule; end the file with a table, "
-                     "such as RULES = {'mine': ZooRule(mine)}")
+        raise Failed(files.why_not_one(found))
     return found
 
 

@@ -22,9 +22,9 @@ PAPER_CASES = {    # name of a case: (optimizer, options)
     "frozen_norms_untrained": ("adalayer_star", dict(freeze_steps=2, updating="head", untrained="norm")),
 }
 ZOO_RULES = {name: rule for name, rule in zoo.RULES.items() if name not in optim.RULES}
-OPTIONS = {    # blocks that divide the small tensors; two blocks of layers, and one that holds no tensor
+OPTIONS = {    # blocks that divide the small tensors; layers that all have a turn in 6 steps
     "adamw_8bit": dict(block_size=4, rest_lr=0.5), "muon_8bit": dict(block_size=4, rest_lr=0.5),
-    "badam": dict(layers=1, switch_steps=3)}
+    "badam": dict(layers=1, switch_steps=2)}
 ZOO_CASES = {name: (name, OPTIONS.get(name, dict(rest_lr=0.5) if rule.rest else {}))
              for name, rule in ZOO_RULES.items()} | {
     f"adamw+{name}": ("adamw", dict(modify=name)) for name in zoo.MODIFIERS} | {
@@ -35,7 +35,7 @@ CASES = PAPER_CASES | ZOO_CASES
 NEEDS = {"adamw+adagc": dict(adagc_warmup_steps=4), "adamw+stable_decay": dict(weight_decay=0.1),
          "prodigy": dict(lr=10.0),    # otherwise d stays at d0
          **{name: dict(weight_decay=0.1, delta=8.0) for name in ("adamp", "sgdp")}}
-OTHER_VALUES = dict(agc_eps=5.0, mgup_share=0.25, lookahead_alpha=0.25, fading=0.99,
+OTHER_VALUES = dict(agc_eps=5.0, mgup_share=0.25, lookahead_alpha=0.25, fading=0.99, switch_steps=3,
                     smallest=2.0)    # the root mean square of the weights is about 1
 
 
@@ -49,7 +49,10 @@ def cases_with(which: str) -> list:
 def built(case: str, w: dict, lr: float = 0.1, **more) -> zoo.Optimizer:
     """The optimizer of a case for these weights."""
     name, options = CASES[case]
-    return zoo.make(name, [(role, w[role], role) for role in w], lr=lr, **options | more)
+    named = {role: role for role in w}
+    if "layers" in options:    # then the names show which tensors are in a layer
+        named |= {role: f"blocks.0.{role}" for role in w if role not in ("embed", "norm", "head")}
+    return zoo.make(name, [(named[role], w[role], role) for role in w], lr=lr, **options | more)
 
 
 def moves_by_itself(optimizer: zoo.Optimizer, role: str, case: str) -> bool:

@@ -124,7 +124,7 @@ def test_a_rule_in_a_file_may_use_what_else_is_in_the_file(tmp_path):
     ("def mine(g):\n    return 1 / 0\n", "ZeroDivisionError"),
     ("import nothing_of_this_name\n", "line 1, `import nothing_of_this_name`: ModuleNotFoundError"),
     ("def mine(g:\n", "SyntaxError"),
-    ("x = 1\n", "there are 0 functions that may be the rule"),
+    ("x = 1\n", "there is no rule; define a function"),
     ("def one(g):\n    return g\n\ndef two(g):\n    return -g\n", "2 functions that may be the rule"),
     (None, "there is no such file")], ids=str)
 def test_what_is_wrong_with_a_file_is_one_line(tiny, tmp_path, text, said, capsys):

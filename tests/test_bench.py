@@ -46,13 +46,17 @@ def test_a_training_step_in_parts(tiny, tmp_path, capsys, optimizer):
 
 
 @pytest.mark.slow
-def test_wrong_use_is_one_line(capsys):
+def test_wrong_use_is_one_line(tiny, capsys):
     assert bench.main(["--only=nothing"]) == 2
     assert bench.main(["--only=train", "--options=--heads=3"]) == 2
     assert bench.main(["--only=train", "--scaling"]) == 2
     assert bench.main(["--only=train", "--options=--threads=1"]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 4 and all(line.startswith("bench.py: error: --") for line in errors)
+    two_models = [f"--options=--config={tiny} --width=16", f"--against=--config={tiny} --width=32"]
+    assert bench.main(["--only=step", "--device=cpu", *two_models]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+    assert errors[-1] == ("bench.py: error: --against: has another model than --options; give both the same "
+                          "options of it")
+    assert len(errors) == 5 and all(line.startswith("bench.py: error: --") for line in errors)
 
 
 @pytest.mark.slow

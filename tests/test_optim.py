@@ -359,6 +359,19 @@ def test_bf16_weights_are_rounded_once():
     assert torch.equal(w, (w32 * (1 - 0.001) - 0.01).to(torch.bfloat16))
 
 
+def test_an_lr_above_the_first_one_is_no_negative_decay():
+    """torch's OneCycleLR begins with a part of the peak. That part is then taken for the peak."""
+    w = torch.ones(2)
+    optimizer = Optimizer([w], signum, lr=0.25, weight_decay=0.5, weight_decay_kind="independent")
+    w.grad = torch.ones(2)
+    optimizer.param_groups[0]["lr"] = 0.5    # the factor is 0, the least that is allowed
+    optimizer.step()
+    assert w.tolist() == [-0.5, -0.5]
+    optimizer.param_groups[0]["lr"] = 1.0
+    with pytest.raises(ValueError, match="weight_decay=0.5: multiplies weights by -1 at lr 1; lower it or"):
+        optimizer.step()
+
+
 def test_your_own_rule_in_five_lines():
     """The example of README: sign descent that remembers which way it went."""
     def stubborn(g, m, *, beta1=0.9):
@@ -380,7 +393,7 @@ TRIPLES = [("a", torch.ones(4, 2), "mlp_up"), ("b", torch.ones(4, 2), "head"), (
 
 @pytest.mark.parametrize("call, words", [
     (lambda: Optimizer([P], signum, lr=1, beta2=0.9),
-     "beta2: is not a hyperparameter of signum, which takes beta1"),
+     "beta2: is not a hyperparameter of signum: beta1"),
     (lambda: Optimizer([P], adamw, lr=1, beta1=1.0), "beta1=1.0: must be of type float and in "),
     (lambda: Optimizer([P], adamw, lr=1, beta2=-0.1), "beta2=-0.1: must be"),
     (lambda: Optimizer([P], adamw, lr=1, eps=math.nan), "eps=nan: must be"),
@@ -388,6 +401,8 @@ TRIPLES = [("a", torch.ones(4, 2), "mlp_up"), ("b", torch.ones(4, 2), "head"), (
     (lambda: Optimizer([P], signum, lr=-1), "lr=-1: must be"),
     (lambda: Optimizer([P], signum, lr=torch.ones(())), "lr=.*: must be a plain number"),
     (lambda: Optimizer([P], signum, lr=1, weight_decay=-1), "weight_decay=-1: must be"),
+    (lambda: zoo.Optimizer([P], signum, lr=1, weight_decay=2),
+     "weight_decay=2: multiplies weights by -1 at lr 1; lower it or lr, or give the highest lr as lr"),
     (lambda: Optimizer([P], signum, lr=1, weight_decay_kind="l2"),
      "weight_decay_kind='l2': must be coupled or"),
     (lambda: Optimizer([P, P], signum, lr=1), "given twice"),
@@ -435,6 +450,9 @@ TRIPLES = [("a", torch.ones(4, 2), "mlp_up"), ("b", torch.ones(4, 2), "head"), (
      "freeze_steps=0: must be of type int and in .1, inf."),
     (lambda: make("adamw", TRIPLES, lr=1, untrained="matrix+head+norm"),
      "untrained: leaves nothing to train"),
+    (lambda: make(None, TRIPLES, lr=1), "None is no rule; give a name, a function or a Rule"),
+    (lambda: make("lion+cautious", TRIPLES, lr=1),
+     "'lion.cautious' is no optimizer; give lion as the optimizer and modify=cautious"),
     (lambda: make("signum", TRIPLES, lr=1, beta2=1), "beta2: is not a hyperparameter of signum"),
     (lambda: make("adamw", TRIPLES, lr=1, adaptive="head", rest="sgd", rest_lr=1, untrained="head"),
      "untrained: leaves nothing for adaptive to train"),
@@ -696,8 +714,14 @@ def test_by_hand_tells_every_rule_apart(capsys):
     assert min(max(abs(x) for x in pencil(capsys, name)["u"][-1]) for name in zoo.RULES) > 1e-3
 
 
+def test_by_hand_takes_a_rule_of_your_own(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text("def mine(g, m, *, beta1=0.5):\n    return m.lerp_(g, 1 - beta1).clone()\n")
+    assert [numbers[0] for numbers in pencil(capsys, str(path))["m"]] == [0.5, 0.5, -0.25]
+
+
 @pytest.mark.parametrize("words, line", [
-    (["adam"], "argument NAME: invalid choice: 'adam' (choose from 'sgd', "),
+    (["adam"], "argument NAME: 'adam' is no optimizer; did you mean adamw? There are sgd, "),
     *((["adamw", f"--grads={numbers}"], f"argument --grads: {numbers!r}: give five numbers for each step: "
        '"1 2 3 4 5; 5 4 3 2 1"') for numbers in ("1 2 3", "1,2,3,4,5", "")),
     (["adamw", "--lr=x"], "argument --lr: invalid float value: 'x'")])

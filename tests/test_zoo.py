@@ -45,7 +45,9 @@ def golden_case(case, dtype, device):
     meta = CASES[case]
     w = {name: torch.tensor(GOLDEN[f"w0/{name}"]).to(device, dtype) for name in meta["names"]}
     roles = [meta["roles"].get(name) for name in w]
-    group = dict(params=list(w.items()), blocks=[3 if role == "qkv" else 1 for role in roles], roles=roles)
+    layer_of = {name: "blocks.0." for name in w if "layers" in meta["hyper"] and name != "tall"}
+    named = [(layer_of.get(name, "") + name, p) for name, p in w.items()]
+    group = dict(params=named, blocks=[3 if role == "qkv" else 1 for role in roles], roles=roles)
     rule = copy.copy(zoo.RULES[meta["rule"]])
     usual, base = rule.refresh, case.removesuffix("_decay").removesuffix("_small")
 
@@ -568,8 +570,18 @@ def test_a_strangers_rule():
     assert w["a"][0] < w["b"][0]
 
 
+def test_make_takes_a_function():
+    def halves(g):
+        return g / 2
+    w = weights()
+    optimizer = zoo.make(halves, [(role, w[role], role) for role in w], lr=0.1, untrained="norm")
+    moved = {role: w[role].detach() - 0.05 * g for role, g in gradients(1)[0].items()}
+    run(optimizer, w, gradients(1))
+    assert all(torch.allclose(w[role], moved[role], rtol=1e-14) for role in w if role != "norm")
+
+
 def test_a_rule_may_ask_for_the_peak_lr_the_decay_and_the_layer():
-    """Layers are numbered from the embedding, 0. What belongs to no layer comes after the last one."""
+    """Layers are numbered from the embedding, 0, without a gap. What belongs to no layer comes at the end."""
     def rule(g, w, lr, lr_peak, decay, layer):
         new = w - layer * (lr / lr_peak) * g
         return update_to(new, w, decay, lr)
@@ -582,12 +594,12 @@ def test_a_rule_may_ask_for_the_peak_lr_the_decay_and_the_layer():
     for p in w.values():
         p.grad = torch.ones(2)
     optimizer.step()
-    assert [p[0].item() for p in w.values()] == [8, 7.5, 2, 1.5]
+    assert [p[0].item() for p in w.values()] == [8, 7.5, 7, 6.5]
     for p in w.values():
         p.grad = torch.zeros(2)
     optimizer.param_groups[0]["lr"] = 0.0
     optimizer.step()
-    assert [p[0].item() for p in w.values()] == [8, 7.5, 2, 1.5]    # and nothing divides by an lr of 0
+    assert [p[0].item() for p in w.values()] == [8, 7.5, 7, 6.5]    # and nothing divides by an lr of 0
 
 
 def test_a_state_may_start_as_a_copy_of_the_weight():

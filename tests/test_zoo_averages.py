@@ -61,6 +61,18 @@ def test_ema_and_aswa_are_torchs(average, hyper, theirs):
             assert torch.allclose(ours, expected, rtol=1e-13, atol=0)
 
 
+def test_a_step_inside_averages_is_refused_because_it_would_be_lost():
+    w = weights()
+    optimizer = built("adamw", w, average="ema")
+    run(optimizer, w, gradients(2))
+    with optimizer.averages():
+        with pytest.raises(RuntimeError, match="step.. inside `with averages..` would be lost"):
+            optimizer.step()
+    assert optimizer.state[w["head"]]["t"] == 2
+    run(optimizer, w, gradients(1))    # and afterwards it goes on
+    assert optimizer.state[w["head"]]["t"] == 3
+
+
 @pytest.mark.parametrize("steps, used", [(2, [1]), (3, [2]), (9, [2, 5, 8]), (14, [5, 8, 11]),
                                          (15, [8, 11, 14])])
 def test_lawa_is_the_mean_of_the_last_checkpoints(steps, used):

@@ -150,6 +150,25 @@ def test_badam_trains_one_layer_at_a_time_in_order(kind):
         assert {name for name in w if optimizer.state[w[name]]["m"].any()} == set(order[t // 3 % 4])
 
 
+@pytest.mark.parametrize("names, want", [
+    ("embed.weight h.0.up h.2.up h.10.up head.weight", [0, 1, 2, 3, 4]),    # 2 is before 10
+    ("0.weight 0.bias 2.weight 2.bias", [1, 1, 2, 2])])    # of a torch.nn.Sequential
+def test_badam_finds_the_layers_in_names_of_other_models(names, want):
+    optimizer = Optimizer([(name, torch.ones(2)) for name in names.split()], "badam", lr=0.01, layers=3)
+    assert [int(layer) for layer in optimizer.layers().values()] == want
+
+
+@pytest.mark.parametrize("params, layers, found", [
+    ([torch.ones(2), torch.ones(2)], 1, 0), ([(f"h.{i}.up", torch.ones(2)) for i in range(4)], 2, 4)])
+def test_badam_refuses_names_that_do_not_show_its_layers(params, layers, found):
+    optimizer = Optimizer(params, "badam", lr=0.01, layers=layers)
+    for _, _, p in optimizer.each_parameter():
+        p.grad = torch.ones(2)
+    with pytest.raises(ValueError, match=f"layers={layers}: the names of the tensors show {found} layers"):
+        optimizer.step()
+    assert all(torch.equal(p, torch.ones(2)) for _, _, p in optimizer.each_parameter())
+
+
 def test_badam_is_adam_that_starts_anew():
     grads, w, b = draws((6, 4), 7), *(torch.ones(6, 4, dtype=torch.float64) for _ in range(2))
     steps(Optimizer([w], "badam", lr=0.1, switch_steps=4, weight_decay=0.2), w, grads)

@@ -13,6 +13,7 @@ import contextlib
 import copy
 import difflib
 import functools
+import inspect
 import itertools
 import math
 import os
@@ -94,7 +95,11 @@ MODIFIERS = joined([modifiers.MODIFIERS, more_modifiers.MODIFIERS])
 
 def rule_of(rule) -> ZooRule:
     """The ZooRule of a name, a function or a rule of optim.py: that of the table, or a new one."""
-    return find(rule) if isinstance(rule, str) else zoo_rule_of(rule)
+    if isinstance(rule, str):
+        return find(rule)
+    if not isinstance(rule, optim.Rule) and not inspect.isfunction(rule):
+        raise ValueError(f"{rule!r} is no rule; give a name, a function or a Rule; hyperparameters go apart")
+    return zoo_rule_of(rule)
 
 @functools.cache    # so that each function has one rule; names are not cached, because RULES may change
 def zoo_rule_of(rule) -> ZooRule:
@@ -114,6 +119,9 @@ def find(name: str) -> ZooRule:
     """The rule of that name, or of the file NAME.py. Raises ValueError with the nearest name."""
     if name.endswith(".py"):
         return rule_in_file(name)
+    rule, _, modify = name.partition("+")
+    if modify and rule in RULES:
+        raise ValueError(f"{name!r} is no optimizer; give {rule} as the optimizer and modify={modify}")
     if name not in RULES:
         near = ([name.lower()] if name.lower() in RULES else
                 difflib.get_close_matches(name.lower(), optim.RULES, 1) or
@@ -133,8 +141,7 @@ def find_modifiers(text: str) -> list:
 
 def modified(rule: str | ZooRule, modify: str = "") -> ZooRule:
     """A rule, or the rule of that name, changed by modifiers such as "cautious+cautious_decay"."""
-    rule = find(rule) if isinstance(rule, str) else rule
-    return modified_rule(rule, modify) if modify else rule
+    return modified_rule(rule_of(rule), modify) if modify else rule_of(rule)
 
 @functools.cache
 def modified_rule(rule: ZooRule, modify: str) -> ZooRule:
@@ -245,6 +252,7 @@ class Optimizer(optim.Optimizer):
     sampled: dict | None = None
     norm = None    # of the gradients of all groups in this step, if a rule asks for it
     sums = {}    # {name of a rule: its sums over all tensors in this step}, for rules that ask for them
+    shows_averages = False    # whether the model holds averages of the weights now
     layer_of = {}    # the number of each tensor's layer, if a rule asks for it
 
     def __init__(self, params, rule, *, average="", **more):
@@ -298,8 +306,7 @@ class Optimizer(optim.Optimizer):
         check_blocks(self.param_groups[-1], rule)
         check_one_lr(self.param_groups, rule)
         check_decay(self.param_groups[-1], rule)
-        if any("layer" in one.inputs for one in self.rules.values()):
-            self.layer_of = self.layers()
+        super().decay(self.param_groups[-1], 1)    # raises ValueError if it is below 0
         if rule.function not in TRIED and not rule.refresh:    # a refresh comes before the first update
             self.try_out(rule)
         TRIED.add(rule.function)
@@ -371,11 +378,15 @@ class Optimizer(optim.Optimizer):
 
     def check_gradients(self):
         super().check_gradients()
+        if self.shows_averages:
+            raise RuntimeError("step() inside `with averages()` would be lost; step after it")
         if not self.wants_sampled():
             self.sampled = None    # what a step of only some tensors has left
         elif not self.sampled:
             raise RuntimeError("this step needs gradients on sampled labels; see wants_sampled(). Set "
                                "`sampled` on this optimizer, not on a wrapper of it, such as Accelerate's")
+        if any("layer" in rule.inputs for rule in self.rules.values()):
+            self.layer_of = self.layers()
         if any("norm" in rule.inputs for rule in self.rules.values()):
             gradients = [p.grad.to(torch.promote_types(p.dtype, torch.float32))
                          for _, _, p in self.each_parameter() if p.grad is not None]
@@ -416,12 +427,24 @@ class Optimizer(optim.Optimizer):
             unstack(together, same)
 
     def layers(self) -> dict:
-        """{tensor: the number of its layer}. A layer's tensors have its number, from 0, in their names."""
-        numbers = {p: re.search(r"\.(\d+)\.", group["names"][i]) for group, i, p in self.each_parameter()}
-        last = max((int(number[1]) for number in numbers.values() if number), default=-1)
-        roles = {p: group["roles"][i] for group, i, p in self.each_parameter()}
-        return {p: torch.tensor(int(number[1]) + 1 if number else 0 if roles[p] == "embed" else last + 2)
-                for p, number in numbers.items()}
+        """{tensor: the number of its layer}. The tensors of a layer have the same number in their names, such
+        as "blocks.3.qkv.weight". Layers count from 1 in the order of these numbers. The embedding is layer 0.
+        Without roles, so is each tensor before the first layer. All others, such as the head, belong to one
+        more layer at the end. ValueError: the names show no layers, or more than a rule was told."""
+        found = {p: re.search(r"(?:^|\.)(\d+)\.", group["names"][i]) for group, i, p in self.each_parameter()}
+        numbers = sorted({int(number[1]) for number in found.values() if number})
+        for told in (group.get("layers", 0) for group in self.param_groups):
+            if told and not 1 <= len(numbers) <= told:
+                raise ValueError(f"layers={told}: the names of the tensors show {len(numbers)} layers, as "
+                                 '"blocks.3.weight" shows one; give model.named_parameters() as params')
+        layers, number = {}, 0
+        for group, i, p in self.each_parameter():
+            if found[p]:
+                layers[p] = number = 1 + numbers.index(int(found[p][1]))
+            else:
+                is_first = group["roles"][i] == "embed" or group["roles"][i] is None and number == 0
+                layers[p] = 0 if is_first else len(numbers) + 1
+        return {p: torch.tensor(number) for p, number in layers.items()}
 
     def refresh_state(self, refresh, group, t):
         """Calls refresh for each parameter of a group that is at step t, with what its parameters name."""
@@ -446,7 +469,7 @@ class Optimizer(optim.Optimizer):
         """Puts the averages of the weights into the model for as long as a `with` lasts. Such averages come
         from `average`, or from a rule that has some of its own, such as Schedule-Free. Afterwards the weights
         are, bit for bit, what they were."""
-        kept = {}
+        kept, self.shows_averages = {}, True
         try:
             for group, _, p in self.each_parameter():
                 part = self.average or self.rules[group["rule"]]
@@ -456,6 +479,7 @@ class Optimizer(optim.Optimizer):
                     p.copy_(other)
             yield
         finally:
+            self.shows_averages = False
             for p, weights in kept.items():
                 p.copy_(weights)
 
@@ -477,12 +501,12 @@ def role_set(option: str, text: str) -> set:
         raise ValueError(f"{option}={text!r}: must be one or more of {', '.join(ROLE_SETS)}, joined by +")
     return {role for name in names for role in ROLE_SETS[name]}
 
-def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, untrained=None,
+def make(rule, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, untrained=None,
          freeze_steps=None, updating=None, modify=None, average="", of_role={}, weight_decay=0.0,
          weight_decay_kind="independent", compile=False, **hyper) -> Optimizer:
     """An Optimizer for a model. It treats each parameter by its role.
 
-    name       a name of RULES
+    rule       a name of RULES, a function or a Rule
     roles      triples (name, parameter, role), as model.roles() gives them
     lr         the peak learning rate, in the unit that the rule's docstring states
     rows       roles in which each row is a block, such as "head+embed"; "head" makes Adalayer Adalayer*
@@ -499,15 +523,15 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
                those of the rule `rest`
     Raises ValueError that names the option for what does not fit together.
     """
-    roles, rule = optim.triples(roles), modified(name, modify or "")
+    roles, unmodified, rule = optim.triples(roles), rule_of(rule), modified(rule, modify or "")
     if rule.roles:
         if rest_lr is None:
-            raise ValueError(f"rest_lr: {name} is for {rule.roles}; give the lr of {rest or rule.rest}, "
-                             "which trains the others")
+            raise ValueError(f"rest_lr: {unmodified.name} is for {rule.roles}; give the lr of "
+                             f"{rest or rule.rest}, which trains the others")
         adaptive, rest = adaptive or rule.roles, rest or rule.rest
     given = [key for key, value in dict(adaptive=adaptive, rest=rest, rest_lr=rest_lr).items()
              if value is not None]
-    check_variant(name, rule, given, rows, freeze_steps, updating)
+    check_variant(unmodified, given, rows, freeze_steps, updating)
     check_roles(roles, rows=rows, adaptive=adaptive, untrained=untrained, updating=updating,
                 of_role="+".join(of_role) or None)
     of_average = averages.find(average).hyper if average else {}
@@ -517,7 +541,7 @@ def make(name, roles, *, lr, rows=None, adaptive=None, rest=None, rest_lr=None, 
     main = dict(rule=rule, lr=lr) | rule.checked(own)
     if given:
         other = modified(rest, modify or "")
-        of_modifiers = {key: value for key, value in own.items() if key not in find(name).hyper}
+        of_modifiers = {key: value for key, value in own.items() if key not in unmodified.hyper}
         try:
             other = dict(rule=other, lr=rest_lr) | other.checked(of_rest | of_modifiers)
         except ValueError as error:    # the values of the modifiers were checked above
@@ -576,14 +600,14 @@ def check_untrained(present, by_main, by_none, **options) -> None:
         if useless := by_none.intersection(roles):
             raise ValueError(f"{option}: names {min(useless)}, which is untrained")
 
-def check_variant(name, rule, given, rows, freeze_steps, updating) -> None:
+def check_variant(rule, given, rows, freeze_steps, updating) -> None:
     """Raises ValueError for options of hybrids, rows and frozen ratios that do not fit together.
     given: which of adaptive, rest and rest_lr are given."""
     if len(given) not in (0, 3):
         raise ValueError(f"{given[0]}: adaptive, rest and rest_lr make a hybrid; give all three or none")
     if (freeze_steps is None) != (updating is None):
         raise ValueError("freeze_steps, updating: give both (updating may be none) or neither")
-    if freeze_steps is not None and (find(name).function is not optim.adalayer or given):
+    if freeze_steps is not None and (rule.function is not optim.adalayer or given):
         raise ValueError("freeze_steps: is for adalayer and adalayer_star, and not for hybrids")
     if rows is not None and not set(rule.rows) <= role_set("rows", rows):
         raise ValueError(f"rows={rows!r}: must include head for adalayer_star; for other rows take adalayer")

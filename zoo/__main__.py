@@ -3,6 +3,7 @@ Prints a rule's docstring and then its steps on five weights, to check with a pe
 the table of all rules, modifiers, averages and schedules.
 
     python -m zoo adamw
+    python -m zoo mine.py
     python -m zoo adamw --lr=0.01 --steps=5 --grads="1 1 1 1 1; -1 0 1 1 1"
 """
 import argparse
@@ -87,11 +88,19 @@ def gradients(text: str) -> list:
     return grads
 
 
+def rule_named(name: str) -> zoo.ZooRule:
+    """The rule of a name or of a file. Raises ArgumentTypeError."""
+    try:
+        return FROZEN if name == FROZEN.name else zoo.find(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def main(argv: list) -> int:
-    rules = zoo.RULES | {"adalayer_frozen": FROZEN}
     parser = argparse.ArgumentParser("python -m zoo", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rule", nargs="?", choices=rules, metavar="NAME", help=", ".join(rules))
+    parser.add_argument("rule", nargs="?", type=rule_named, metavar="NAME",
+                        help=f"{', '.join(zoo.RULES)}, adalayer_frozen, or FILE.py with a rule of your own")
     parser.add_argument("--lr", type=float, default=0.1, help="default: 0.1")
     parser.add_argument("--steps", type=int, default=3, help="default: 3")
     parser.add_argument("--grads", type=gradients, default=GRADIENTS,
@@ -103,10 +112,10 @@ def main(argv: list) -> int:
     if not given.lr > 0 or given.steps < 1:
         parser.error("--lr must be above 0, and --steps 1 or more")
     # Prodigy's own d0 would show nothing but zeros.
-    hyper = dict(adalayer_frozen=dict(freeze_steps=1), prodigy=dict(d0=0.1)).get(given.rule, {})
+    hyper = dict(adalayer_frozen=dict(freeze_steps=1), prodigy=dict(d0=0.1)).get(given.rule.name, {})
     of_run = dict(steps=given.steps, layers=0)    # no layers: these weights belong to none
-    hyper |= {name: of_run.get(name, 1) for name in rules[given.rule].from_run}
-    by_hand(rules[given.rule], given.lr, given.steps, given.grads, hyper)
+    hyper |= {name: of_run.get(name, 1) for name in given.rule.from_run}
+    by_hand(given.rule, given.lr, given.steps, given.grads, hyper)
     return 0
 
 

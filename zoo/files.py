@@ -10,15 +10,27 @@ import traceback
 import types
 from pathlib import Path
 
+from optim import Rule
+
 
 def rules_in(path: str) -> list:
     """Returns what may be the rule of a Python file: the rules of its table RULES, or else its functions that
-    have a parameter g, or else all of its functions."""
+    have a parameter g, or else all of its functions. Those whose names begin with _ only help others."""
     module = module_of(path)
     if rules := vars(module).get("RULES"):
         return list(rules.values())
-    own = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]
+    own = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__
+           and not f.__name__.startswith("_")]
     return [f for f in own if "g" in inspect.signature(f).parameters] or own
+
+
+def why_not_one(rules: list) -> str:
+    """Says why what rules_in() returns is no single rule, and what to do."""
+    if not rules:
+        return "there is no rule; define a function, such as def mine(g, m, *, beta1=0.9), and no class"
+    names = ", ".join(rule.name if isinstance(rule, Rule) else rule.__name__ for rule in rules)
+    return (f"there are {len(rules)} functions that may be the rule: {names}; begin the names of those that "
+            "only help with _, and leave one rule")
 
 
 def module_of(path: str) -> types.ModuleType:
@@ -44,8 +56,7 @@ def the_rule_in(path: str):
         line, error = where_it_failed(error, path)
         raise ValueError(f"{path}: {line}{type(error).__name__}: {error}") from error
     if len(rules) != 1:
-        raise ValueError(f"{path}: there are {len(rules)} functions that may be the rule; end the file with "
-                         "a table of one, such as RULES = {'mine': ZooRule(mine)}")
+        raise ValueError(f"{path}: {why_not_one(rules)}")
     return rules[0]
 
 
