@@ -32,7 +32,7 @@ from trainer import announce, data, plan, settings
 from trainer.build import build_optimizer, decoder_shape, open_data
 from trainer.errors import UserError, one_line
 from trainer.machine import Machine, last_words, versions
-from trainer.measure import (bits_per_byte, broken_gradient, broken_weight, checksum, draw_run,
+from trainer.measure import (bits_per_byte, broken_gradient, broken_weight, checksum, draw_run, likely_cause,
                              look_into, sizes_of, unpromised, validation_losses)
 from trainer.restore import checkpoint_of, resume_from, start_from
 from trainer.runs import Run, SilentRun, checkpoint_path, checkpoints_of, load_checkpoint
@@ -230,8 +230,7 @@ class Training:
     def refuse_broken_weights(self, step: int):
         """Ends the run if a step has left weights that are not finite. No checkpoint ever holds them."""
         if tensor := broken_weight(self.parameters):
-            has_no_eps = any(group.get("eps") == 0 for group in self.optimizer.param_groups)
-            why = "; with an eps of 0, a gradient of 0 gives 0 / 0" if has_no_eps else ""
+            why = likely_cause(self.config.optimizer, self.optimizer)
             raise self.diverged(step, "weights", f"are not finite{why}", tensor)
 
     def diverged(self, step: int, kind: str, why: str, tensor: str | None = None) -> UserError:

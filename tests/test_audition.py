@@ -135,6 +135,18 @@ def test_what_is_wrong_with_a_file_is_one_line(tiny, tmp_path, text, said, capsy
     assert len(error) == 1 and error[0].startswith("train.py: error: --optimizer") and said in error[0]
 
 
+@pytest.mark.parametrize("line, code, said", [
+    ("g @ g if g.shape[-1] == 16 else g", 2,
+     "{path}: line 2, `return g @ g if g.shape[-1] == 16 else g`: RuntimeError: mat1 and mat2 shapes cannot"),
+    ("g / (t - 3)", 3,
+     "step 3: the weights are not finite; `python -m lessons check {path}` looks for faults in the rule (first")])
+def test_a_file_that_fails_in_the_run_is_named(tiny, tmp_path, line, code, said, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(f"def mine(g, t):\n    return {line}\n")
+    assert run(tiny, tmp_path, "x", f"--optimizer={path}", "--lr=1e-3", "--width=16") == code
+    assert f"train.py: error: {said.format(path=path)}" in capsys.readouterr().err
+
+
 def test_sweeps_take_files_and_lists(tmp_path, file):
     def sweep(*arguments, text=""):
         return subprocess.run(["bash", str(ROOT / "sweep.sh"), *arguments], input=text, text=True,

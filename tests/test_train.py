@@ -627,6 +627,7 @@ def test_init_from_refuses_another_shape_and_notes_other_data(tiny, tmp_path, ca
             ([*start, "--padded_vocab=320"], f"--padded_vocab: the model in {path} has 384 rows, not 320"),
             ([*start, "--continue_data", f"--data={tmp_path / 'other'}"], "does not hold the data of"),
             ([f"--init_from={tmp_path / 'empty'}"], "empty: this folder holds no checkpoint"),
+            ([f"--init_from={tmp_path}/none"], f"--init_from={tmp_path}/none: there is no such checkpoint"),
             (["--continue_data"], "--continue_data: goes with --init_from"),
             (["--init_from_state=false"], "--init_from_state: goes with --init_from")):
         capsys.readouterr()
@@ -859,6 +860,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny, tmp_path):
 
 BAD = [(["--optimzer=adamw"], "--optimzer: no such option; did you mean optimizer?"),
        (["--beta2=0.5", "--optimizer=signum"], "the chosen optimizer takes beta1"),
+       (["--device=gpu"], "did you mean cuda?"),
        (["--optimizer=adam"], "did you mean adamw?"), (["--rest=sgd"], "rest"), (["--lr"], "--lr"),
        (["--lr=fast"], "--lr='fast': must be a number"), (["--lr=-1"], "--lr=-1.0: must be at least 0"),
        (["--lr=nan"], "--lr=nan"), (["--lr=1e999"], "--lr=inf"),

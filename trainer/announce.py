@@ -47,9 +47,9 @@ def print_run(training, why_precision: str, why_attention: str) -> None:
           f"           {settings.attention} attention: {why_attention}\n"
           f"           {machine.world} x {machine.threads} threads\n"
           f"model      {sizes['weights']:,} weights, {sizes['hidden']:,} of them outside embedding and head\n"
-          f"step       {settings.batch * settings.context:,} tokens: {machine.world} ranks x "
-          f"{training.accumulation} micro-batches x {training.micro_batch} sequences of {settings.context}; "
-          f"{training.steps} steps read {epochs:.2f} epochs")
+          f"step       {settings.batch * settings.context:,} tokens: {machine.world} x "
+          f"{training.accumulation} x {training.micro_batch} sequences of {settings.context} (ranks x "
+          f"micro-batches x sequences); {training.steps} steps read {epochs:.2f} epochs")
 
 
 def print_optimizer(settings: Settings, hyper: dict, tables: dict, optimizer) -> None:
@@ -64,8 +64,11 @@ def print_optimizer(settings: Settings, hyper: dict, tables: dict, optimizer) ->
         note = "" if is_tuned(tables, *chosen) else " (not tuned at this size)"
         own = sorted({name for role in roles for name in by_role.get(role, {})} - {"lr"})
         settings_of_group = "".join(f", {name} {group[name]:g}" for name in own)
-        print(f"optimizer  {group['rule'].replace('+', ' + ')}, lr {group['lr_peak']:g} ({settings.schedule})"
-              f"{settings_of_group}{note}: {', '.join(roles)}; "
+        by_rows = {role for p, role, blocks in zip(group["params"], group["roles"], group["blocks"])
+                   if blocks == len(p)}
+        rows = f" with a block for each row of {', '.join(sorted(by_rows))}" if by_rows else ""
+        print(f"optimizer  {group['rule'].replace('+', ' + ')}{rows}, lr {group['lr_peak']:g} "
+              f"({settings.schedule}){settings_of_group}{note}: {', '.join(roles)}; "
               f"{state_bytes(optimizer, group):,} bytes of state")
 
 

@@ -27,5 +27,7 @@ def nearest(key: str, known: Iterable[str]) -> str:
     """Returns "; did you mean X?" for the known name that is most like key, or "" if none is like it. Capital
     letters make no difference."""
     by_lower = {name.lower(): name for name in known}
+    if "cuda" in by_lower and key.lower() == "gpu":    # no letter says what it is called here
+        return "; did you mean cuda?"
     near = difflib.get_close_matches(key.lower(), by_lower, 1, 0.4)
     return f"; did you mean {by_lower[near[0]]}?" if near else ""

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from trainer.cores import usable_cores
 from trainer.errors import UserError, one_line
 from trainer.options import ROOT
+from zoo import files
 from zoo.orthogonal import FAST_BF16
 
 # Parameters of glibc's mallopt(), from malloc.h.
@@ -185,6 +186,9 @@ def reason(error: BaseException) -> UserError:
         return UserError("out of memory; lower --micro_batch or the size of the model", 4)
     if isinstance(error, OSError):
         return UserError(f"{error.filename or 'the output or the system'}: {error.strerror or error}", 4)
+    if path := files.rule_that_raised(error):
+        line, source = files.where_it_failed(error, path)
+        return UserError(f"{path}: {line}{type(source).__name__}: {source}")
     return UserError(f"{type(error).__name__}: {one_line(error, 200)}", 1)
 
 

@@ -184,6 +184,13 @@ def broken_weight(parameters: dict) -> str | None:
     return next((name for name, p in parameters.items() if not p.isfinite().all()), None)
 
 
+def likely_cause(name: str, optimizer: zoo.Optimizer) -> str:
+    """Returns "; ..." that may explain weights that are not finite, or "". name: the rule, or its file."""
+    if any(group.get("eps") == 0 for group in optimizer.param_groups):
+        return "; with an eps of 0, a gradient of 0 gives 0 / 0"
+    return f"; `python -m lessons check {name}` looks for faults in the rule" if name.endswith(".py") else ""
+
+
 def sizes_of(model: torch.nn.Module) -> dict:
     """The number of weights of a Decoder, and of those outside embedding and head."""
     sizes = [(role, p.numel()) for _, p, role in model.roles()]

@@ -13,6 +13,9 @@ from pathlib import Path
 from optim import Rule
 
 
+MODULE = "rule_in_file_"    # how the names of the modules of such files begin
+
+
 def rules_in(path: str) -> list:
     """Returns what may be the rule of a Python file: the rules of its table RULES, or else its functions that
     have a parameter g, or else all of its functions. Those whose names begin with _ only help others."""
@@ -36,7 +39,7 @@ def why_not_one(rules: list) -> str:
 def module_of(path: str) -> types.ModuleType:
     """Runs a Python file as a module of its own. The module has a name by which it can be imported, because
     torch.compile imports the module of a function that uses a constant of its file."""
-    module = types.ModuleType(f"rule_in_file_{sha256(path)[:16]}")
+    module = types.ModuleType(MODULE + sha256(path)[:16])
     vars(module).update(runpy.run_path(path, run_name=module.__name__))
     sys.modules[module.__name__] = module
     return module
@@ -58,6 +61,14 @@ def the_rule_in(path: str):
     if len(rules) != 1:
         raise ValueError(f"{path}: {why_not_one(rules)}")
     return rules[0]
+
+
+def rule_that_raised(error: BaseException) -> str:
+    """Returns the path of the file with a rule of the user's own in which an error arose, or ""."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").startswith(MODULE):
+            return frame.f_code.co_filename
+    return ""
 
 
 def where_it_failed(error: BaseException, path: str) -> tuple:
