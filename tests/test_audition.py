@@ -139,7 +139,7 @@ def test_what_is_wrong_with_a_file_is_one_line(tiny, tmp_path, text, said, capsy
     ("g @ g if g.shape[-1] == 16 else g", 2,
      "{path}: line 2, `return g @ g if g.shape[-1] == 16 else g`: RuntimeError: mat1 and mat2 shapes cannot"),
     ("g / (t - 3)", 3,
-     "step 3: the weights are not finite; `python -m lessons check {path}` looks for faults in the rule (first")])
+     "step 3: the weights are not finite; `python -m lessons check {path}` looks for faults in the rule (")])
 def test_a_file_that_fails_in_the_run_is_named(tiny, tmp_path, line, code, said, capsys):
     path = tmp_path / "mine.py"
     path.write_text(f"def mine(g, t):\n    return {line}\n")
