@@ -22,6 +22,7 @@ import torch
 import optim
 import zoo
 from lessons.exercises import EXERCISES, Judged, Subject
+from lessons.mistakes import MISTAKES
 from trainer import machine
 from zoo import files, properties
 from zoo.properties import PROPERTIES, gradients, groups_of, run, weights
@@ -49,7 +50,8 @@ def form(subject) -> str:
         before = {name: given[name].clone() for name in ("g", "w") if name in given}
         u = subject.rule.function(*tensors, **hyper)
         if not torch.is_tensor(u):
-            raise Failed(f"{rule.name} returns {u!r}, and must return u, a tensor")
+            what = "None" if u is None else f"a {type(u).__name__}"
+            raise Failed(f"{rule.name} returns {what}, and must return u, a tensor")
         if u.shape != given["g"].shape:
             raise Failed(f"u has the shape {tuple(u.shape)}, and g has {tuple(given['g'].shape)}")
         if u.dtype != given["g"].dtype:
@@ -72,6 +74,9 @@ def form(subject) -> str:
         run(subject._replace(rule=rule).build(w, **decay), w, gradients(12))
     except Failed as error:
         return str(error)
+    first, second = (updates(subject.build, gradients(2)) for _ in range(2))
+    if any(not torch.equal(a[role], b[role]) for a, b in zip(first, second) for role in a):
+        return "two runs with the same gradients differ: the rule draws random numbers"
     return ""
 
 
@@ -198,8 +203,22 @@ def first_fault(subject: Subject) -> str:
     checks = {"form": form}
     checks |= {name: functools.partial(has_property, check) for name, check in PROPERTIES.items()}
     checks |= OF_EXERCISES if subject.exercise else OF_NEW_RULES
-    found = ((name, check(subject)) for name, check in checks.items())
-    return next((f"{name}: {fault}" for name, fault in found if fault), "")
+    for name, check in checks.items():
+        if fault := check(subject):
+            return f"{name}: {fault}{known_mistake(subject) if name not in ('form', 'state') else ''}"
+    return ""
+
+
+def known_mistake(subject: Subject) -> str:
+    """": what it means" if the function takes the steps of a mistake that learners make. Otherwise ""."""
+    mistakes = MISTAKES.get(subject.rule.name, {}) if subject.exercise else {}
+    decay = 0.1 if "wd" in subject.rule.hyper else 0.0
+    for mistake, meaning in mistakes.items():
+        made = subject._replace(rule=zoo.rule_of(mistake))
+        paths = (updates(one.build, gradients(6), decay) for one in (subject, made))
+        if all(same(ours[role], theirs[role]) for ours, theirs in zip(*paths) for role in ours):
+            return f": {meaning}"
+    return ""
 
 
 def has_property(check, subject) -> str:
@@ -285,6 +304,7 @@ def judge(path: Path) -> str:
         if not line and not isinstance(error, ValueError):
             raise
         text = (str(error).strip() or "no text").splitlines()[0]
+        text += "; a power is **, as in beta1**t" if "bitwise_xor" in text else ""
         return f"{line}{type(error).__name__}: {text}" if line else text
     finally:
         lines = printed.getvalue().splitlines()

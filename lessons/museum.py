@@ -9,6 +9,7 @@ of the project that its exercise is about.
 """
 import functools
 import inspect
+import math
 import re
 import sys
 from typing import NamedTuple
@@ -302,7 +303,10 @@ def best_loss(build, role: str, usual_lr: float, decay: dict) -> float:
                 group["lr"] = group["lr_peak"] * (1 - t / 40)
             optimizer.zero_grad()
             loss(x, y).backward()
-            optimizer.step()
+            try:
+                optimizer.step()
+            except ValueError:    # an exhibit has raised the lr so far that the decay would be below 0
+                return math.inf
             if t == 20:
                 optimizer.load_state_dict(optimizer.state_dict())
         return loss(x_val, y_val).item()

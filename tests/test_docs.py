@@ -365,6 +365,10 @@ def check_train(argv: list[str], tmp_path: Path):
         argv = [word for word in argv if word != "--help"]
     if not any(word.startswith("--runs") for word in argv):
         argv = [*argv, f"--runs={tmp_path}"]    # what this checkout's own runs hold does not matter
+    for i, word in enumerate(argv):
+        if word.startswith("--init_from=runs/"):    # a run that the reader has, and this checkout has not
+            (tmp_path / "step-00000001.pt").touch()
+            argv[i] = f"--init_from={tmp_path}/step-00000001.pt"
     config, hyper, _ = settings.read(argv)
     if config.optimizer != "list":
         with torch.device("meta"):

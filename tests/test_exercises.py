@@ -1,10 +1,12 @@
 """The grader of lessons/: right solutions pass, and every mistake is one line that names it."""
+import inspect
 import re
 
 import pytest
 
 from conftest import ROOT
 from lessons import check, museum
+from lessons.mistakes import MISTAKES
 from trainer import machine
 
 FOLDER = ROOT / "lessons/exercises"
@@ -79,7 +81,12 @@ SLIPS = [    # (exercise, what stands in place of the dots, the line that the gr
      "newest gradient, and should take all of it"),
     ("lion", "m.lerp_(g, 1 - beta2); u = m.lerp(g, 1 - beta1).sign()",
      "six steps: step 2 of embed, the first that is wrong, moves weight (2, 3) by -1 lr, and should "
-     "move it by 1 lr"),
+     "move it by 1 lr: m changes before u is computed, so g counts twice; compute u first"),
+    ("adam", MEANS + "u = m / (1 - beta1^t)",
+     "line 29, `u = m / (1 - beta1^t)`: NotImplementedError: \"bitwise_xor_cpu\" not implemented for "
+     "'Double'; a power is **, as in beta1**t"),
+    ("adam", "import torch; u = g * torch.rand_like(g)",
+     "form: two runs with the same gradients differ: the rule draws random numbers"),
     ("adalayer_star", "v.lerp_(g.square().mean().expand_as(v), 1 - beta2); "
      "u = hat(m, beta1, t) / (hat(v, beta2, t).sqrt() + eps)",
      "sharing: in head, the gradient of a weight acts on the whole tensor, and should act on its row"),
@@ -128,6 +135,11 @@ def solved(name: str, line: str) -> str:
     return text
 
 
+def learners(name: str, mistake) -> str:
+    """The text of an exercise in which a learner has made a mistake of lessons/mistakes.py."""
+    return "from lessons.mistakes import *\n" + inspect.getsource(mistake).replace(mistake.__name__, name, 1)
+
+
 @pytest.fixture
 def said(tmp_path, capsys):
     """Writes a file, checks it, and returns (exit code, what the grader prints)."""
@@ -140,6 +152,13 @@ def said(tmp_path, capsys):
 
 # ---------------------------------------------------------------------------------------------------------
 # Exercises
+
+@pytest.mark.parametrize("name, mistake", [(name, one) for name in MISTAKES for one in MISTAKES[name]])
+def test_a_known_mistake_is_told_by_its_meaning(name, mistake, said):
+    """Each one differs from the right rule and from all others, or the grader would name another one."""
+    code, line = said(f"{name}.py", learners(name, mistake))
+    assert code == 2 and line.endswith(f": {MISTAKES[name][mistake]}\n"), line
+
 
 def test_every_exercise_is_known():
     files = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
