@@ -42,7 +42,7 @@ def read(command: str, usual_rules: str, argv: list[str]) -> tuple[list[str], Op
     """Returns (rules, options). Raises UserError for a rule or a file that cannot be."""
     torch.set_num_threads(1)    # the problems are so small that a second thread only waits
     names = argv.pop(0) if argv and not argv[0].startswith("-") else usual_rules
-    options = load(Options, argv, __doc__)[0]
+    options = load(Options, argv, __doc__, program=f"python -m lessons {command}")[0]
     options.out = options.out or f"{command}.png"
     path = Path(options.out)
     if path.suffix not in (".png", ".pdf", ".svg"):

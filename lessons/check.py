@@ -287,7 +287,8 @@ def judge(path: Path) -> str:
     """Returns "" or the line that says what is wrong with a file. Shows what it prints, up to 5 lines."""
     printed = io.StringIO()
     try:
-        with clock(SECONDS), contextlib.redirect_stdout(printed):
+        with clock(SECONDS), contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*two steps have left its state")    # "state" says more
             rules = rules_of(path)
             fault = next(filter(None, map(fault_of, rules)), "")
             name = getattr(rules[0], "name", "") or rules[0].__name__

@@ -21,7 +21,7 @@ Replace the dots by as many lines as you need. Then run:
 
     python -m lessons check lessons/exercises/adalayer.py
 
-Hint: g.reshape(len(v), -1) has one line for each block. At the end, go back to the shape of g.
+Hint: g.reshape(len(v), -1) has one row for each block. At the end, go back to the shape of g.
 """
 from optim import hat, per_block    # noqa: F401
 
