@@ -978,7 +978,7 @@ def test_a_used_folder_is_safe(tiny, tmp_path, capsys):
     assert run(tiny, tmp_path, "a", "--overwrite") == 2
     held.close()
     errors = capsys.readouterr().err.splitlines()[-2:]
-    assert "is in use; give --resume" in errors[0] and "another process" in errors[1]
+    assert "already holds files; give --resume" in errors[0] and "another process" in errors[1]
     assert before == {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     assert run(tiny, tmp_path, "a", "--overwrite", "--optimizer=signum") == 0
     for expected in ("0001", "0002"):

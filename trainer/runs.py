@@ -295,7 +295,7 @@ class Run:
         name: the name of the run; "" for the next free number.
         resume: whether the run may exist already, to be continued.
         overwrite: whether to delete what is in the folder.
-    Raises: UserError if the name is not allowed, or if the folder is in use and neither `resume` nor
+    Raises: UserError if the name is not allowed, or if the folder holds files and neither `resume` nor
         `overwrite` is given, or if another process has the lock.
 
     folder: the path of the folder.
@@ -319,8 +319,8 @@ class Run:
         if names and overwrite and not of_a_run:
             raise UserError(f"--overwrite: {self.folder} holds files, but no run; choose another --name")
         if names and not resume and not overwrite:
-            raise UserError(f"--name={name}: {self.folder} is in use; "
-                            "give --resume to go on, --overwrite to start again")
+            raise UserError(f"--name={name}: {self.folder} already holds files; give --resume to go on, "
+                            "--overwrite to start again, or another --name")
         self.held_lock = lock(self.folder / "lock")
         if self.held_lock is None:
             raise UserError(f"--name={name}: another process is at work in {self.folder}")
