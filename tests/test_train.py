@@ -413,7 +413,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(tiny, tmp_pa
     path.write_bytes(content)
     assert run(tiny, tmp_path, "c", f"--init_from={path}") == 2
     missing, damaged = capsys.readouterr().err.splitlines()
-    assert "nothing.pt: No such file" in missing and "step-00000010.pt: is damaged" in damaged
+    assert "nothing.pt: there is no such checkpoint" in missing and "step-00000010.pt: is damaged" in damaged
 
 
 def test_a_damaged_checkpoint_does_not_count_among_those_to_keep(tmp_path):

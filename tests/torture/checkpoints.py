@@ -157,7 +157,7 @@ def damaged_checkpoints_are_skipped(folder):
         each.write_bytes(each.read_bytes()[:-1])
     before = snapshot(folder / "c")
     refused(options(folder, "c", "--resume"), "none of its")
-    refused(options(folder, "c"), "in use")
+    refused(options(folder, "c"), "already holds files")
     changed = {k.name for k, v in snapshot(folder / "c").items() if before.get(k) != v} - {"lock"}
     assert changed <= {"status.json"}, changed
     return f"{noticed} of {noticed} noticed"
@@ -230,7 +230,7 @@ def one_process_per_folder(folder):
     endless = ["--steps=100000", "--save_every=50", "--eval_every=0"]
     run(folder, "done")
     before = snapshot(folder / "done")
-    refused(options(folder, "done"), "in use")
+    refused(options(folder, "done"), "already holds files")
     assert snapshot(folder / "done") == before
     first = start_train(*options(folder, "a", *endless))
     assert first.wait_for("saved ")
@@ -240,7 +240,8 @@ def one_process_per_folder(folder):
 
     with mock.patch.object(runs.Run, "rewind", went_on):
         for more in ([], ["--resume"], ["--overwrite"]):
-            refused(options(folder, "a", *endless, *more), "another process" if more else "in use")
+            words = "another process" if more else "already holds files"
+            refused(options(folder, "a", *endless, *more), words)
     refused(options(folder, "new", "--vocab_size=299"), "has 300")
     assert not (folder / "new").exists()
     mark = len(first.lines)
