@@ -5,6 +5,7 @@ all_figures() draws them out of the results, each as far as there are runs for i
 picture of run folders alone.
 """
 import math
+import re
 import shlex
 from collections.abc import Callable
 from functools import partial
@@ -122,7 +123,8 @@ def title_of(setting: str, study: Study) -> str:
     if setting == study.base:
         return "with QK-norm and z-loss" if study.unstabilized() else f"the setting of {name}.toml"
     lacking = " and ".join(words[option] for option in options if option in words)
-    others = [option.replace("=", " ") for option in options if option not in words]
+    others = [re.sub(r"^steps (\d+)$", lambda steps: f"{int(steps[1]):,} steps", option.replace("=", " "))
+              for option in options if option not in words]
     return ", ".join([*([f"without {lacking}"] if lacking else []), *others]) or f"the setting of {name}.toml"
 
 

@@ -893,12 +893,12 @@ def test_figures_can_be_read_at_half_their_width(own_figures):
         assert min(sizes) > 10, name
         assert figure.get_figwidth() * panels.DPI < 1700, name
     titles = [axes.get_title() for axes in own_figures["lr"].axes]
-    assert titles == ["with QK-norm and z-loss", "without QK-norm and z-loss"]
+    assert titles == ["with QK-norm and z-loss", "2,000 steps", "without QK-norm and z-loss", ""]
 
 
 @pytest.mark.parametrize("setting, title", (
     ("study", "with QK-norm and z-loss"), ("study qk_norm=false z_loss=0", "without QK-norm and z-loss"),
-    ("study width=128 heads=4", "width 128, heads 4"), ("study steps=2000", "steps 2000"),
+    ("study width=128 heads=4", "width 128, heads 4"), ("study steps=2000", "2,000 steps"),
     ("150m", "the setting of 150m.toml")))
 def test_settings_in_words(setting, title, truth, tmp_path):
     assert figures.title_of(setting, truth.write(tmp_path / "a")) == title
