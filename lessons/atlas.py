@@ -438,23 +438,27 @@ def picture_of(name: str, runs: dict[str, dict]) -> bytes:
         for (toy, i), axes in zip(shown, grid):
             draw_panel(axes, panels()[toy][i], [(runs[f"{toy} {one}"]["panels"][2][i], look)
                                                 for one, look in looks.items() if f"{toy} {one}" in runs])
-        for one, look in looks.items():
-            if not facts_of(one)["study"]["curve"]:
-                continue
-            lr, loss, spread, _ = np.array(facts_of(one)["study"]["curve"], dtype=float).T
-            last.errorbar(lr, loss, np.nan_to_num(spread), marker=".", label=facts_of(one)["label"], **look)
-        last.set(xscale="log", title="the study", xlabel="peak learning rate", ylabel="final loss")
-        if last.lines:
-            last.legend()
+        draw_study(last, looks)
         for axes in (*grid, last):
             axes.minorticks_off()
             axes.title.set_size(10)
-            for axis in (axes.xaxis, axes.yaxis):
-                if axis.get_scale() == "linear":
-                    axis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+        for axis in (axis for axes in (*grid, last) for axis in (axes.xaxis, axes.yaxis)):
+            if axis.get_scale() == "linear":
+                axis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
         drawn = io.BytesIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     return smaller(drawn.getvalue().decode()).encode()
+
+
+def draw_study(axes, looks: dict[str, dict]) -> None:
+    """Draws the final losses in the study against the learning rate. looks: {rule: arguments of its line}."""
+    for one, look in looks.items():
+        if curve := facts_of(one)["study"]["curve"]:
+            lr, loss, spread, _ = np.array(curve, dtype=float).T
+            axes.errorbar(lr, loss, np.nan_to_num(spread), marker=".", label=facts_of(one)["label"], **look)
+    axes.set(xscale="log", title="the study", xlabel="peak learning rate", ylabel="final loss")
+    if axes.lines:
+        axes.legend()
 
 
 def smaller(svg: str) -> str:
