@@ -251,8 +251,8 @@ def apply(rule, inputs, hyper, weights, grads, states, shared):
     for w, g, state in zip(weights, grads, states):
         given = shared | state | dict(g=g, w=w)
         u = rule(*(given[name] for name in inputs), **hyper)
-        if u.shape != w.shape:
-            raise ValueError(f"the rule returns a shape of {tuple(u.shape)} for weights of {tuple(w.shape)}")
+        if getattr(u, "shape", None) != w.shape:
+            raise ValueError(f"the rule returns {getattr(u, 'shape', u)}, and must return u, of {w.shape}")
         w.copy_(shared["decay"] * w.to(torch.promote_types(w.dtype, u.dtype)) - shared["lr"] * u)
 
 @functools.cache

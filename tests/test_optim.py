@@ -488,11 +488,17 @@ def of_another_shape(g, m):
     return g.sum()
 
 
+def of_nothing(g, m):
+    m.add_(g)
+
+
 @pytest.mark.parametrize("call, line", [
     (lambda p: Optimizer([p], forgotten_star, lr=1),
      "forgotten_star: beta1 is a hyperparameter; put a * before it"),
     (lambda p: Optimizer([p], of_another_shape, lr=1).step(),
-     "the rule returns a shape of () for weights of (2, 2)"),
+     "the rule returns torch.Size([]), and must return u, of torch.Size([2, 2])"),
+    (lambda p: Optimizer([p], of_nothing, lr=1).step(),
+     "the rule returns None, and must return u, of torch.Size([2, 2])"),
     (lambda p: Optimizer("adamw", [p], lr=1),
      "params='adamw': tensors come first: Optimizer(params, 'adamw', lr=...)")])
 def test_a_wrong_rule_is_one_line_also_without_the_zoo(call, line):
