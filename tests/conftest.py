@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch._inductor.config
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -103,6 +106,17 @@ def compiler_works() -> bool:
 def pytest_runtest_setup(item):
     if item.get_closest_marker("compiled") and not compiler_works():
         pytest.skip("no working C++ compiler here")
+
+
+@pytest.fixture
+def devices():
+    """Makes a mesh of so many devices, of which this process is the first. Of several, no other answers."""
+    def mesh(size):
+        backend, store = ("gloo", dist.HashStore()) if size == 1 else ("fake", FakeStore())
+        dist.init_process_group(backend, store=store, rank=0, world_size=size)
+        return init_device_mesh("cpu", (size,))
+    yield mesh
+    dist.destroy_process_group()
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ import train
 import zoo
 from conftest import ROOT, documents
 from model import Decoder
-from tiny_runs import VARIANTS, ZOO, assert_same_run, final, rewound, run
+from tiny_runs import VARIANTS, ZOO, assert_refused, assert_same_run, final, rewound, run
 from trainer import announce, data, measure, runs
 from trainer.build import build_optimizer, decoder_shape
 from trainer.errors import UserError
@@ -888,12 +888,7 @@ BAD = [(["--optimzer=adamw"], "--optimzer: no such option; did you mean optimize
 
 @pytest.mark.parametrize("arguments, words", BAD)
 def test_bad_options_are_one_line(tiny, tmp_path, capsys, arguments, words):
-    usual = [f"--config={tiny}"] if "--config" not in arguments[0] else []
-    code = train.main([*usual, f"--runs={tmp_path / 'runs'}", "--compile=false", *arguments])
-    err = capsys.readouterr().err
-    assert code == 2 and err.startswith("train.py: error: ") and words in err
-    assert err.count("\n") == 1 and len(err) <= 300 and err.rstrip().isprintable()
-    assert not list(tmp_path.glob("runs/*"))
+    assert_refused(tiny, tmp_path, capsys, arguments, words)
 
 
 @pytest.mark.parametrize("content, words", [

@@ -10,96 +10,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import optim
 import rule_cases
-import test_train
 import train
 import zoo
+from golden_cases import CASES, LOOSER, deviation
 from model import Decoder
 from rule_cases import ZOO_RULES, built, gradients, groups_of, run, weights
+from tiny_runs import assert_refused
 from tiny_runs import run as run_tiny
 from trainer import data, runs, settings
 from trainer.measure import effective_lr
 from zoo import Optimizer, orthogonal
 from zoo.frozen import FROZEN
-from zoo.rule import ModifiedRule, ZooRule, copy_of_weight, update_to
+from zoo.rule import ZooRule, copy_of_weight, update_to
 from zoo.table import bytes_per_weight, read_docstring
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = dict(np.load(ROOT / "tests/golden/zoo/rules.npz"))    # also the weights and gradients of all
-GOLDEN_OF = {case: numbers for path in sorted((ROOT / "tests/golden/zoo").glob("*.npz"))
-             for numbers in [dict(np.load(path))] for case in json.loads(bytes(numbers["meta"]))}
-CASES = {case: json.loads(bytes(numbers["meta"]))[case] for case, numbers in GOLDEN_OF.items()}
 RULES, MODIFIERS = ZOO_RULES, zoo.MODIFIERS
 ALL_RULES = zoo.RULES | {"adalayer_frozen": FROZEN} | {
     f"adamw+{name}": zoo.modified("adamw", name) for name in MODIFIERS}
-
-
-def golden_case(case, dtype, device):
-    """(tensors by name, optimizer) of a case of the file."""
-    meta = CASES[case]
-    w = {name: torch.tensor(GOLDEN[f"w0/{name}"]).to(device, dtype) for name in meta["names"]}
-    roles = [meta["roles"].get(name) for name in w]
-    layer_of = {name: "blocks.0." for name in w if "layers" in meta["hyper"] and name != "tall"}
-    named = [(layer_of.get(name, "") + name, p) for name, p in w.items()]
-    group = dict(params=named, blocks=[3 if role == "qkv" else 1 for role in roles], roles=roles)
-    rule = copy.copy(zoo.RULES[meta["rule"]])
-    usual, base = rule.refresh, case.removesuffix("_decay").removesuffix("_small")
-
-    def copied(p, index, t):    # the projections are the file's
-        p[0] = torch.tensor(GOLDEN[f"{base}/p/{t}/{list(w)[index - 1]}"])
-
-    def first_bases(s, gl, gr, ql, qr, t, blocks, index):    # arbitrary where one gradient leaves zeros
-        name = list(w)[index - 1]
-        if t > 2 or not ql.numel():
-            given = dict(s=s, gl=gl, gr=gr, ql=ql, qr=qr, t=t, blocks=blocks)
-            usual(**{key: given[key] for key in inspect.signature(usual).parameters})
-        else:
-            for key, basis in (("ql", ql), ("qr", qr)):
-                basis[0] = torch.tensor(GOLDEN_OF[case][f"{case}/{key}/{name}"])
-    if meta["rule"].startswith("apollo"):
-        rule.refresh = copied
-    elif meta["rule"] in ("soap", "kl_soap"):
-        rule.refresh = first_bases
-    if meta["modify"]:
-        rule = ModifiedRule(rule, [MODIFIERS[meta["modify"]]])
-    return w, Optimizer([group], rule, lr=meta["lr"], weight_decay=meta["weight_decay"], **meta["hyper"])
-
-
-def deviation(case, dtype=torch.float64, device="cpu"):
-    """The largest difference from the file, as a fraction of the largest distance that tensor has moved."""
-    w, optimizer = golden_case(case, dtype, device)
-    worst, seen = 0.0, 0
-    for t in range(1, 26):
-        sampled = {}
-        for name, p in w.items():
-            grads = torch.tensor(GOLDEN[f"grad/{name}"]).to(device, dtype) * CASES[case]["scale"]
-            p.grad, sampled[p] = grads[t - 1], grads[(t + 5) % 25]
-        optimizer.sampled = sampled
-        optimizer.step()
-        for name in w:
-            if f"{case}/{t}/{name}" in GOLDEN_OF[case]:
-                want, start = GOLDEN_OF[case][f"{case}/{t}/{name}"], GOLDEN[f"w0/{name}"].astype(float)
-                seen += 1
-                off = abs(w[name].double().cpu().numpy() - want).max()
-                assert np.isfinite(off)    # max() below would leave out NaN
-                worst = max(worst, off / abs(want - start).max())
-    assert seen
-    return worst
-
-
-# Where a reference is less exact than float64. AdEMAMix's adds 1e-8 to its betas before it takes their
-# logarithm, which changes 1 - beta3 by 1e-4 of it; AdaGC's sums the norm, and heavyball all, in float32.
-# Shampoo's first roots are of matrices that are nearly singular. Where a decay is 1e-5 a step here
-# (stable_decay_small, prodigy_decay), 1 - decay knows it to 1e-11.
-LOOSER = dict(ademamix=1e-5, ademamix_decay=1e-5, ademamix_small=1e-5, adagc=1e-7, adagc_decay=1e-7,
-              cautious_wd_decay=1e-5, shampoo=1e-10, shampoo_decay=1e-10, stable_decay_small=1e-11,
-              prodigy_decay=1e-10)
 
 
 def test_all_rules_and_modifiers_have_golden_numbers():
@@ -1001,17 +933,6 @@ def test_sophia_behind_a_wrapper_says_what_to_do():
     assert torch.allclose(w, torch.full((2,), 0.9))
 
 
-@pytest.fixture
-def devices():
-    """Makes a mesh of so many devices, of which this process is the first. Of several, no other answers."""
-    def mesh(size):
-        backend, store = ("gloo", dist.HashStore()) if size == 1 else ("fake", FakeStore())
-        dist.init_process_group(backend, store=store, rank=0, world_size=size)
-        return init_device_mesh("cpu", (size,))
-    yield mesh
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("name", [name for name in ALL_RULES if name != "adalayer_frozen"])
 def test_every_rule_works_with_the_tensors_of_fsdp2(name, devices):
     """Their steps and states are those of plain tensors."""
@@ -1171,4 +1092,4 @@ def test_options_that_are_hyperparameters_reach_the_rule(tiny, tmp_path):
     (["--schedule=wsd"], "--schedule='wsd': must be one of cosine"),
     (["--cooldown=1.5"], "--cooldown=1.5: must be at most 1")])
 def test_bad_options(tiny, tmp_path, capsys, arguments, words):
-    test_train.test_bad_options_are_one_line(tiny, tmp_path, capsys, arguments, words)
+    assert_refused(tiny, tmp_path, capsys, arguments, words)

@@ -1,7 +1,6 @@
 """Averages of the weights; the Schedule-Free rules, which have one of their own; beta2 in the cooldown."""
 import copy
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,15 +11,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 import optim
 import sample
 import zoo
+from golden_cases import CASES, FOLDER, GOLDEN_OF, golden_case, golden_steps, golden_weights, share_off
 from rule_cases import built, gradients, run, weights
-from test_zoo import CASES, GOLDEN, GOLDEN_OF, devices, golden_case    # noqa: F401, a fixture
 from tiny_runs import assert_same_run, final, rewound
 from tiny_runs import run as run_tiny
 from trainer import runs, settings
 from zoo import AVERAGES, Optimizer, averages
 from zoo.schedule_free import RULES
 
-NUMBERS = np.load(Path(__file__).parent / "golden/zoo/averages.npz")
+NUMBERS = np.load(FOLDER / "averages.npz")
 
 
 def averaged(optimizer, w):
@@ -382,30 +381,21 @@ def test_a_bad_average_is_one_line(tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("schedule_free")])
 def test_the_weights_for_evaluation_are_the_packages(case):
-    w, optimizer = golden_case(case, torch.float64, "cpu")
-    for t in range(1, 26):
-        for name, p in w.items():
-            p.grad = torch.tensor(GOLDEN[f"grad/{name}"][t - 1]).double() * CASES[case]["scale"]
-        optimizer.step()
+    w, optimizer = golden_case(case)
+    for t in golden_steps(w, optimizer, CASES[case]["scale"]):
         for name, x in averaged(optimizer, w).items() if t in (3, 25) else ():
-            want, start = GOLDEN_OF[case][f"{case}/x{t}/{name}"], GOLDEN[f"w0/{name}"].astype(float)
-            assert np.abs(x.numpy() - want).max() <= 1e-11 * np.abs(want - start).max()
+            assert share_off(x, GOLDEN_OF[case][f"{case}/x{t}/{name}"], name) <= 1e-11
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_warmup_counts_less(name):
     """Over five steps the package raises the lr itself; here the schedule does."""
-    w = {key: torch.tensor(GOLDEN[f"w0/{key}"]).double() for key in ("tall", "wide", "square", "vector")}
+    w = golden_weights(("tall", "wide", "square", "vector"))
     optimizer = Optimizer(w.items(), name, lr=0.01, weight_decay=0.1)
-    for t in range(1, 26):
-        for key, p in w.items():
-            p.grad = torch.tensor(GOLDEN[f"grad/{key}"][t - 1]).double()
-        optimizer.param_groups[0]["lr"] = 0.01 * min(1, t / 5)
-        optimizer.step()
+    assert list(golden_steps(w, optimizer, lrs=[0.01 * min(1, t / 5) for t in range(1, 26)]))[-1] == 25
     for found, kind in ((w, "warmup"), (averaged(optimizer, w), "xwarmup")):
         for key, x in found.items():
-            want = NUMBERS[f"{name}/{kind}/{key}"]
-            assert np.abs(x.numpy() - want).max() <= 1e-12 * np.abs(want - GOLDEN[f"w0/{key}"]).max()
+            assert share_off(x, NUMBERS[f"{name}/{kind}/{key}"], key) <= 1e-12
 
 
 @pytest.mark.parametrize("name", RULES)

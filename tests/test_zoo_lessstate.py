@@ -1,19 +1,16 @@
 """What is special about the rules of zoo/compressed.py and zoo/subspace.py."""
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from golden_cases import FOLDER, golden_steps, golden_weights, share_off
 from model import Decoder
 from rule_cases import built, gradients, run, weights
 from tiny_runs import run as run_tiny
 from trainer import runs
 from zoo import Optimizer, compressed
 from zoo import __main__ as zoo_by_hand
-
-GOLDEN = Path(__file__).parent / "golden/zoo"
-
 
 def ends(case, steps=8, **more):
     """The weights after some steps of a case."""
@@ -280,15 +277,10 @@ def test_condas_basis_is_that_of_the_new_momentum():
 
 def test_osd_turns_its_directions_at_the_rate_of_the_schedule():
     """As the authors' code does: in steps of lr / lr_peak / refresh_steps. Here lr falls to 0."""
-    base, numbers = (np.load(GOLDEN / name) for name in ("rules.npz", "lessstate.npz"))
-    for name in ("tall", "wide", "square"):
-        w = torch.tensor(base[f"w0/{name}"]).double()
-        optimizer = Optimizer([w], "osd", lr=0.01, rank=0.4, refresh_steps=20)
-        for t, g in enumerate(torch.tensor(base[f"grad/{name}"]).double()):
-            optimizer.param_groups[0]["lr"] = 0.01 * (1 - t / 25)
-            steps(optimizer, w, [g])
-        want = torch.tensor(numbers[f"osd_falling/25/{name}"])
-        assert (w - want).abs().max() <= 1e-12 * (want - torch.tensor(base[f"w0/{name}"])).abs().max()
+    w, numbers = golden_weights(("tall", "wide", "square")), np.load(FOLDER / "lessstate.npz")
+    optimizer = Optimizer(w.items(), "osd", lr=0.01, rank=0.4, refresh_steps=20)
+    assert list(golden_steps(w, optimizer, lrs=[0.01 * (1 - t / 25) for t in range(25)]))[-1] == 25
+    assert all(share_off(p, numbers[f"osd_falling/25/{name}"], name) <= 1e-12 for name, p in w.items())
 
 
 def test_a_step_of_osd_stays_within_its_directions():

@@ -1,20 +1,19 @@
 """What is special about the modifiers of zoo/more_modifiers.py, beside their golden numbers."""
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import zoo
+from golden_cases import FOLDER, golden_steps, golden_weights, share_off
 from rule_cases import gradients, run, weights
 from zoo import Optimizer
 from zoo.more_modifiers import norms_of_rows
 from zoo.orthogonal import matrices, orthogonal
 from zoo.rule import ModifiedRule, ZooRule
 
-GOLDEN = Path(__file__).parent / "golden/zoo"
-RULES_FILE, OWN_FILE = np.load(GOLDEN / "rules.npz"), np.load(GOLDEN / "modifiers.npz")
+OWN_FILE = np.load(FOLDER / "modifiers.npz")
 
 
 def trained(rule, grads, w=None, lr=0.1, roles=True, decays=None, **hyper):
@@ -114,18 +113,12 @@ def matrix_of_mars_m(g, m, *, beta1=0.95):
 @pytest.mark.parametrize("case, function", [("mars_shampoo", mars_shampoo), ("mars_m", matrix_of_mars_m)])
 def test_mars_g_gives_the_other_forms_of_mars(case, function, suffix, decay, scale):
     """MARS-Shampoo and MARS-M are the modifier on a heavy-ball Muon. MARS-Lion is a golden case of signum."""
-    w = {name: torch.tensor(RULES_FILE[f"w0/{name}"]).double() for name in ("tall", "wide", "square")}
-    start = {name: p.clone() for name, p in w.items()}
+    w = golden_weights(("tall", "wide", "square"))
     rule = ModifiedRule(ZooRule(function), zoo.find_modifiers("mars_g"))
     optimizer = Optimizer(w.items(), rule, lr=0.01, weight_decay=decay)
-    for t in range(1, 26):
-        for name, p in w.items():
-            p.grad = torch.tensor(RULES_FILE[f"grad/{name}"][t - 1]).double() * scale
-        optimizer.step()
-        for name, p in w.items():
-            if t in (3, 25):
-                off = abs(p.numpy() - OWN_FILE[f"{case}{suffix}/{t}/{name}"]).max()
-                assert off <= 1e-12 * (p - start[name]).abs().max(), (t, name)
+    for t in golden_steps(w, optimizer, scale):
+        for name, p in w.items() if t in (3, 25) else ():
+            assert share_off(p, OWN_FILE[f"{case}{suffix}/{t}/{name}"], name) <= 1e-12, (t, name)
 
 
 def test_mars_without_gamma_only_clips():

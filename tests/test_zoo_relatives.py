@@ -1,18 +1,16 @@
 """The rules of zoo/relatives.py and zoo/distance.py: what is special about each of them."""
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import zoo
+from golden_cases import FOLDER, LOOSER, golden_steps, golden_weights, share_off
 from rule_cases import built, gradients, run, weights
-from test_zoo import LOOSER
 from zoo import Optimizer, relatives
 
-FOLDER = Path(__file__).parent / "golden/zoo"
-TENSORS, NUMBERS = np.load(FOLDER / "rules.npz"), np.load(FOLDER / "relatives.npz")
+NUMBERS = np.load(FOLDER / "relatives.npz")
 CASES = {case: meta for case, meta in json.loads(bytes(NUMBERS["meta"])).items()
          if not case.endswith(("_decay", "_small"))}
 
@@ -22,19 +20,13 @@ def test_golden_under_a_schedule(case):
     """As test_golden, with decay, and with an lr that rises and falls. CoRe has no schedule of its own, so
     its reference takes whole steps, of which the schedule leaves a part."""
     meta = CASES[case]
-    w = {name: torch.tensor(TENSORS[f"w0/{name}"]).double() for name in meta["names"]}
+    w = golden_weights(meta["names"])
     group = dict(params=list(w.items()), roles=[meta["roles"].get(name) for name in w])
     optimizer = Optimizer([group], meta["rule"], lr=meta["lr"], weight_decay=0.1, **meta["hyper"])
-    for t, part in enumerate(NUMBERS["scheduled/lr"], 1):
-        optimizer.param_groups[0]["lr"] = meta["lr"] * float(part)
-        for name, p in w.items():
-            p.grad = torch.tensor(TENSORS[f"grad/{name}"][t - 1]).double()
-        optimizer.step()
-        for name, p in w.items():
-            if t in (3, 25):
-                want, start = NUMBERS[f"scheduled/{case}/{t}/{name}"], TENSORS[f"w0/{name}"].astype(float)
-                allowed = LOOSER.get(f"{case}_decay", 1e-12) * abs(want - start).max()
-                assert abs(p.numpy() - want).max() <= allowed
+    for t in golden_steps(w, optimizer, lrs=meta["lr"] * NUMBERS["scheduled/lr"]):
+        for name, p in w.items() if t in (3, 25) else ():
+            allowed = LOOSER.get(f"{case}_decay", 1e-12)
+            assert share_off(p, NUMBERS[f"scheduled/{case}/{t}/{name}"], name) <= allowed
 
 
 def ends(case, steps=8, grads=None, **more):

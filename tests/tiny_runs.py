@@ -35,6 +35,16 @@ def run(tiny: Path, runs_folder: Path, name: str, *more: str, compile: bool = Fa
     return train.main(list({option.split("=")[0]: option for option in [*usual, *more]}.values()))
 
 
+def assert_refused(tiny: Path, folder: Path, capsys, arguments: list, words: str) -> None:
+    """Asserts that these options of train.py lead to one line of error with these words, and to no run."""
+    usual = [f"--config={tiny}"] if "--config" not in arguments[0] else []
+    code = train.main([*usual, f"--runs={folder / 'runs'}", "--compile=false", *arguments])
+    err = capsys.readouterr().err
+    assert code == 2 and err.startswith("train.py: error: ") and words in err
+    assert err.count("\n") == 1 and len(err) <= 300 and err.rstrip().isprintable()
+    assert not list(folder.glob("runs/*"))
+
+
 def final(folder: Path) -> tuple:
     """(weights, optimizer state, metrics without times) of a finished run."""
     checkpoint = runs.load_checkpoint(sorted(folder.glob("step-*.pt"))[-1])
