@@ -399,6 +399,19 @@ def test_a_warmup_counts_less(name):
 
 
 @pytest.mark.parametrize("name", RULES)
+def test_a_falling_lr_does_not_count_less(name):
+    """As in the package, each step counts as the square of the largest lr so far."""
+    w = torch.ones(2)
+    optimizer = Optimizer([w], name, lr=0.25)
+    for lr in (0.25, 0.125, 0.5):
+        optimizer.param_groups[0]["lr"] = lr
+        w.grad = torch.ones(2)
+        optimizer.step()
+    state = optimizer.state[w]
+    assert (state["top"].item(), state["total"].item()) == (0.5, 0.0625 + 0.0625 + 0.25)
+
+
+@pytest.mark.parametrize("name", RULES)
 def test_w_is_between_the_mean_and_z(name):
     """x is the plain mean of all z at a constant lr, which is the theorem behind the rule."""
     w = weights()
