@@ -85,8 +85,7 @@ class Training:
         has_checkpoint = config.resume and bool(checkpoints_of(Path(config.runs, config.name)))
         self.sequences_before = 0    # sequences read before the first step; above 0 with --continue_data
         if config.init_from and not has_checkpoint:
-            self.sequences_before = start_from(load_checkpoint(config.init_from), self.model, self.optimizer,
-                                               config, self.fingerprint)
+            self.sequences_before = start_from(self.model, self.optimizer, config, self.fingerprint)
         self.run, number, has_ended = SilentRun(), 0, False
         if machine.rank == 0:
             self.run = Run(config.runs, config.name, config.resume, config.overwrite)

@@ -9,7 +9,7 @@ import ast
 import contextlib
 import copy
 import functools
-import importlib
+import inspect
 import io
 import signal
 import sys
@@ -26,7 +26,6 @@ from lessons.mistakes import MISTAKES
 from trainer import machine
 from zoo import files, properties
 from zoo.properties import PROPERTIES, gradients, groups_of, run, weights
-from zoo.rule import keyword_names
 
 SECONDS = 60    # the most that all checks of a file together may take, without compiling
 NAMES = (*EXERCISES, "accumulation")
@@ -64,8 +63,8 @@ def form(subject) -> str:
             if not torch.equal(given[name], value):
                 raise Failed(f"the function changes {name}, which other code still needs: work on a copy")
         return u
-    if gone := lost_hyperparameters(rule):
-        return f"{rule.name} has lost its hyperparameter {gone[0]}; keep the line that begins with def"
+    if lost := lost_hyperparameters(subject):
+        return f"{rule.name} has lost its hyperparameter {lost[0]}; keep the line that begins with def"
     subject.build(weights())    # here the class itself tries a new rule, and refuses what it cannot apply
     rule.function = watched
     w = weights()
@@ -80,12 +79,12 @@ def form(subject) -> str:
     return ""
 
 
-def lost_hyperparameters(rule) -> list:
-    """The hyperparameters that the exercise of a rule's name has, and the rule does not have."""
-    if rule.name not in EXERCISES:
+def lost_hyperparameters(subject) -> list:
+    """The hyperparameters that the function of an exercise must have, and does not have."""
+    if not subject.exercise:
         return []
-    exercise = importlib.import_module(f"lessons.exercises.{rule.name}")
-    return [name for name in keyword_names(getattr(exercise, rule.name)) if name not in rule.hyper]
+    wanted = subject.exercise.hyper or zoo.RULES[subject.exercise.reference].hyper
+    return [name for name in wanted if name not in subject.rule.hyper]
 
 
 def updates(build, grads: list, decay: float = 0.0, **hyper) -> list:
@@ -101,7 +100,7 @@ def updates(build, grads: list, decay: float = 0.0, **hyper) -> list:
 
 
 def sharing(subject) -> str:
-    """Which weights move otherwise if the gradient of the first one is three times as large."""
+    """Compares which weights take another step if the first weight's gradient is three times as large."""
     g, larger = gradients(1)[0], gradients(1)[0]
     for x in larger.values():
         x.view(-1)[0] *= 3
@@ -186,11 +185,11 @@ def other_settings(subject) -> str:
 
 
 def compiles(subject) -> str:
-    if not machine.compiler_works():
-        return ""
     with clock(0), warnings.catch_warnings():    # it may take a minute
         warnings.simplefilter("ignore")    # the line below says more
-        return properties.compiled_is_eager(subject.build)
+        with contextlib.redirect_stdout(sys.stderr):    # a note of the trainer's is not the student's
+            works = machine.compiler_works()
+        return properties.compiled_is_eager(subject.build) if works else ""
 
 
 OF_EXERCISES = {"sharing": sharing, "first step": difference, "tiny gradients": tiny_gradients,
@@ -231,6 +230,8 @@ def has_property(check, subject) -> str:
 
 def fault_of_accumulation(function: Callable) -> str:
     """The gradient and the log must not show into how many pieces a batch was cut."""
+    if len(inspect.signature(function).parameters) != 2:
+        return "accumulation must take loss and micro_batches; keep the line that begins with def"
     batch = torch.linspace(-1, 2, 24, dtype=torch.float64).reshape(8, 3)
     w = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64, requires_grad=True)
 
@@ -283,30 +284,32 @@ def clock(seconds: float):
         signal.signal(signal.SIGALRM, before)
 
 
-def judge(path: Path) -> str:
-    """Returns "" or the line that says what is wrong with a file. Shows what it prints, up to 5 lines."""
+def judge(path: Path) -> tuple:
+    """Judges a file, and shows 5 lines of what it prints. Returns (whether it is right, what to say)."""
     printed = io.StringIO()
     try:
         with clock(SECONDS), contextlib.redirect_stdout(printed), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*two steps have left its state")    # "state" says more
             rules = rules_of(path)
-            fault = next(filter(None, map(fault_of, rules)), "")
-            name = getattr(rules[0], "name", "") or rules[0].__name__
-            if fault and name in NAMES and name != path.stem:
-                return f"{fault} (judged as the exercise {name}, because the function has its name)"
-            return fault
+            faults = {name_of(rule): fault_of(rule) for rule in rules}
+            fault = next(filter(None, faults.values()), "")
+            name = next((name for name in faults if faults[name] == fault), "")
+            line = f"{name}: {fault}" if fault and len(faults) > 1 else fault or "right; all checks pass"
+            if name in NAMES and name != path.stem:
+                line += f" (judged as the exercise {name}, because the function has its name)"
+            return not fault, line
     except Failed as error:
-        return str(error)
+        return False, str(error)
     except TooLong as error:
         line, _ = files.where_it_failed(error, str(path))
-        return f"{line}the checks take more than {SECONDS} seconds; is there an endless loop?"
+        return False, f"{line}the checks take more than {SECONDS} seconds; is there an endless loop?"
     except (Exception, SystemExit) as error:
         line, error = files.where_it_failed(error, str(path))
         if not line and not isinstance(error, ValueError):
             raise
         text = (str(error).strip() or "no text").splitlines()[0]
         text += "; a power is **, as in beta1**t" if "bitwise_xor" in text else ""
-        return f"{line}{type(error).__name__}: {text}" if line else text
+        return False, f"{line}{type(error).__name__}: {text}" if line else text
     finally:
         lines = printed.getvalue().splitlines()
         more = [f"and {len(lines) - 5} more lines"] if len(lines) > 5 else []
@@ -328,15 +331,18 @@ def rules_of(path: Path) -> list:
             raise Failed(f"line {node.lineno} is still blank; replace the dots by one or more lines, as the "
                          "text at the top of the file asks")
     rules = files.rules_in(str(path))
-    wanted = (path.stem,) if path.stem in NAMES else NAMES
-    known = [f for f in rules if getattr(f, "__name__", "") in wanted]
-    if path.stem in NAMES and not known:
-        raise Failed(f"there is no function {path.stem}; the exercise begins with def {path.stem}(")
-    found = known or rules
-    is_table = found and all(isinstance(rule, optim.Rule) for rule in found)
-    if len(found) != 1 and not is_table:
-        raise Failed(files.why_not_one(found))
-    return found
+    if path.stem in NAMES:    # other functions only help this one
+        rules = [function for function in rules if getattr(function, "__name__", "") == path.stem]
+        if not rules:
+            raise Failed(f"there is no function {path.stem}; the exercise begins with def {path.stem}(")
+    is_table = rules and all(isinstance(rule, optim.Rule) for rule in rules)
+    if len(rules) != 1 and not is_table:
+        raise Failed(files.why_not_one(rules))
+    return rules
+
+
+def name_of(rule: Callable | optim.Rule) -> str:
+    return rule.name if isinstance(rule, optim.Rule) else rule.__name__
 
 
 def fault_of(rule: Callable | optim.Rule) -> str:
@@ -352,10 +358,11 @@ def main(argv: list) -> int:
     if not argv or argv[0].startswith("-"):
         print(f"{__doc__.strip()}\n\nThe exercises: {', '.join(NAMES)}", file=sys.stderr)
         return 2
-    faults = {name: judge(Path(name)) for name in argv}
-    for name, fault in faults.items():
-        shown = Path(name).name if len(faults) == 1 else name
-        print(f"{shown}: {fault or 'right; all checks pass'}")
-    if len(faults) > 1:
-        print(f"{list(faults.values()).count('')} of {len(faults)} are right")
-    return 2 if any(faults.values()) else 0
+    verdicts = {name: judge(Path(name)) for name in argv}
+    for name, (_, line) in verdicts.items():
+        shown = Path(name).name if len(verdicts) == 1 else name
+        print(f"{shown}: {line}")
+    right = sum(is_right for is_right, _ in verdicts.values())
+    if len(verdicts) > 1:
+        print(f"{right} of {len(verdicts)} are right")
+    return 0 if right == len(verdicts) else 2

@@ -79,7 +79,6 @@ def test_runs_of_a_rule_in_a_file_are_read_without_the_file(tiny, tmp_path, file
     version = zoo.files.sha256(str(file))[:8]
     for text in ("raise SystemExit('this file was run')", None):
         file.write_text(text) if text else file.unlink()
-        zoo.rule_in_file.cache_clear()
         capsys.readouterr()
         assert study_command.main([f"--runs={tmp_path}/runs", f"--out={tmp_path}/x.png"]) == 0
         rows = capsys.readouterr().out
@@ -94,7 +93,6 @@ def test_a_rule_in_a_file_resumes_unless_the_file_has_changed(tiny, tmp_path, fi
     assert_same_run(tmp_path / "whole", tmp_path / "half")
     rewound(tmp_path / "whole", tmp_path / "other", 5)
     file.write_text(STUBBORN.replace("/ 2", "/ 3"))
-    zoo.rule_in_file.cache_clear()
     assert train.main([f"--runs={tmp_path}", "--name=other", "--resume"]) == 2
     assert "this file has changed since" in capsys.readouterr().err
 
@@ -102,7 +100,6 @@ def test_a_rule_in_a_file_resumes_unless_the_file_has_changed(tiny, tmp_path, fi
 def test_two_versions_of_a_file_are_two_optimizers(tiny, tmp_path, file):
     assert run(tiny, tmp_path, "first", f"--optimizer={file}", "--lr=1e-3") == 0
     file.write_text(STUBBORN.replace("/ 2", "/ 3"))
-    zoo.rule_in_file.cache_clear()
     assert run(tiny, tmp_path, "second", f"--optimizer={file}", "--lr=1e-3") == 0
     names = [variant_of(read_run(tmp_path / name)) for name in ("first", "second")]
     assert names[0] != names[1] and all(name.startswith("stubborn.py@") for name in names)

@@ -1,13 +1,18 @@
 """The grader of lessons/: right solutions pass, and every mistake is one line that names it."""
+import importlib
 import inspect
 import re
+import sys
 
 import pytest
 
+import zoo
 from conftest import ROOT
 from lessons import check, museum
+from lessons.exercises import EXERCISES
 from lessons.mistakes import MISTAKES
 from trainer import machine
+from zoo.rule import keyword_names
 
 FOLDER = ROOT / "lessons/exercises"
 SOLUTIONS = {    # what stands in place of the dots; where it can, it calls the project's own rules
@@ -225,10 +230,32 @@ def test_a_file_that_is_not_there_and_several_files(tmp_path, capsys):
     assert check.main([]) == 2 and "The exercises: momentum, signum" in capsys.readouterr().err
 
 
-def test_a_lost_hyperparameter_is_named(said):
-    text = solved("signum", "m.lerp_(g, 0.1); u = m.sign()").replace("g, m, *, beta1=0.9", "g, m")
-    assert said("signum.py", text) == (2, "signum.py: form: signum has lost its hyperparameter beta1; keep "
-                                          "the line that begins with def\n")
+def test_a_lost_hyperparameter_is_named(said, tmp_path, monkeypatch):
+    """The grader must not read the names from the student's file, where they are already lost."""
+    lost = [("signum", "m.lerp_(g, 0.1); u = m.sign()", "g, m, *, beta1=0.9", "g, m", "beta1"),
+            ("decoupled", "u = adamw(g, m, v, t)", ", *, wd=0.1", "", "wd"),
+            ("clipping", "u = adamw(g / norm.clamp_min(1), m, v, t)", ", *, clip=1.0", "", "clip")]
+    for name, line, old, new, hyper in lost:
+        text = solved(name, line)
+        assert old in text
+        monkeypatch.setitem(sys.modules, f"lessons.exercises.{name}", None)    # as if it could not be read
+        assert said(f"{name}.py", text.replace(old, new)) == (
+            2, f"{name}.py: form: {name} has lost its hyperparameter {hyper}; keep the line that begins with "
+               "def\n")
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_grader_knows_the_hyperparameters_of_each_exercise(name):
+    function = getattr(importlib.import_module(f"lessons.exercises.{name}"), name)
+    exercise = EXERCISES[name]
+    assert keyword_names(function) == (exercise.hyper or tuple(zoo.RULES[exercise.reference].hyper))
+
+
+def test_an_exercise_with_other_parameters_is_one_line(said):
+    right = solved("accumulation", SOLUTIONS["accumulation"])
+    text = right.replace("(loss, micro_batches)", "(micro_batches)")
+    assert said("accumulation.py", text) == (2, "accumulation.py: accumulation must take loss and "
+                                                "micro_batches; keep the line that begins with def\n")
 
 
 def test_a_function_may_have_the_name_of_another_exercise(said):
@@ -237,7 +264,12 @@ def test_a_function_may_have_the_name_of_another_exercise(said):
     assert said("clipping.py", helper + solved("clipping", SOLUTIONS["clipping"]))[0] == 0
     code, line = said("mine.py", "def lion(g, m, *, beta1=0.9, beta2=0.95):\n    m.lerp_(g, 1 - beta1)\n"
                                  "    return m.sign() * (1 + 0 * beta2)\n")
-    assert code == 2 and line.endswith(" (judged as the exercise lion, because the function has its name)\n")
+    as_lion = " (judged as the exercise lion, because the function has its name)\n"
+    assert code == 2 and line.endswith(as_lion)
+    text = solved("lion", SOLUTIONS["lion"])
+    assert said("mine.py", text) == (0, "mine.py: right; all checks pass" + as_lion)
+    code, line = said("mine.py", text + STUBBORN)
+    assert code == 2 and "there are 2 functions that may be the rule: lion, stubborn" in line
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -275,6 +307,15 @@ def hides(g, m):
      "stubborn, on a tensor of shape (2, 2): returns a value of type NoneType; return the update, with "
      "the shape of g"),
     (STUBBORN.replace("beta1=0.9", "beta1"), "stubborn: the hyperparameter beta1 needs a default"),
+    (STUBBORN.replace("g, m,", "g, m: 'per_rwo',"),
+     "stubborn: an annotation cannot be read: name 'per_rwo' is not defined"),
+    (STUBBORN + "same = stubborn\nfrom optim import RULES\n", "right; all checks pass"),
+    (STUBBORN + "RULES = {'mine': 'adamw'}\n", 'RULES must be a table, such as {"mine": ZooRule(mine)}'),
+    (STUBBORN + "RULES = [stubborn]\n", 'RULES must be a table, such as {"mine": ZooRule(mine)}'),
+    (IN_A_TABLE.replace("def helper(g):\n    return g", "def up(g):\n    return -g").replace(
+        "lr_factor=0.1)", "lr_factor=0.1), 'up': ZooRule(up)"),
+     "up: downhill: the first step goes uphill: the optimizer subtracts u, so u must point along the "
+     "gradient"),
     (HIDES, "resume: embed moves otherwise after saving and loading: something is remembered elsewhere"),
 ])
 def test_a_new_rule_is_judged(text, words, said, monkeypatch):

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -1113,9 +1114,26 @@ def test_a_resumed_run_shares_the_cores_anew(tiny, tmp_path, monkeypatch, capsys
 def test_overwrite_empties_only_folders_of_runs(tiny, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("all of it")
+    (tmp_path / "mine/notes.tmp").write_text("and more")
     assert run(tiny, tmp_path, "mine", "--overwrite") == 2
     assert "mine holds files, but no run; choose another --name" in capsys.readouterr().err
     assert (tmp_path / "mine/thesis.txt").read_text() == "all of it"
+    (tmp_path / "mine/.metrics.jsonl.17.tmp").write_text("of a killed process")
+    assert run(tiny, tmp_path, "mine", "--resume", "--steps=1") == 0
+    assert (tmp_path / "mine/notes.tmp").read_text() == "and more"
+    assert not (tmp_path / "mine/.metrics.jsonl.17.tmp").exists()
+
+
+def test_a_resumed_run_needs_neither_its_source_nor_copies_of_its_checkpoints(tiny, tmp_path):
+    """The first checkpoint of the run came from another run, whose folder is gone."""
+    assert run(tiny, tmp_path, "a", "--steps=2") == 0
+    assert run(tiny, tmp_path, "b", "--steps=4", "--save_every=2", f"--init_from={tmp_path / 'a'}") == 0
+    copy = rewound(tmp_path / "b", tmp_path / "c", 2)
+    (copy / "step-backup01.pt").write_bytes(b"a copy of the user's")
+    shutil.rmtree(tmp_path / "a")
+    assert run(tiny, tmp_path, "c", "--resume") == 0
+    (copy / "step-backup01.pt").unlink()
+    assert_same_run(tmp_path / "b", tmp_path / "c")
 
 
 def test_resume_false_is_no_resume_in_any_spelling(tiny, tmp_path):

@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 import tomllib
+import types
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import train
 import zoo
 from golden_cases import CASES, LOOSER, deviation
 from model import Decoder
+from optim import scalar
 from rule_cases import ZOO_RULES, built, gradients, groups_of, run, weights
 from tiny_runs import assert_refused
 from tiny_runs import run as run_tiny
@@ -25,7 +27,7 @@ from trainer import data, runs, settings
 from trainer.measure import effective_lr
 from zoo import Optimizer, orthogonal
 from zoo.frozen import FROZEN
-from zoo.rule import ZooRule, copy_of_weight, update_to
+from zoo.rule import WrongRule, ZooRule, copy_of_weight, update_to
 from zoo.table import bytes_per_weight, read_docstring
 
 ROOT = Path(__file__).parents[1]
@@ -958,10 +960,41 @@ def test_every_rule_works_with_the_tensors_of_fsdp2(name, devices):
 
 
 def test_a_group_that_is_refused_is_not_kept():
+    """Nor is its rule, so that a mended function of the same name is welcome."""
+    def mine(g):
+        return -g if mended else g / 0
     optimizer = Optimizer([torch.ones(3, 2)], "muon", lr=0.1)
     with pytest.raises(ValueError, match="do not divide into 2 matrices"):
         optimizer.add_param_group(dict(params=[torch.ones(3, 4)], blocks=[2]))
-    assert len(optimizer.param_groups) == 1
+    mended = False
+    with pytest.raises(ValueError, match="mine, on a tensor of shape .*: its first update is not finite"):
+        optimizer.add_param_group(dict(params=[torch.ones(3, 4)], rule=mine))
+    assert len(optimizer.param_groups) == 1 and list(optimizer.rules) == ["muon"]
+    mended, again = True, types.FunctionType(mine.__code__, globals(), "mine", None, mine.__closure__)
+    optimizer.add_param_group(dict(params=[torch.ones(3, 4)], rule=again))
+    assert list(optimizer.rules) == ["muon", "mine"]
+
+
+def test_a_rule_that_cannot_be_stacked_is_refused():
+    def no_blocks(g, m):
+        return m.add_(g)
+
+    def counts(g, n: scalar, blocks):
+        return g + n.add_(1)
+    with pytest.raises(WrongRule, match="no_blocks: stacks needs the input blocks"):
+        ZooRule(no_blocks, stacks=True)
+    with pytest.raises(WrongRule, match="counts: stacks needs state with rows"):
+        Optimizer([torch.ones(3, 2)], ZooRule(counts, stacks=True), lr=0.1)
+
+
+def test_a_file_with_a_rule_is_read_anew_when_it_changes(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def mine(g):\n    return g\n")
+    first = zoo.find(str(path))
+    assert zoo.find(str(path)) is first
+    path.write_text("def mine(g):\n    return 2 * g\n")
+    second = zoo.find(str(path))
+    assert (first.function(3.0), second.function(3.0)) == (3.0, 6.0) and first.sha256 != second.sha256
 
 
 def test_blocks_that_fsdp2_would_split_are_refused(devices):

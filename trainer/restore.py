@@ -8,6 +8,7 @@ import torch
 import zoo
 from trainer.build import decoder_shape
 from trainer.errors import UserError, one_line
+from trainer.runs import load_checkpoint
 from trainer.settings import FREE, Settings, refuse_changes
 
 # A difference in one of these may change the last bits of a resumed run.
@@ -60,19 +61,23 @@ def resume_from(path: Path, checkpoint: dict, model: torch.nn.Module, optimizer:
     return sequences_before
 
 
-def start_from(checkpoint: dict, model: torch.nn.Module, optimizer: zoo.Optimizer, settings: Settings,
-               fingerprint: str) -> int:
+def start_from(model: torch.nn.Module, optimizer: zoo.Optimizer, settings: Settings, fingerprint: str) -> int:
     """Starts a run from the checkpoint of another run.
 
     It always takes the weights, and refuses a model of another shape. It takes the optimizer's state if both
     optimizers are the same; see difference(). It prints what it took, and what it left behind and why.
 
     Args:
-        checkpoint: the content of the file settings.init_from.
+        settings: the options of the run; init_from is the path of the checkpoint.
         fingerprint: the hash of the data.
     Returns: the number of sequences to leave out at the beginning of the data. It is 0 without continue_data.
     Raises: UserError."""
     path = settings.init_from
+    if Path(path).is_dir():
+        raise UserError(f"--init_from={path}: this folder holds no checkpoint")
+    if not Path(path).exists():
+        raise UserError(f"--init_from={path}: there is no such checkpoint and no such folder of a run")
+    checkpoint = load_checkpoint(path)
     try:
         theirs, ours = checkpoint["shape"], decoder_shape(settings)
         for name in ("width", "layers", "heads", "vocab_size", "qk_norm"):

@@ -234,7 +234,7 @@ def step_of(path: Path) -> int:
 
 def checkpoints_of(folder: str | Path) -> list[Path]:
     """Returns the paths of a run's checkpoints, newest first."""
-    return sorted(Path(folder).glob("step-????????.pt"), reverse=True)
+    return sorted(Path(folder).glob(f"step-{8 * '[0-9]'}.pt"), reverse=True)
 
 
 def save_checkpoint(path: str | Path, content: dict) -> None:
@@ -284,6 +284,7 @@ def load_checkpoint(path: str | Path) -> dict:
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:=+@-]{0,199}")
 LOCK_FILES = {"lock", "lock.holder"}
+UNFINISHED = re.compile(r"\..+\.[0-9]+\.tmp")    # a file of whole_file() in a process that was killed
 OF_A_RUN = {"config.json", "metrics.jsonl", "status.json", "output.txt"}    # a run's folder has one of them
 
 
@@ -315,7 +316,7 @@ class Run:
             raise UserError(f"--name={name}: {self.folder} is not a folder of its own; choose another name")
         self.folder.mkdir(exist_ok=True)
         names = {path.name for path in self.folder.iterdir()} - LOCK_FILES
-        of_a_run = names & OF_A_RUN or any(name.endswith(".tmp") for name in names)    # .tmp: of a killed run
+        of_a_run = names & OF_A_RUN or any(UNFINISHED.fullmatch(name) for name in names)
         if names and overwrite and not of_a_run:
             raise UserError(f"--overwrite: {self.folder} holds files, but no run; choose another --name")
         if names and not resume and not overwrite:
@@ -325,8 +326,7 @@ class Run:
         if self.held_lock is None:
             raise UserError(f"--name={name}: another process is at work in {self.folder}")
         for path in list(self.folder.iterdir()):
-            unfinished = path.name.endswith(".tmp")    # from a process that was killed
-            if unfinished or overwrite and path.name not in LOCK_FILES:
+            if UNFINISHED.fullmatch(path.name) or overwrite and path.name not in LOCK_FILES:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def status(self, status: str, **more) -> None:

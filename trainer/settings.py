@@ -222,16 +222,10 @@ def kept(settings: Settings, hyper: dict) -> dict:
 
 
 def newest_checkpoint(path: str) -> str:
-    """Returns the path of the newest checkpoint in the folder of a run. The path of a file stays as it is.
-
-    Raises: UserError if nothing has that path, or if the folder holds no checkpoint."""
-    if not path or Path(path).is_file():
-        return path
-    if not Path(path).exists():
-        raise UserError(f"--init_from={path}: there is no such checkpoint and no such folder of a run")
-    if not (found := checkpoints_of(Path(path))):
-        raise UserError(f"--init_from={path}: this folder holds no checkpoint")
-    return str(found[0])
+    """Returns the path of the newest checkpoint in the folder of a run. Any other path stays as it is, also
+    one that does not exist: start_from() refuses it. A resumed run does not need it any more."""
+    found = checkpoints_of(Path(path)) if path else []
+    return str(found[0]) if found else path
 
 
 def stored_settings(argv: list) -> dict | None:

@@ -98,7 +98,8 @@ def rule_of(rule) -> ZooRule:
     if isinstance(rule, str):
         return find(rule)
     if not isinstance(rule, optim.Rule) and not inspect.isfunction(rule):
-        raise ValueError(f"{rule!r} is no rule; give a name, a function or a Rule; hyperparameters go apart")
+        raise ValueError(f"{rule!r} is no rule; give a name, a function or a Rule, and hyperparameters as "
+                         "arguments of their own")
     return zoo_rule_of(rule)
 
 @functools.cache    # so that each function has one rule; names are not cached, because RULES may change
@@ -109,16 +110,17 @@ def zoo_rule_of(rule) -> ZooRule:
     return known[0] if known else ZooRule(rule)
 
 @functools.cache
-def rule_in_file(path: str) -> ZooRule:
-    """The rule of a Python file, which has the name of the file. Raises ValueError as files.the_rule_in()."""
+def rule_in_file(path: str, sha256: str) -> ZooRule:
+    """The rule of a Python file with this hash, or "" if there is no such file. The rule has the name of the
+    file. Raises ValueError as files.the_rule_in()."""
     rule = copy.copy(rule_of(files.the_rule_in(path)))
-    rule.name, rule.sha256 = os.path.basename(path), files.sha256(path)
+    rule.name, rule.sha256 = os.path.basename(path), sha256
     return rule
 
 def find(name: str) -> ZooRule:
     """The rule of that name, or of the file NAME.py. Raises ValueError with the nearest name."""
     if name.endswith(".py"):
-        return rule_in_file(name)
+        return rule_in_file(name, files.sha256(name) if os.path.isfile(name) else "")
     rule, _, modify = name.partition("+")
     if modify and rule in RULES:
         raise ValueError(f"{name!r} is no optimizer; give {rule} as the optimizer and modify={modify}")
@@ -286,11 +288,13 @@ class Optimizer(optim.Optimizer):
         return state | dict(average_from=self.measuring_steps(group)) if self.average else state
 
     def add_param_group(self, param_group):
-        super().add_param_group(param_group)
+        count, rules = len(self.param_groups), dict(self.rules)
         try:
+            super().add_param_group(param_group)
             self.check_newest_group()
-        except ValueError:
-            self.param_groups.pop()    # so that no step trains a group that was refused
+        except ValueError:    # nothing remains of a group that was refused
+            del self.param_groups[count:]
+            self.rules = rules
             raise
 
     def check_newest_group(self):
@@ -330,6 +334,8 @@ class Optimizer(optim.Optimizer):
             if not u.isfinite().all():
                 raise WrongRule(f"{where} its first update is not finite: {u.tolist()}")
         _, _, given = self.inputs_of_trial(rule, (2, 2))
+        if rule.stacks and any(given[name].dim() == 0 for name in rule.state):
+            raise WrongRule(f"{rule.name}: stacks needs state with rows; it has a state of one number")
         before = {name: given[name].clone() for name in rule.state}
         for t in (1, 2):    # ADOPT, for one, has no momentum before its second step
             given["t"] = torch.tensor(t, dtype=torch.float64)

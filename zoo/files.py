@@ -10,6 +10,7 @@ import traceback
 import types
 from pathlib import Path
 
+import optim
 from optim import Rule
 
 
@@ -18,12 +19,17 @@ MODULE = "rule_in_file_"    # how the names of the modules of such files begin
 
 def rules_in(path: str) -> list:
     """Returns what may be the rule of a Python file: the rules of its table RULES, or else its functions that
-    have a parameter g, or else all of its functions. Those whose names begin with _ only help others."""
+    have a parameter g, or else all of its functions. Those whose names begin with _ only help others.
+    Raises: ValueError if RULES is no table of rules; what the code of the file raises."""
     module = module_of(path)
-    if rules := vars(module).get("RULES"):
+    rules = vars(module).get("RULES")
+    if rules and not any(rules is imported.RULES for imported in (optim, sys.modules["zoo"])):
+        is_table = isinstance(rules, dict)
+        if not is_table or not all(isinstance(x, Rule) or inspect.isfunction(x) for x in rules.values()):
+            raise ValueError('RULES must be a table, such as {"mine": ZooRule(mine)}')
         return list(rules.values())
-    own = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__
-           and not f.__name__.startswith("_")]
+    functions = dict.fromkeys(filter(inspect.isfunction, vars(module).values()))    # each function once
+    own = [f for f in functions if f.__module__ == module.__name__ and not f.__name__.startswith("_")]
     return [f for f in own if "g" in inspect.signature(f).parameters] or own
 
 

@@ -75,11 +75,15 @@ class ZooRule(Rule):
             super().__init__(function, **line)
         except ValueError as error:
             raise WrongRule(str(error)) from None
+        except NameError as error:    # from an annotation that is a text
+            raise WrongRule(f"{function.__name__}: an annotation cannot be read: {error}") from None
         self.roles, self.rest, self.measures, self.evaluated = roles, rest, measures, evaluated
         self.refresh, self.sums, self.from_run, self.stacks = refresh, sums, from_run, stacks
         self.has_one_lr = sums is not None and "lr" in parameter_names(sums)    # the same in all groups
         self.rarely_changes, self.schedule = rarely_changes, schedule
         self.blocks_are_matrices = "blocks" in self.inputs
+        if stacks and not self.blocks_are_matrices:
+            raise WrongRule(f"{self.name}: stacks needs the input blocks, the number of matrices in a stack")
         self.has_blocks = self.takes_rows = per_block in self.state.values() or self.blocks_are_matrices
         for p in inspect.signature(function).parameters.values():
             if p.name in self.hyper and p.name in (*self.given, "weight_decay"):

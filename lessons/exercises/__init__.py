@@ -19,6 +19,7 @@ class Exercise(NamedTuple):
     clips       whether the reference gets gradients that are clipped to a norm of `clip`
     others      other values for hyperparameters that the reference does not have
     too_small   what it means if the first step is 1 - beta1 of what it should be
+    hyper       the hyperparameters of the function, if they are not those of the reference
     """
     reference: str
     roles: tuple = tuple(SHAPES)
@@ -26,6 +27,7 @@ class Exercise(NamedTuple):
     clips: bool = False
     others: dict = {}
     too_small: str = "the mean m is not corrected for its start at 0"
+    hyper: tuple = ()
 
 
 EXERCISES = {
@@ -37,9 +39,9 @@ EXERCISES = {
     "adafactor": Exercise("adafactor", roles=("embed", "mlp_up")),
     "adalayer": Exercise("adalayer"),
     "adalayer_star": Exercise("adalayer_star", roles=("head",)),
-    "decoupled": Exercise("adamw"),
+    "decoupled": Exercise("adamw", hyper=("wd",)),
     "muon": Exercise("muon", roles=("embed", "mlp_up")),
-    "clipping": Exercise("adamw", clips=True, others=dict(clip=3.0)),
+    "clipping": Exercise("adamw", clips=True, others=dict(clip=3.0), hyper=("clip",)),
 }
 
 
