@@ -185,12 +185,11 @@ case $sweep in
   warmup)
     grid optimizer=$all warmup=0.02,0.05,default,0.2,0.4,0.6,0.8 ;;    # the default is 0.1
   batch_size)    # with the same number of tokens and the same learning rate
-    case " $asked" in *" batch="* | *" steps="*)
-      refuse "batch_size sets batch and steps itself; for another length write a config" ;; esac
-    numbers=$(ask 'usual = defaults(config, "adamw"); print(usual["batch"], usual["steps"])') || exit 2
-    read -r batch steps <<<"$numbers"
+    case "$asked" in *" batch="*) refuse "batch_size sets batch itself; leave it out" ;; esac
+    batch=$(ask 'print(defaults(config, "adamw")["batch"])') && steps=$(number_of_steps) || exit 2
+    case "$asked" in *" steps="*) of_usual=steps=$steps asked=${asked/ steps=$steps/} ;; *) of_usual="" ;; esac
     grid optimizer=$all batch=$((batch / 2)) steps=$((steps * 2))
-    grid optimizer=$all
+    grid optimizer=$all $of_usual
     grid optimizer=$all batch=$((batch * 2)) steps=$((steps / 2))
     grid optimizer=$all batch=$((batch * 4)) steps=$((steps / 4)) ;;
   beta2)    # the default is 0.95; Signum and SGD have no beta2

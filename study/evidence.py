@@ -100,8 +100,9 @@ class Study:
 
     def unstabilized(self) -> list[str]:
         """Returns the settings that have neither QK-norm nor z-loss."""
+        lacking = {"qk_norm": "false", "z_loss": "0"}.items()
         return [setting for setting in self.variants({"qk_norm", "z_loss"})
-                if "qk_norm" in setting and "z_loss" in setting]
+                if lacking <= parts_of(setting)[1].items()]
 
     def other_bases(self) -> list["Study"]:
         """Returns the same rows with claims about other settings: longer trainings of the same config, the

@@ -199,9 +199,10 @@ def changed_options(config: dict[str, Any]) -> tuple[dict[str, str], dict[str, s
     if Path(config["data"]).name != Path(usual_options["data"]).name:
         setting["data"] = config["data"]
     steps = changed.pop("steps", None)
-    if config["steps"] * config["batch"] != usual_options["steps"] * usual_options["batch"]:
-        if steps:
-            setting["steps"] = steps
+    sequences = config["steps"] * config["batch"]
+    if sequences != usual_options["steps"] * usual_options["batch"]:
+        if steps:    # as many as the usual batch needs for these tokens
+            setting["steps"] = f"{sequences / usual_options['batch']:.9g}"
         else:    # another batch alone, which changes the number of tokens
             changed["steps"] = text(config["steps"])
     return setting, changed

@@ -368,6 +368,8 @@ def test_a_longer_base_has_variants_of_its_own():
     assert longer.unstabilized() == ["study qk_norm=false steps=2000 z_loss=0"]
     assert longer.variant_command("longer", "optimizer=sgd") == (
         "./sweep.sh lr configs/study.toml steps=8000 optimizer=sgd seed=0,1,2")
+    other = rows + [rows[0] | dict(setting="study qk_norm=false z_loss=0.001")]    # it has a z-loss
+    assert evidence.Study(other, [], "study").unstabilized() == []
     of_paper = short.other_bases()[-1]    # without a row that says how long four times longer is
     assert of_paper.variant_command("longer") == "./sweep.sh lr configs/150m-long.toml seed=0,1,2"
 
@@ -402,6 +404,15 @@ def test_a_best_rate_of_the_rest_at_the_edge_is_not_judged():
     study = evidence.Study(rows, [], "study")
     with pytest.raises(evidence.NotEnough, match="rest_lr=316 seed=0,1,2    .the best is at the edge"):
         study.best("hybrid_last", "adalayer_star", "rest_lr", adaptive="head", rest="sgd_ema")
+
+
+@pytest.mark.parametrize("batch, steps, setting, changed", [
+    (32, 500, {}, {}), (16, 1000, {}, {"batch": "16"}), (32, 2000, {"steps": "2000"}, {}),
+    (16, 4000, {"steps": "2000"}, {"batch": "16"}), (128, 500, {}, {"batch": "128", "steps": "500"})])
+def test_a_setting_is_a_number_of_tokens(batch, steps, setting, changed):
+    """So the runs of another batch with as many tokens are of the same setting, at each length."""
+    of_run = settings.defaults(ROOT / "configs/study.toml", "adamw") | dict(batch=batch, steps=steps)
+    assert tables.changed_options(of_run) == (setting, changed)
 
 
 def test_no_runs_and_no_results(tmp_path, capsys):

@@ -79,7 +79,7 @@ def test_failed_runs_are_listed(tiny, copy):
     ["nonsense", "{tiny}"], ["lr", "{tiny}", "optimizer=adam,signum"], ["lr", "{tiny}", "--jobs", "0"],
     ["grid", "{tiny}", "heads=2,3"], ["lr", "{tiny}", "optimzer=adamw"],
     ["lr", "{tiny}", "optimzer=adamw", "--print"],
-    ["lr", "{tiny}", "--jobs"], ["batch_size", "{tiny}", "steps=9"], ["lr", "{tiny}", "--threads=1"],
+    ["lr", "{tiny}", "--jobs"], ["batch_size", "{tiny}", "batch=9"], ["lr", "{tiny}", "--threads=1"],
     ["grid", "{tiny}", "seed=0", "lr=1", "seed=1"]])
 def test_wrong_use(tiny, copy, arguments):
     result = sweep(copy, *(a.format(tiny=tiny) for a in arguments))
@@ -175,11 +175,13 @@ PLAIN = ("steps", "batch", "warmup", "weight_decay", "adaptive", "rest", "rows",
 SWEPT = (*PLAIN, "optimizer", "lr", "rest_lr", "beta1", "beta2", "eps")
 
 
-@pytest.mark.parametrize("name", paper(500))
-def test_the_papers_grids(name, copy, stub):
+@pytest.mark.parametrize("name, steps", [*((name, 500) for name in paper(500)), ("frozen", 2000),
+                                         ("batch_size", 2000)])
+def test_the_papers_grids(name, steps, copy, stub):
     """Each sweep has these runs and no others. No other option differs from the config, and each run's
     optimizer can be built."""
-    done = sweep(ROOT, name, "configs/nano.toml", "seed=7", "--print", PYTHON=stub)
+    length = ["steps=2000"] if steps == 2000 else []    # the config has 500
+    done = sweep(ROOT, name, "configs/nano.toml", *length, "seed=7", "--print", PYTHON=stub)
     assert done.returncode == 0, done.stderr
     with torch.device("meta"):
         model = Decoder(width=16, layers=1, heads=2, context=16, vocab_size=128)
@@ -193,10 +195,11 @@ def test_the_papers_grids(name, copy, stub):
         assert (chosen.seed, chosen.resume) == (7, True) and chosen.name.endswith(",seed=7")
         names.append(chosen.name)
         found.append(values)
-    wanted = paper(500)[name]
+    wanted = paper(steps)[name]
     assert len(found) == len(set(names)) == len(wanted)
     for one in wanted:    # each is found once, and all other options have the config's values
-        usual = {key: base[key] for key in PLAIN} | (dict(own_lr=True) if "lr" not in one else {})
+        usual = {key: base[key] for key in PLAIN} | dict(steps=steps)
+        usual |= dict(own_lr=True) if "lr" not in one else {}
         usual |= dict(beta1=0.98 if one["optimizer"] == "sgd" else 0.9)
         usual |= dict(beta2=0.95) if one["optimizer"] not in ("sgd", "signum") else {}
         same = [values for values in found if all(values.get(k) == v for k, v in (usual | one).items())]
