@@ -313,7 +313,7 @@ def draw_frozen(study: Study, path: Path) -> list[str]:
         if "untrained" in options:
             references.append(curve_of(study, STAR, label="Adalayer*, norms untrained",
                                        style={"marker": "|", "ms": 10, "ls": ":"}, untrained="norm"))
-        curves = [frozen, *references] if frozen.points else [frozen]    # references alone are no panel
+        curves = [frozen, *references] if len(frozen.points) > 1 else [frozen]    # never references alone
         return Panel(title, PEAK_LR, curves, study.command("frozen"), baselines(study)[2:], top=1.3)
 
     return draw(path, [panel("frozen but for last layer and norms", "head+norm"),
@@ -339,15 +339,15 @@ def draw_adalayer(study: Study, path: Path) -> list[str]:
                          style=HOLLOW | {"ls": ":", "marker": "p"}, rows="embed+qkv+matrix+head"),
         "adam": curve_of(study, "adamw", label="Adam: one v per weight"),
     }
-    sweeps = {"adasgd": "adasgd", "adalayer": "adalayer", "star": "adalayer", "embedding": "adalayer",
-              "rows": "granularity", "adam": "lr"}
     sgd = curve_of(study, "sgd", label="SGD: no v")
+    sweeps = {"sgd": "lr", "adasgd": "adasgd", "adalayer": "adalayer", "star": "adalayer",
+              "embedding": "adalayer", "rows": "granularity", "adam": "lr"}
     missing = study.command("granularity")
     panels = [Panel("learning rates as they are", PEAK_LR, list(curves.values())[1:], missing,
                     [line_of(study, "sgd")]),
               Panel("relative to each one's best", SHIFTED_LR, [sgd, *curves.values()], missing, shift=True)]
     return draw(path, panels) + [
-        study.command(sweeps[kind]) for kind, curve in curves.items() if not curve.points]
+        study.command(sweeps[kind]) for kind, curve in {"sgd": sgd, **curves}.items() if not curve.points]
 
 
 def draw_adasgd(study: Study, path: Path) -> list[str]:
@@ -484,10 +484,10 @@ def styles_of(rules: list[str]) -> list[Style]:
     for i, rule in enumerate(rules):
         before = rules[:i].count(rule)
         if len(set(rules)) == 1:
-            styles.append({"color": COLORS[i % 9], "marker": MARKS[i % 9]})
+            styles.append({"color": COLORS[i % 9], "marker": MARKS[(i + i // 9) % 9]})
         elif before:
             look = {"marker": MARKS[(MARKS.index(style_of(rule)["marker"]) + before) % 9],
-                    "ls": ("--", ":", "-.")[before % 3 - 1]}
+                    "ls": ("--", ":", "-.")[(before + before // 9) % 3 - 1]}
             styles.append(style_of(rule) | HOLLOW | look)
         else:
             styles.append(style_of(rule))

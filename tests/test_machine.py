@@ -223,6 +223,7 @@ def test_usable_cores(monkeypatch, quota, expected):
     (dict(RANK="", WORLD_SIZE="", LOCAL_RANK="", LOCAL_WORLD_SIZE=""), None),
     (dict(RANK="one"), "RANK='one': must be a whole number"),
     (dict(WORLD_SIZE="-1"), "WORLD_SIZE='-1': must be a whole number"),
+    (dict(LOCAL_WORLD_SIZE="0"), "LOCAL_WORLD_SIZE='0': must be a whole number, 1 or more"),
     (dict(RANK="1"), "RANK=1: must be below WORLD_SIZE=1")])
 def test_the_place_among_the_ranks(monkeypatch, variables, words):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):

@@ -415,6 +415,12 @@ def test_a_setting_is_a_number_of_tokens(batch, steps, setting, changed):
     assert tables.changed_options(of_run) == (setting, changed)
 
 
+@pytest.mark.parametrize("rules", [["adamw"] * 27, ["adamw"] * 20 + ["lion"] * 20])
+def test_no_two_variants_look_the_same(rules):
+    looks = [tuple(sorted(style.items())) for style in figures.styles_of(rules)]
+    assert len(set(looks)) == len(rules)
+
+
 def test_no_runs_and_no_results(tmp_path, capsys):
     assert command.main([f"--runs={tmp_path / 'a'}", f"--results={tmp_path / 'b'}"]) == 2
     assert "hold no runs and no results" in capsys.readouterr().err and not (tmp_path / "b").exists()

@@ -27,7 +27,7 @@ from trainer.errors import UserError
 from trainer.cores import usable_cores
 from trainer.machine import Machine, compiler_works
 from trainer.restore import difference
-from trainer.settings import (FOREIGN_NAMES, FOREIGN_OPTIMIZERS, Settings, defaults, is_tuned, read,
+from trainer.settings import (FOREIGN_NAMES, FOREIGN_OPTIMIZERS, Settings, by_role, defaults, is_tuned, read,
                               refuse_changes, refuse_ranks_that_differ, split_batch)
 
 
@@ -503,6 +503,10 @@ def test_more_steps_are_as_if_they_had_been_asked_for_at_the_start(tiny, tmp_pat
     capsys.readouterr()
     assert run(tiny, tmp_path, "c", "--resume", "--steps=20", "--cooldown=0.2") == 2
     assert "give --warmup=0.15, too, so that the warmup keeps its 3 steps" in capsys.readouterr().err
+    assert run(tiny, tmp_path, "d", "--warmup=0.5", "--keep=9") == 0
+    rewound(tmp_path / "d", tmp_path / "e", 5)
+    assert run(tiny, tmp_path, "e", "--resume", "--steps=5") == 2    # which cannot keep 6 steps of warmup
+    assert "step 1 had another lr; for a new run that goes on from here" in capsys.readouterr().err
     assert run(tiny, tmp_path, "c", "--resume", "--steps=20", "--cooldown=0.2", "--warmup=0.15") == 0
     assert_same_run(tmp_path / "c", tmp_path / "all-b")
     for name, steps in (("a", 12), ("c", 20)):
@@ -1003,7 +1007,7 @@ def test_wrong_compiled_code_is_noticed_and_avoided(tiny, tmp_path, capsys, monk
     help, the run is eager."""
     import torch._inductor.config as inductor
     for march, words in (
-            ("native -fno-tree-slp-vectorize", "note: this compiler's vectors of straight code are wrong"),
+            ("native -fno-tree-slp-vectorize", "note: this compiler makes mistakes where it vectorizes"),
             ("never", "note: no working compiler, so all runs eagerly and slower (compiled code gives")):
         def broken_compiler(function, march=march, **options):
             def compiled(*arguments):
@@ -1071,6 +1075,14 @@ def test_defaults_are_what_a_run_with_nothing_typed_has(tmp_path):
     (["--lr_of=head:2", "--untrained=head"], "lr_of: head is untrained")])
 def test_bad_settings_by_role(tiny, tmp_path, capsys, arguments, words):
     test_bad_options_are_one_line(tiny, tmp_path, capsys, arguments, words)
+
+
+@pytest.mark.parametrize("text, values", [
+    ("head:2e+1+embed:true", dict(head=20.0, embed=True)),
+    ("head:1.e+1,norm:2E-1", dict(head=10.0, norm=0.2)),
+    ("norm:1e1+head:false+embed:0.5", dict(norm=10.0, head=False, embed=0.5)), ("", {})])
+def test_a_plus_separates_roles_or_is_the_sign_of_an_exponent(text, values):
+    assert by_role("x", text) == values
 
 
 def test_settings_by_role_are_shown_and_kept(tiny, tmp_path, capsys):

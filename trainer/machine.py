@@ -53,6 +53,8 @@ class Machine:
         kind = settings.device
         if kind == "auto":
             kind = "cuda" if available["cuda"] else "cpu"    # mps is untested, so it must be asked for
+        if not available[kind]:
+            raise UserError(f"--device={kind}: this machine has none; give --device=cpu", 4)
         if local_world > available[kind]:
             raise UserError(f"--device={kind}: this machine has {available[kind]} of them for {local_world} "
                             "processes; start fewer, or give --device=cpu", 4)
@@ -150,11 +152,11 @@ class Machine:
 
 def from_torchrun(name: str, usual: int) -> int:
     """Returns the number in an environment variable that torchrun sets, or the usual one if the variable is
-    unset or empty. Raises UserError if it is no number."""
+    unset or empty. Raises UserError if it is no number, or less than the usual one."""
     text = os.environ.get(name) or str(usual)
-    if not text.isdecimal():
-        raise UserError(f"{name}={text!r}: must be a whole number; torchrun sets this environment variable, "
-                        "and without torchrun it stays unset")
+    if not text.isdecimal() or int(text) < usual:
+        raise UserError(f"{name}={text!r}: must be a whole number, {usual} or more; torchrun sets this "
+                        "environment variable, and without torchrun it stays unset")
     return int(text)
 
 
@@ -291,8 +293,8 @@ def compiler_works(precision: str = "fp32") -> bool:
         failure = compiler_failure(function, arguments)
         if failure is None:
             if march:
-                print("note: this compiler's vectors of straight code are wrong, so it makes none "
-                      "(-fno-tree-slp-vectorize)")
+                print("note: this compiler makes mistakes where it vectorizes code without loops, so it does "
+                      "not do so here (-fno-tree-slp-vectorize)")
             return True
     print(f"note: no working compiler, so all runs eagerly and slower ({failure})")
     return False

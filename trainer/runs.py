@@ -1,7 +1,7 @@
 """
-The folder of a run. Nothing in it is lost when a run is killed or a disk is full: every file is written under
-another name and moved into its place when it is complete, every checkpoint carries its own sha256, and a lock
-keeps a second process out.
+The folder of a run. Nothing in it is lost when a run is killed or a disk is full. metrics.jsonl grows by
+whole lines. Every other file is written under another name and moved into its place when it is complete.
+Every checkpoint carries its own sha256, and a lock keeps a second process out.
 
 runs/NAME/  config.json     the options in force
             metrics.jsonl   a line for each measurement: its kind (config, train or val), its step and its
@@ -417,7 +417,7 @@ class Run:
             raise not_written(self.metrics, error, len(line)) from None
 
     def read_metrics(self, up_to: float = math.inf) -> list[dict]:
-        """Returns the lines of metrics.jsonl up to and including a step. A last line that was not completely
+        """Returns the lines of metrics.jsonl up to and including a step. A line that was not completely
         written before a crash is left out."""
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         rows = []

@@ -3,6 +3,7 @@ The settings of one run. This file defines the options of train.py and their def
 from the rules.
 """
 import json
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -432,7 +433,7 @@ def refuse_another_past(name: str, stored: dict, now: dict, folder: Path, step: 
     if not (other := first_other_lr(stored, now, step)):
         return
     rise = round(stored["warmup"] * stored["steps"])
-    warmup = f"{rise / now['steps']:.9g}"
+    warmup = f"{min(1, rise / now['steps']):.9g}"
     if not first_other_lr(stored, now | dict(warmup=float(warmup)), step):
         raise UserError(f"{changed}; give --warmup={warmup}, too, so that the warmup keeps its {rise} steps")
     raise UserError(f"{changed}, and step {other} had another lr; for a new run that goes on from here, give "
@@ -517,7 +518,7 @@ def by_role(option_name: str, text: str) -> dict:
     A role may be a set such as matrix. In a sweep the comma separates values, so a + may stand in its place.
     Raises: UserError that names the option."""
     found = {}
-    for part in text.replace("+", ",").split(",") if text else ():
+    for part in re.split(r",|(?<![\d.][eE])\+", text) if text else ():    # not at the + of 1e+1
         roles, colon, value = part.partition(":")
         if not colon or roles not in zoo.ROLE_SETS:
             raise UserError(f"--{option_name}={text!r}: give role:value,role:value; the roles are "

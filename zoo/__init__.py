@@ -218,7 +218,7 @@ def check_decay(group, rule) -> None:
         raise ValueError(f"modify={modifier}: would take the weight decay of {name}, which its update holds, "
                          f"for a part of the step; give a weight decay of 0, or leave {modifier} out")
 
-TRIED = set()    # functions of rules that have returned a right update once in this process
+TRIED = set()    # functions of rules that need no trial in this process any more
 NOT_COMPILED = {}    # {rule: the error of torch's compiler}, of rules that it does not take
 
 def compiled_if_possible(apply, kind, elementwise):
