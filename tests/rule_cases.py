@@ -1,5 +1,7 @@
 """Every rule, variant and modifier is a case. The tests of rules share them, and also share the small weights
 and gradients of zoo/properties.py."""
+import torch
+
 import optim
 import zoo
 from zoo.properties import (EXEMPT, SHAPES, gradients, groups_of, measuring_steps, run,    # noqa: F401
@@ -37,6 +39,11 @@ NEEDS = {"adamw+adagc": dict(adagc_warmup_steps=4), "adamw+stable_decay": dict(w
          **{name: dict(weight_decay=0.1, delta=8.0) for name in ("adamp", "sgdp")}}
 OTHER_VALUES = dict(agc_eps=5.0, mgup_share=0.25, lookahead_alpha=0.25, fading=0.99, switch_steps=3,
                     smallest=2.0)    # the root mean square of the weights is about 1
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Normally distributed numbers in float64."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def cases_with(which: str) -> list:

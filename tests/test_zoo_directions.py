@@ -5,7 +5,7 @@ import torch
 
 import zoo
 from zoo import properties
-from rule_cases import built
+from rule_cases import built, normal
 from zoo import Optimizer
 
 RULES = zoo.RULES
@@ -22,10 +22,6 @@ def steps_of(rule, grads, start=None, lr=0.1, lrs=(), **hyper):
         optimizer.step()
         seen.append(w.clone())
     return seen
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_ano_takes_direction_and_length_from_different_places():

@@ -5,14 +5,10 @@ import torch
 
 import optim
 import zoo
-from rule_cases import built, gradients, run, weights
+from rule_cases import built, gradients, normal, run, weights
 from zoo import Optimizer
 from zoo.eight_bit import LINEAR, SIGNED, UNSIGNED, decoded, encode
 from zoo.table import bytes_per_weight, state_bytes
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def through_codes(x, values):

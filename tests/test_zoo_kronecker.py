@@ -2,13 +2,9 @@
 import pytest
 import torch
 
-from rule_cases import built, gradients, run, weights
+from rule_cases import built, gradients, normal, run, weights
 from zoo import Optimizer
 from zoo.kronecker import lesson_at, lower_norm, shampoo_roots
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def stepped(rule, grads, blocks=1, **more):

@@ -7,7 +7,7 @@ import torch
 
 import zoo
 from golden_cases import FOLDER, LOOSER, golden_steps, golden_weights, share_off
-from rule_cases import built, gradients, run, weights
+from rule_cases import built, gradients, normal, run, weights
 from zoo import Optimizer, relatives
 
 NUMBERS = np.load(FOLDER / "relatives.npz")
@@ -67,10 +67,6 @@ def stepped(name, w, grads, **more):
     return moves
 
 
-def drawn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def rms(x):
     return x.square().mean().sqrt().item()
 
@@ -90,7 +86,7 @@ def test_the_bounds_of_adabound_end_at_sgd():
     """With bounds that have closed, it is SGD with the lr final_lr, whatever the peak lr. The lr of the
     schedule still scales it."""
     for lr in (1e-3, 1e-1):
-        w, grads = torch.zeros(5).double(), list(drawn(6, 5))
+        w, grads = torch.zeros(5).double(), list(normal(6, 5))
         moves = stepped("adabound", w, grads, lr=lr, gamma=1e12, final_lr=0.3, beta1=0.5)
         mean = 0.0
         for g, moved in zip(grads, moves):
@@ -107,7 +103,7 @@ def test_amsbound_without_bounds_is_torchs_amsgrad():
     w, other = torch.ones(5).double(), torch.ones(5).double()
     theirs = torch.optim.AdamW([other], lr=0.1, eps=0.0, amsgrad=True, weight_decay=0.1)
     ours = Optimizer([w], "amsbound", lr=0.1, eps=0.0, gamma=0.0, weight_decay=0.1)
-    for t, g in enumerate(drawn(30, 5)):
+    for t, g in enumerate(normal(30, 5)):
         for optimizer, p in ((ours, w), (theirs, other)):
             p.grad = g * (50 if t == 9 else 1)
             optimizer.step()
@@ -116,7 +112,7 @@ def test_amsbound_without_bounds_is_torchs_amsgrad():
 
 
 def test_adamod_never_goes_farther_than_adam():
-    grads = list(drawn(40, 7))
+    grads = list(normal(40, 7))
     capped, adam = (stepped(name, torch.zeros(7).double(), grads, lr=0.1, **more) for name, more in (
         ("adamod", dict(beta3=0.9, eps=0.0)), ("adamw", dict(beta2=0.999, eps=0.0))))
     assert all((a.abs() <= b.abs() * (1 + 1e-12)).all() for a, b in zip(capped, adam))
@@ -127,7 +123,7 @@ def test_adamod_never_goes_farther_than_adam():
 @pytest.mark.parametrize("name", ["adamp", "sgdp"])
 def test_a_projected_step_is_at_right_angles_to_each_row(name):
     """If the gradient is. Then the decay is wd_ratio of the usual one. A vector loses nothing."""
-    w, g, odd = drawn(6, 4), drawn(6, 4, seed=1), drawn(6, 4, seed=2)
+    w, g, odd = normal(6, 4), normal(6, 4, seed=1), normal(6, 4, seed=2)
     g = g - w * (g * w).sum(1, keepdim=True) / w.square().sum(1, keepdim=True)
     usual = 10 if name == "sgdp" else 1    # sgdp divides by 1 - beta1
     start = w.clone()
@@ -153,10 +149,10 @@ def test_adamp_asks_the_rows_first_and_then_the_whole():
 
 
 def test_sgdp_without_projection_is_torchs_nesterov():
-    w, other = drawn(4, 3), drawn(4, 3)
+    w, other = normal(4, 3), normal(4, 3)
     theirs = torch.optim.SGD([other], lr=0.1, momentum=0.9, nesterov=True)
     ours = Optimizer([w], "sgdp", lr=0.1, delta=0.0)
-    for g in drawn(8, 4, 3):
+    for g in normal(8, 4, 3):
         for optimizer, p in ((ours, w), (theirs, other)):
             p.grad = g
             optimizer.step()
@@ -175,17 +171,17 @@ def test_sgdp_without_projection_is_torchs_nesterov():
 def test_steps_are_as_long_as_the_docstrings_say(name, noisy, scale, hyper, lengths, words):
     """In units of lr, root mean square. The gradients are noise, or they are all the same."""
     assert words in " ".join(zoo.RULES[name].function.__doc__.split()).lower()
-    grads = [scale * drawn(48, 32, seed=t if noisy else 0) for t in range(max(lengths))]
+    grads = [scale * normal(48, 32, seed=t if noisy else 0) for t in range(max(lengths))]
     moves = stepped(name, torch.zeros(48, 32).double(), grads, lr=1.0, **hyper)
     for t, length in lengths.items():
         assert rms(moves[t - 1]) == pytest.approx(length, rel=0.05)
 
 
 def test_fadam_holds_each_tensor_to_an_rms():
-    grads = [drawn(4, 3) * 2.0**t for t in range(30)]    # without the clip, the last step has an rms of 4
+    grads = [normal(4, 3) * 2.0**t for t in range(30)]    # without the clip, the last step has an rms of 4
     moves = stepped("fadam", torch.zeros(4, 3).double(), grads, lr=1.0, clip_rms=0.5)
     assert 0.4 < rms(moves[-1]) < 0.5
-    assert torch.allclose(moves[-1] / rms(moves[-1]), -drawn(4, 3).sign())
+    assert torch.allclose(moves[-1] / rms(moves[-1]), -normal(4, 3).sign())
 
 
 def test_fadams_decay_is_strongest_where_gradients_are_small():
@@ -200,7 +196,7 @@ def test_fadams_decay_is_strongest_where_gradients_are_small():
 
 def test_innaprop_is_not_troubled_by_an_lr_of_newton():
     """There the authors' code divides by 0. The step is the same on both sides of it."""
-    grads = list(drawn(5, 4))
+    grads = list(normal(5, 4))
     below, at, above = (torch.stack(stepped("innaprop", torch.ones(4).double(), grads, lr=lr)) / lr
                         for lr in (0.9 - 1e-6, 0.9, 0.9 + 1e-6))
     assert torch.allclose(at, (below + above) / 2, atol=1e-9)
@@ -227,7 +223,7 @@ def test_cores_lengths_rise_on_noise():
     w = torch.zeros(48, 32).double()
     optimizer = Optimizer([w], "core", lr=1e-5)
     for t in range(300):
-        w.grad = drawn(48, 32, seed=t)
+        w.grad = normal(48, 32, seed=t)
         optimizer.step()
     assert optimizer.state[w]["s"].mean().item() == pytest.approx(0.8e-3, rel=0.05)
 
@@ -240,7 +236,7 @@ def test_core_decays_a_weight_as_far_as_it_moves():
 
 def test_coupled_adam_has_one_rate_for_all_tokens():
     for role, shape in (("embed", (1, 4)), ("head", (1, 4)), ("mlp_up", (6, 4)), (None, (6, 4))):
-        w, g = torch.zeros(6, 4).double(), drawn(6, 4)
+        w, g = torch.zeros(6, 4).double(), normal(6, 4)
         optimizer = Optimizer([dict(params=[w], roles=[role])], "coupled_adam", lr=1.0, eps=0.0)
         w.grad = g
         optimizer.step()

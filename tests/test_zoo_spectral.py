@@ -2,12 +2,9 @@
 import pytest
 import torch
 
+from rule_cases import normal
 from zoo import RULES, Optimizer, modified, spectral
 from zoo.orthogonal import orthogonal
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def update(name, *gradients, blocks=1, **hyper):
@@ -23,7 +20,7 @@ def update(name, *gradients, blocks=1, **hyper):
 
 def decreasing(rows, columns, least):
     """A matrix whose singular values fall evenly, in their logarithm, from 1 to `least`."""
-    u, _, v = torch.linalg.svd(noise(rows, columns), full_matrices=False)
+    u, _, v = torch.linalg.svd(normal(rows, columns), full_matrices=False)
     size = min(rows, columns)
     return u @ torch.diag(torch.logspace(0, least, size, dtype=torch.float64)) @ v
 
@@ -33,14 +30,14 @@ def decreasing(rows, columns, least):
 
 @pytest.mark.parametrize("name", ["adamuon", "auon", "polar_express", "root", "cosmos"])
 def test_the_fused_projection_is_three_matrices(name):
-    first, second = noise(12, 4), noise(12, 4, seed=1)
+    first, second = normal(12, 4), normal(12, 4, seed=1)
     apart = torch.cat([update(name, *parts) for parts in zip(first.chunk(3), second.chunk(3))])
     assert torch.allclose(update(name, first, second, blocks=3), apart, atol=1e-12)
     assert not torch.allclose(update(name, first, second), apart, atol=1e-3)
 
 
 def test_adamuon_sees_only_the_signs_and_moves_as_far_as_adamw():
-    g, h = noise(24, 30), noise(24, 30, seed=1)
+    g, h = normal(24, 30), normal(24, 30, seed=1)
     other_sizes = (x.exp() * x.sign() for x in (g, h))
     assert torch.allclose(update("adamuon", g, h, beta1=0.0), update("adamuon", *other_sizes, beta1=0.0))
     assert not torch.allclose(update("adamuon", g, h), update("adamuon", g, 9 * h), atol=0.01)
@@ -51,7 +48,7 @@ def test_adamuon_sees_only_the_signs_and_moves_as_far_as_adamw():
 
 @pytest.mark.parametrize("shape, factor", [((90, 40), 1.5), ((40, 90), 1.0)])
 def test_auon_is_the_gradient_scaled_to_a_fixed_length(shape, factor):
-    g = noise(*shape)
+    g = normal(*shape)
     u = update("auon", 1e-3 * g)
     assert torch.allclose(u, factor * g / g.norm(), rtol=5e-4)
     assert not torch.allclose(u, factor * g / g.norm(), rtol=1e-5)    # the cosine is 1 only nearly
@@ -81,7 +78,7 @@ def test_the_last_polynomial_serves_for_all_further_steps():
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
 def test_root_is_muon_of_clipped_momentum(shape, monkeypatch):
-    g = noise(*shape)
+    g = normal(*shape)
     scale = 0.2 * max(shape) ** 0.5
     whole = spectral.root(g, torch.zeros_like(g), 1, kept=1.0)    # nothing is clipped
     assert torch.allclose(whole, scale * orthogonal(g), atol=1e-6)
@@ -93,7 +90,7 @@ def test_root_is_muon_of_clipped_momentum(shape, monkeypatch):
 
 
 def test_an_outlier_turns_muon_and_not_root():
-    g = noise(30, 30)
+    g = normal(30, 30)
     spiked = g.clone()
     spiked[3, 5] = 1000.0
     def change(name):
@@ -105,7 +102,7 @@ def test_an_outlier_turns_muon_and_not_root():
 @pytest.mark.parametrize("numbers", [1, 2, 10, 11, 101])
 @pytest.mark.parametrize("part", [0.0, 0.37, 0.9, 1.0])
 def test_the_quantile_is_that_of_torch(numbers, part):
-    x = noise(3, numbers)
+    x = normal(3, numbers)
     assert torch.allclose(spectral.quantile(x, part), torch.quantile(x, part, dim=1), rtol=1e-12)
 
 
@@ -132,7 +129,7 @@ def test_dion_makes_the_largest_directions_orthogonal(rank, number):
 
 def test_dion_keeps_what_its_step_leaves_out():
     """Of the momentum, the step's own directions decay by beta1. The others stay as they are."""
-    g, beta1 = noise(12, 8), 0.7
+    g, beta1 = normal(12, 8), 0.7
     _, state = trained("dion", [g], rank=0.4, beta1=beta1)
     p, m = state["p"][0].double(), state["m"].double()
     inside, outside = p @ p.T, torch.eye(12, dtype=torch.float64) - p @ p.T
@@ -141,19 +138,19 @@ def test_dion_keeps_what_its_step_leaves_out():
 
 
 def test_dion_treats_a_wide_matrix_as_the_transpose_of_a_tall_one():
-    gs = [noise(12, 5, seed=i) for i in range(3)]
+    gs = [normal(12, 5, seed=i) for i in range(3)]
     tall, wide = update("dion", *gs, rank=0.6), update("dion", *(g.T for g in gs), rank=0.6)
     assert torch.allclose(wide * 12 / 5, tall.T, atol=1e-6)
 
 
 def test_dion_begins_anew_after_gradients_of_zero():
-    g, zero = noise(6, 4), torch.zeros(6, 4, dtype=torch.float64)
+    g, zero = normal(6, 4), torch.zeros(6, 4, dtype=torch.float64)
     assert not update("dion", zero).any()
     assert torch.allclose(update("dion", zero, g), update("dion", g), atol=1e-6)
 
 
 def test_dions_first_directions_depend_on_the_seed():
-    a, b = (update("dion", noise(12, 8), rank=0.3, seed=seed) for seed in (0, 1))
+    a, b = (update("dion", normal(12, 8), rank=0.3, seed=seed) for seed in (0, 1))
     assert (a - b).norm() > 0.1 * a.norm()
 
 
@@ -168,16 +165,16 @@ def test_cosmos_finds_the_largest_directions_and_their_mean_squares():
 
 def test_cosmos_follows_directions_that_turn():
     """A mean over many gradients, along directions that begin at one gradient, nears that of all."""
-    basis = torch.linalg.qr(noise(16, 16)).Q
+    basis = torch.linalg.qr(normal(16, 16)).Q
     sizes = torch.tensor([9.0, 8.0, 7.0] + [0.5] * 13, dtype=torch.float64)
-    gradients = [noise(20, 16, seed=i) * sizes @ basis.T for i in range(30)]
+    gradients = [normal(20, 16, seed=i) * sizes @ basis.T for i in range(30)]
     _, state = trained("cosmos", gradients, rank=3)
     q = state["q"][0].double()
     assert (basis[:, :3].T @ q).norm() ** 2 == pytest.approx(3, abs=0.05)
 
 
 def test_cosmos_is_of_fixed_size_and_gamma_is_the_part_across():
-    gs = [noise(24, 10, seed=i) for i in range(3)]
+    gs = [normal(24, 10, seed=i) for i in range(3)]
     rms = update("cosmos", *gs, blocks=3, rank=4, ratio=0.3).reshape(3, -1).square().mean(1).sqrt()
     assert torch.allclose(rms, torch.full((3,), 0.3).double(), rtol=1e-6)
     q = trained("cosmos", gs, rank=4)[1]["q"][0].double()
@@ -193,8 +190,8 @@ def test_cosmos_is_of_fixed_size_and_gamma_is_the_part_across():
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_lars_moves_a_tensor_by_a_fixed_part_of_its_size(scale):
-    w = noise(6, 4)
-    start, w.grad = w.clone(), scale * noise(6, 4, seed=1)
+    w = normal(6, 4)
+    start, w.grad = w.clone(), scale * normal(6, 4, seed=1)
     Optimizer([w], RULES["lars"], lr=3.0, trust=0.002).step()
     assert ((w - start).norm() / start.norm()).item() == pytest.approx(3 * 0.002, rel=1e-4)
 
@@ -202,11 +199,11 @@ def test_lars_moves_a_tensor_by_a_fixed_part_of_its_size(scale):
 @pytest.mark.parametrize("kind", ["coupled", "independent"])
 def test_lars_keeps_its_decay_under_a_schedule(kind):
     """The class takes decay off in each step, and the rule puts it back. What remains is lr times m."""
-    w, lrs = noise(6, 4), (2.0, 1.0, 0.0, 0.5)
+    w, lrs = normal(6, 4), (2.0, 1.0, 0.0, 0.5)
     optimizer = Optimizer([w], RULES["lars"], lr=2.0, weight_decay=0.1, weight_decay_kind=kind)
     expected, m = w.clone(), torch.zeros_like(w)
     for i, lr in enumerate(lrs):
-        w.grad = noise(6, 4, seed=i + 1)
+        w.grad = normal(6, 4, seed=i + 1)
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
         weight_decay = (0.1 if kind == "coupled" else 0.05) * (lr > 0)    # at lr 0 the factor decay is 1
@@ -225,14 +222,14 @@ def test_lars_keeps_its_decay_under_a_schedule(kind):
     ("qkv", [8, 8, 4]), (None, [1])])
 def test_blockwise_lr_is_a_group_with_an_lr_of_its_own(role, multiples):
     """Under a schedule and with a decay, which takes part in the lr of a group."""
-    w = noise(6, 4)
+    w = normal(6, 4)
     parts = [x.clone() for x in w.chunk(len(multiples))]
     groups = [dict(params=[x], lr=0.01 * k) for x, k in zip(parts, multiples)]
     other = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.3)
     own = Optimizer([dict(params=[w], roles=[role])], modified("adamw", "blockwise_lr"), lr=0.01, eps=1e-8,
                     weight_decay=0.3)
     for t, lr in enumerate((0.01, 0.004, 0.0, 0.007)):
-        w.grad = noise(6, 4, seed=t + 1)
+        w.grad = normal(6, 4, seed=t + 1)
         for x, g, group, k in zip(parts, w.grad.chunk(len(parts)), other.param_groups, multiples):
             x.grad, group["lr"] = g.clone(), lr * k
         own.param_groups[0]["lr"] = lr
@@ -244,8 +241,8 @@ def test_blockwise_lr_comes_after_a_trust_ratio():
     """The other way round, the trust ratio would undo it."""
     ends = []
     for modify in ("trust_ratio", "trust_ratio+blockwise_lr", "blockwise_lr+trust_ratio"):
-        w = noise(6, 4)
-        start, w.grad = w.clone(), noise(6, 4, seed=1)
+        w = normal(6, 4)
+        start, w.grad = w.clone(), normal(6, 4, seed=1)
         Optimizer([dict(params=[w], roles=["embed"])], modified("adamw", modify), lr=0.001).step()
         ends.append(w - start)
     assert torch.allclose(ends[1], 10 * ends[0], rtol=1e-12)
