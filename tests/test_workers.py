@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from lessons import toys, workers
+from rule_cases import normal
 from zoo import Optimizer
 from zoo.distributed import VOTES, DiLoCo, voting_lion
 
@@ -23,7 +24,7 @@ def alone():
 
 
 def gradients(steps, seed=0):
-    return torch.randn(steps, 4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return normal(steps, 4, 3, seed=seed)
 
 
 def start():

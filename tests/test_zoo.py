@@ -20,7 +20,7 @@ import zoo
 from golden_cases import CASES, LOOSER, deviation
 from model import Decoder
 from optim import scalar
-from rule_cases import ZOO_RULES, built, gradients, groups_of, run, weights
+from rule_cases import ZOO_RULES, built, gradients, groups_of, normal, run, weights
 from tiny_runs import assert_refused
 from tiny_runs import run as run_tiny
 from trainer import data, runs, settings
@@ -116,7 +116,7 @@ def update(rule, g, role=None, blocks=1, **hyper):
 
 @pytest.mark.parametrize("shape", [(40, 20), (20, 40), (30, 30)])
 def test_muon_makes_all_singular_values_about_one(shape):
-    g = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    g = normal(*shape)
     g = g @ torch.diag(torch.logspace(0, -1, shape[1], dtype=torch.float64))
     values = torch.linalg.svdvals(update(RULES["muon"], g)) / max(1, shape[0] / shape[1]) ** 0.5
     assert 0.3 < values.min() and values.max() < 1.3 and values.median() > 0.65
@@ -126,14 +126,14 @@ def test_muon_makes_all_singular_values_about_one(shape):
 
 
 def test_the_fused_projection_is_three_matrices():
-    g = torch.randn((12, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    g = normal(12, 4)
     for name in ("muon", "normuon", "scion"):
         apart = torch.cat([update(RULES[name], part) for part in g.chunk(3)])
         assert torch.allclose(update(RULES[name], g, "qkv", blocks=3), apart, atol=1e-12), name
 
 
 def test_scion_moves_by_its_radii():
-    g = torch.randn((6, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    g = normal(6, 4)
     radii = dict(radius=2.0, radius_embed=3.0, radius_head=5.0, radius_norm=7.0)
     embed, head = (update(RULES["scion"], g, role, **radii) for role in ("embed", "head"))
     assert torch.allclose(embed.square().mean(1).sqrt(), torch.full((6,), 3.0).double())
