@@ -47,10 +47,10 @@ def hosts():
                 ip("-n", name, "link", "set", link, "up")
         yield names
     finally:
+        for process in [process for name in names for process in processes(name)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         for name in names:
-            for process in processes(name):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 

@@ -134,18 +134,14 @@ def restated(case, grads, lr=0.1):
             m[role] = b1 * m.get(role, 0) + (1 - b1) * g[role]
             count = len(w[role]) if role in rows else 3 if role == "qkv" else 1
             gs, ms = g[role].reshape(count, -1), (m[role] / (1 - b1**t)).reshape(count, -1)
-            u = torch.empty_like(gs)
-            for k in range(count):
-                square = dict(adasgd=together, sgd_ema=None).get(rule, (gs[k] ** 2).sum() / gs[k].numel())
-                if rule == "sgd_ema":
-                    u[k] = ms[k]
-                    continue
+            u = ms.clone()    # what sgd_ema takes
+            for k in range(count if rule != "sgd_ema" else 0):
+                square = together if rule == "adasgd" else (gs[k] ** 2).sum() / gs[k].numel()
                 old = v.get((role, k), 0.0)
-                if t <= frozen:
-                    v[role, k] = old + (square - old) / (t + 1)
-                elif not frozen or role in updating:
-                    v[role, k] = b2 * old + (1 - b2) * square
-                u[k] = ms[k] / ((v[role, k] / (1 if frozen else 1 - b2**t)) ** 0.5 + 1e-15)
+                measured, moved = old + (square - old) / (t + 1), b2 * old + (1 - b2) * square
+                is_held = frozen and role not in updating
+                v[role, k] = measured if t <= frozen else old if is_held else moved
+                u[k] /= (v[role, k] / (1 if frozen else 1 - b2**t)) ** 0.5 + 1e-15
             if t > frozen:
                 w[role] = w[role].detach() - rate * u.reshape(w[role].shape)
     return w

@@ -1,6 +1,7 @@
 """The rules of zoo/, against numbers of the code that their authors or others published."""
 import copy
 import inspect
+import itertools
 import json
 import re
 import runpy
@@ -426,17 +427,17 @@ def values_to_try(rule):
 def test_every_allowed_value_keeps_the_weights_finite(name):
     """With the first gradient of zeros, too, for a rule whose first step only measures."""
     rule = ALL_RULES[name]
-    for hyper, value in values_to_try(rule):
-        for first in (1.0, 0.0) if rule.measures else (1.0,):
-            w = [torch.ones(3, 4), torch.ones(4)]
-            optimizer = Optimizer(w, rule, lr=0.01, **{hyper: value})
-            draw = torch.Generator().manual_seed(0)
-            for t in range(4):
-                for p in w:
-                    p.grad = torch.randn(p.shape, generator=draw) * (first if t == 0 else 1.0)
-                optimizer.sampled = {p: p.grad for p in w}
-                optimizer.step()
-            assert all(p.isfinite().all() for p in w), (hyper, value, first)
+    first_sizes = (1.0, 0.0) if rule.measures else (1.0,)
+    for (hyper, value), first in itertools.product(values_to_try(rule), first_sizes):
+        w = [torch.ones(3, 4), torch.ones(4)]
+        optimizer = Optimizer(w, rule, lr=0.01, **{hyper: value})
+        draw = torch.Generator().manual_seed(0)
+        for t in range(4):
+            for p in w:
+                p.grad = torch.randn(p.shape, generator=draw) * (first if t == 0 else 1.0)
+            optimizer.sampled = {p: p.grad for p in w}
+            optimizer.step()
+        assert all(p.isfinite().all() for p in w), (hyper, value, first)
 
 
 @pytest.mark.parametrize("name", ALL_RULES)

@@ -261,11 +261,9 @@ def test_lookahead_in_plain_steps(modify):
         for group in optimizer.param_groups:
             group["lr"] = lrs[t - 1]
         run(optimizer, w, [g])
-        if t % 5 == 0:
-            with torch.no_grad():
-                for role in w:
-                    slow[role] = (slow[role] + w[role]) / 2
-                    w[role].copy_(slow[role])
+        for role in w if t % 5 == 0 else ():
+            slow[role] = (slow[role] + w[role].detach()) / 2
+            w[role].detach().copy_(slow[role])
     assert_close(ours, {role: p.detach() for role, p in w.items()})
 
 

@@ -1,6 +1,7 @@
 """
 E. Divergence: a step that is not finite reaches no weight, and a run that diverges has a result.
 """
+import itertools
 import re
 import shutil
 from unittest import mock
@@ -23,18 +24,17 @@ def nonfinite_steps_reach_no_weight(folder):
     state in memory must still be, bit for bit, those of the checkpoint of step 6.
     """
     count = 0
-    for name, variant in VARIANTS.items():
-        for clip in ("1", "0"):
-            usual = [*variant, f"--clip={clip}", "--save_every=6", "--final_windows=5", "--eval_every=0",
-                     "--steps=8"]
-            if clip == "0":    # without clipping, SGD would diverge before step 7 at its usual learning rate
-                usual += ["--lr=1e-3"] + ["--rest_lr=1e-3"] * ("--rest" in str(variant))
-            run(folder, f"{name},{clip}", *usual)
-            step_6 = runs.load_checkpoint(folder / f"{name},{clip}" / "step-00000006.pt")
-            for value in (float("nan"), float("inf"), -float("inf")):
-                for where in ("loss", "gradient"):
-                    break_step_7(folder, f"{name},{clip},{value},{where}", usual, value, where, step_6)
-                    count += 1
+    broken_values, places = (float("nan"), float("inf"), -float("inf")), ("loss", "gradient")
+    for (name, variant), clip in itertools.product(VARIANTS.items(), ("1", "0")):
+        usual = [*variant, f"--clip={clip}", "--save_every=6", "--final_windows=5", "--eval_every=0",
+                 "--steps=8"]
+        if clip == "0":    # without clipping, SGD would diverge before step 7 at its usual learning rate
+            usual += ["--lr=1e-3"] + ["--rest_lr=1e-3"] * ("--rest" in str(variant))
+        run(folder, f"{name},{clip}", *usual)
+        step_6 = runs.load_checkpoint(folder / f"{name},{clip}" / "step-00000006.pt")
+        for value, where in itertools.product(broken_values, places):
+            break_step_7(folder, f"{name},{clip},{value},{where}", usual, value, where, step_6)
+            count += 1
     return f"{count} of {count} stopped before the update"
 
 
