@@ -236,9 +236,11 @@ def variant_of(run: RecordedRun) -> str:
 
 def differences(runs: list[RecordedRun]) -> list[tuple[str, ...]]:
     """Returns (option, its value in each run) of all options that differ between runs, then the same of what
-    the runs say of their machines. A run that does not have an option has "" there."""
+    the runs say of their machines. A run that does not have an option has "" there. Of a rule in a file, the
+    hash says which version it was."""
     def without(options: dict[str, Any], *names: str) -> dict[str, Any]:
-        return {name: value for name, value in options.items() if name not in names}
+        return {name: value[:8] if name.startswith("sha256_of_") else value for name, value in options.items()
+                if name not in names and not name.startswith("defaults_of_")}
 
     configs = [without(run.config, "name", "runs", "run", "resume", "overwrite", "plan") for run in runs]
     machines = [without(run.start, "kind", "step", "config", "data", *run.config) for run in runs]

@@ -22,7 +22,7 @@ from study import audition
 from study.audition import faults_of, grid_lines, growth_with_gradients, read_tune, side_of
 from study.audition_page import Speed, rest_of
 from study.audition_plan import Findings, Run, Side, lr_text, place_of
-from study.tables import COLUMNS, read_csv, read_run, row_of, variant_of, write_csv
+from study.tables import COLUMNS, differences, read_csv, read_run, row_of, variant_of, write_csv
 from tiny_runs import assert_same_run, rewound, run
 from trainer.errors import UserError
 from trainer.settings import read
@@ -101,7 +101,10 @@ def test_two_versions_of_a_file_are_two_optimizers(tiny, tmp_path, file):
     assert run(tiny, tmp_path, "first", f"--optimizer={file}", "--lr=1e-3") == 0
     file.write_text(STUBBORN.replace("/ 2", "/ 3"))
     assert run(tiny, tmp_path, "second", f"--optimizer={file}", "--lr=1e-3") == 0
-    names = [variant_of(read_run(tmp_path / name)) for name in ("first", "second")]
+    both = [read_run(tmp_path / name) for name in ("first", "second")]
+    hashes = [one.config["sha256_of_optimizer"][:8] for one in both]
+    assert differences(both) == [("sha256_of_optimizer", *hashes)]    # and not the rule's defaults
+    names = [variant_of(one) for one in both]
     assert names[0] != names[1] and all(name.startswith("stubborn.py@") for name in names)
     command = row_of(read_run(tmp_path / "second"))["command"]
     assert f"--optimizer={file}" in command and "sha256" not in command
