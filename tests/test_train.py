@@ -1068,6 +1068,7 @@ def test_defaults_are_what_a_run_with_nothing_typed_has(tmp_path):
     (["--lr_of=head"], "--lr_of='head': give role:value,role:value; the roles are embed, qkv"),
     (["--lr_of=head:x"], "--lr_of='x': must be a number"),
     (["--lr_of=head:-1"], "--lr_of: head=-1.0: must be at least"),
+    (["--weight_decay_of=norm:2"], "--weight_decay_of: norm=2.0: must be at most 1"),
     (["--lr_of=matrix:1,mlp_up:2"], "names mlp_up twice"),
     (["--beta2_of=head:0.5", "--optimizer=signum"], "--beta2_of: no such option"),
     (["--beta1_of=head:1.5"], "--beta1_of: head: beta1=1.5: must be of type float and in [0, 1)"),

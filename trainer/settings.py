@@ -539,10 +539,12 @@ def settings_of_roles(settings: Settings, hyper: dict) -> dict:
     Raises: UserError."""
     texts = dict(lr=settings.lr_of, weight_decay=settings.weight_decay_of)
     texts |= {name.removesuffix("_of"): value for name, value in hyper.items() if type(value) is str}
+    is_independent = settings.weight_decay_kind == "independent"    # 1 takes the whole weight
+    most = dict(lr=None, weight_decay=1 if is_independent else None)
     found = {}
     for name, text in texts.items():
         for role, value in by_role(f"{name}_of", text).items():
-            if name in ("lr", "weight_decay"):
-                value = options.check(f"--{name}_of: {role}", value, float, low=0)
+            if name in most:
+                value = options.check(f"--{name}_of: {role}", value, float, low=0, high=most[name])
             found.setdefault(role, {})[name] = value
     return found
