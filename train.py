@@ -40,6 +40,7 @@ from trainer.runs import Run, SilentRun, checkpoint_path, checkpoints_of, load_c
 
 class Training:
     """One run on one rank. __init__ prepares data, model, optimizer and folder. train() does the rest."""
+    bar = tqdm(disable=True)    # there is none before the first step
 
     def __init__(self, config: settings.Settings, hyper: dict, tables: dict):
         self.machine = machine = Machine(config)
@@ -236,7 +237,6 @@ class Training:
         """Writes down how the run diverged. Returns the error that ends it."""
         self.run.status("diverged", step=step, steps=self.steps, loss=self.last_loss, kind=kind,
                         tensor=tensor)
-        self.bar.close()
         self.run.draw(draw_run, ", diverged")
         where = f" (first tensor: {tensor})" if tensor else ""
         left = "; the weights are still those of the step before" if kind in ("loss", "gradient norm") else ""
@@ -291,7 +291,6 @@ class Training:
         """Saves everything, since a signal has come to some rank. Returns the error that ends the run."""
         self.save(step)
         self.run.status("interrupted", step=step, steps=self.steps)
-        self.bar.close()
         return UserError(f"interrupted at step {step}; go on with {self.resume_command}", 75)
 
     def finish(self):
@@ -331,6 +330,7 @@ def main(argv: list[str]) -> int:
         script.on_signals(signal.SIG_IGN)    # ignore further signals while the run ends
         code, message, ours = last_words(caught)
         if training and not training.has_ended:
+            training.bar.close()    # so that the error is the last line
             training.run.record_end(code, one_line(message), isinstance(caught, KeyboardInterrupt))
         if ours:
             script.say(f"train.py: error: {one_line(message)}")
