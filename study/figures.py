@@ -39,6 +39,7 @@ from study.panels import (
     marks_of,
     rows_of,
     scaled,
+    side_by_side,
     write_above,
 )
 from study.tables import RecordedRun, mean_loss
@@ -519,7 +520,7 @@ def draw_study(runs_of: dict[str, dict[float, list[RecordedRun]]], path: Path) -
         right.plot(steps, np.mean(losses, axis=0) if losses else [], lw=1.4, ms=4,
                    markevery=max(1, len(steps) // 8), **style)
     one = scaled(Panel("final loss at every learning rate", PEAK_LR, curves, missing="", top=2.4))
-    numbers = draw_panel(left, one, one.lowest, one.highest)
+    numbers = side_by_side(left, draw_panel(left, one, one.lowest, one.highest))
     write_above(left, numbers, one.lowest, one.highest, rows_of(numbers))
     left.set_ylabel(LOSS, size=USUAL)
     lowest_training = min((min(line.get_ydata(), default=np.inf) for line in right.lines))

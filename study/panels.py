@@ -127,12 +127,9 @@ def label_axes(axes, title: str, xlabel: str, ylabel: str = "") -> None:
     axes.tick_params(labelsize=SMALL)
 
 
-def draw_panel(axes, scaled_panel: Scaled, lowest: float, highest: float) -> list["Number"]:
-    """Draws the means over seeds, with a bar from the lowest to the highest seed. write_above() must follow.
-
-    Returns:
-        The losses above `highest`, which write_above() shows as numbers.
-    """
+def draw_panel(axes, scaled_panel: Scaled, lowest: float, highest: float) -> list["Above"]:
+    """Draws the means over seeds, with a bar from the lowest to the highest seed. Returns the losses above
+    `highest`, which side_by_side() and write_above() show as numbers."""
     panel, all_means = scaled_panel.panel, scaled_panel.means
     values = sorted({x for means in all_means for x in means})
     label_axes(axes, panel.title, panel.xlabel)
@@ -157,7 +154,7 @@ def draw_panel(axes, scaled_panel: Scaled, lowest: float, highest: float) -> lis
             if means[x] <= highest:
                 axes.vlines(place[x], min(losses), max(losses), color=curve.style["color"], **SEEDS_BAR)
             else:
-                above.append((place[x], means[x], curve.style["color"]))
+                above.append(Above(place[x], means[x], curve.style["color"]))
     for label, style, losses in panel.lines:
         axes.axhline(np.mean(losses), color=style["color"], ls="--", lw=1.2, zorder=0,
                      label=with_note(label, np.mean(losses), highest))
@@ -168,13 +165,20 @@ def draw_panel(axes, scaled_panel: Scaled, lowest: float, highest: float) -> lis
         labels = axes.get_legend_handles_labels()[1]
         axes.legend(fontsize=SMALL, ncols=columns_of(labels, 0.85 * WIDTH), loc="upper center",
                     bbox_to_anchor=(0.45, -0.21), columnspacing=1, handlelength=2)
-    return side_by_side(axes, above)
+    return above
 
 
 def columns_of(labels: Iterable[str], width: float) -> int:
     """Returns how many columns a legend with these labels has on a width in inches."""
     longest = max(map(len, labels))
     return max(1, int(width / (0.5 + 0.6 * SMALL / 72 * longest)))
+
+
+class Above(NamedTuple):
+    """A loss above the scale, at x."""
+    x: float
+    loss: float
+    color: str
 
 
 class Number(NamedTuple):
@@ -185,11 +189,9 @@ class Number(NamedTuple):
     row: int
 
 
-def side_by_side(axes, above: list[tuple[float, float, str]]) -> list[Number]:
-    """Gives each loss above the scale the lowest row in which it covers no other number.
-
-    above: (x, loss, colour) of each.
-    """
+def side_by_side(axes, above: list[Above]) -> list[Number]:
+    """Gives each loss above the scale the lowest row in which it covers no other number. All that determines
+    the range of x must be drawn before."""
     numbers: list[Number] = []
     ends: list[float] = []    # where the last number of each row ends, as a fraction of the panel's width
     for x, loss, color in sorted(above):
@@ -273,7 +275,7 @@ def draw(path: Path, panels: list[Panel], across: int = 2, ylabel: str = LOSS,
         panels: all panels of the figure.
         across: how many panels stand side by side.
         ylabel: the text beside each row of panels; the final loss is that of validation.
-        share: whether all panels have the same range of losses.
+        share: whether all panels have the same range of losses, and of x where they have the same x.
 
     Returns:
         The commands of the sweeps that would supply the panels and curves that are not drawn.
@@ -302,7 +304,10 @@ def draw_figure(path: Path, ready: list[Scaled], across: int, ylabel: str, share
     low_of_all = min(one.lowest for one in ready)
     high_of_all = max(one.highest for one in ready)
     ranges = [(low_of_all, high_of_all) if share else (one.lowest, one.highest) for one in ready]
-    numbers = [draw_panel(axes, one, *limits) for axes, one, limits in zip(grid.flat, ready, ranges)]
+    if share:
+        share_x(grid.flat, [one.panel for one in ready])
+    above = [draw_panel(axes, one, *limits) for axes, one, limits in zip(grid.flat, ready, ranges)]
+    numbers = list(map(side_by_side, grid.flat, above))
     rows = list(map(rows_of, numbers))
     for axes, of_panel, limits, own_rows in zip(grid.flat, numbers, ranges, rows):
         write_above(axes, of_panel, *limits, max(rows) if share else own_rows)
@@ -311,6 +316,17 @@ def draw_figure(path: Path, ready: list[Scaled], across: int, ylabel: str, share
     for axes in grid[:, 0]:
         axes.set_ylabel(ylabel, size=USUAL)
     finish(figure, grid.flat[:len(ready)], path, marks_of(numbers) | {"seeds, lowest to highest": SEEDS_BAR})
+
+
+def share_x(all_axes, panels: list[Panel]) -> None:
+    """Gives the panels that have the same logarithmic x one range of it. So places can be compared."""
+    first_axes = {}
+    for axes, panel in zip(all_axes, panels):
+        if not panel.log or len({x for curve in panel.curves for x in curve.points}) < 2:
+            continue
+        if panel.xlabel in first_axes:
+            axes.sharex(first_axes[panel.xlabel])
+        first_axes.setdefault(panel.xlabel, axes)
 
 
 def marks_of(numbers: list[list[Number]]) -> dict[str, Style]:

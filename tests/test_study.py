@@ -913,6 +913,15 @@ def test_figures_can_be_read_at_half_their_width(own_figures):
     assert titles == ["with QK-norm and z-loss", "2,000 steps", "without QK-norm and z-loss", ""]
 
 
+@pytest.mark.parametrize("name", ["lr", "lr_shifted", "hybrids", "league_lr"])
+def test_panels_with_the_same_learning_rates_have_one_range_of_them(own_figures, name):
+    drawn = [axes for axes in own_figures[name].axes if axes.get_title()]
+    assert len(drawn) > 2 and len({(axes.get_xlabel(), axes.get_xlim()) for axes in drawn}) == 1
+    low, high = drawn[0].get_xlim()
+    assert all(low < x < high for axes in drawn for line in axes.get_lines() if len(line.get_xdata()) > 2
+               for x in line.get_xdata())
+
+
 @pytest.mark.parametrize("setting, title", (
     ("study", "with QK-norm and z-loss"), ("study qk_norm=false z_loss=0", "without QK-norm and z-loss"),
     ("study width=128 heads=4", "width 128, heads 4"), ("study steps=2000", "2,000 steps"),
