@@ -918,8 +918,8 @@ def test_panels_with_the_same_learning_rates_have_one_range_of_them(own_figures,
     drawn = [axes for axes in own_figures[name].axes if axes.get_title()]
     assert len(drawn) > 2 and len({(axes.get_xlabel(), axes.get_xlim()) for axes in drawn}) == 1
     low, high = drawn[0].get_xlim()
-    assert all(low < x < high for axes in drawn for line in axes.get_lines() if len(line.get_xdata()) > 2
-               for x in line.get_xdata())
+    places = [line.get_xdata() for axes in drawn for line in axes.get_lines() if len(line.get_xdata()) > 2]
+    assert low < min(map(np.nanmin, places)) and max(map(np.nanmax, places)) < high    # a gap is NaN
 
 
 @pytest.mark.parametrize("setting, title", (
