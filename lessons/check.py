@@ -252,8 +252,10 @@ def fault_of_accumulation(function: Callable) -> str:
     for pieces in (1, 2, 4):
         w.grad, in_memory = None, []
         logged = function(loss, list(batch.chunk(pieces)))
-        times = 0.0 if w.grad is None else (w.grad.norm() / right.norm()).item()
-        if w.grad is None or not torch.allclose(w.grad, right):
+        if w.grad is None:
+            return "micro-batches: there is no gradient; call backward() on the loss of each of them"
+        times = (w.grad.norm() / right.norm()).item()
+        if not torch.allclose(w.grad, right):
             return f"micro-batches: cut into {pieces}, the gradient is {times:.3g} times the whole batch's"
         of_batch = mean_loss(batch).item()
         if torch.is_tensor(logged):

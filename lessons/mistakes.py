@@ -10,6 +10,10 @@ def momentum_ahead(g, m, *, beta1=0.9):
     return g + beta1 * m
 
 
+def momentum_decays_the_newest(g, m, *, beta1=0.9):
+    return m.add_(g).mul_(beta1)
+
+
 def lion_memory_first(g, m, *, beta1=0.9, beta2=0.95):
     m.lerp_(g, 1 - beta2)
     return m.lerp(g, 1 - beta1).sign()
@@ -125,7 +129,8 @@ def clipping_of_each_tensor(g, norm, m, v, t, *, clip=1.0):
 
 MISTAKES = {    # {exercise: {the mistake as a rule: what it means}}
     "momentum": {
-        momentum_ahead: "u is g + beta1 m, which is Nesterov's form, and should be m"},
+        momentum_ahead: "u is g + beta1 m, which is Nesterov's form, and should be m",
+        momentum_decays_the_newest: "beta1 multiplies the newest gradient, too, and belongs to the old m"},
     "lion": {
         lion_memory_first: "m changes before u is computed, so g counts twice; compute u first",
         lion_other_betas: "beta1 and beta2 are exchanged: beta1 belongs to u, and beta2 to m",

@@ -113,7 +113,7 @@ SLIPS = [    # (exercise, what stands in place of the dots, the line that the gr
                     "    y.backward();     logged += y.detach()",
      "micro-batches: the log is a tensor; return a plain number, as y.item() gives it"),
     ("accumulation", "logged = 0.0",
-     "micro-batches: cut into 1, the gradient is 0 times the whole batch's"),
+     "micro-batches: there is no gradient; call backward() on the loss of each of them"),
     ("accumulation", "import torch; y = loss(torch.cat(micro_batches)); y.backward(); logged = y.item()",
      "micro-batches: loss gets more than one of them, and more may not fit into memory"),
     ("accumulation", "losses = [loss(x) / len(micro_batches) for x in micro_batches]; "
