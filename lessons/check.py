@@ -111,8 +111,11 @@ def sharing(subject) -> str:
     ours = touched(subject.build)
     for role, right in touched(subject.reference).items():
         if not torch.equal(ours[role].view(-1)[1:], right.view(-1)[1:]):
-            return (f"in {role}, the gradient of a weight acts on {in_words(ours[role])}, and should act on "
-                    f"{in_words(right)}")
+            found, wanted = in_words(ours[role]), in_words(right)
+            if found == wanted:
+                return (f"in {role}, the gradient of a weight acts on as many weights as there are in "
+                        f"{wanted}, but on others: look at the order of the weights")
+            return f"in {role}, the gradient of a weight acts on {found}, and should act on {wanted}"
     return ""
 
 

@@ -109,6 +109,13 @@ SLIPS = [    # (exercise, what stands in place of the dots, the line that the gr
     ("signum", "m.lerp_(g, 1 - beta1); u = (m > 0).int() - (m < 0).int()",
      "form: u has the type torch.int32, and g has torch.float64: make new tensors with torch.zeros_like(g), "
      "and signs with sign()"),
+    ("adalayer", "b = len(v); v.lerp_(g.square().reshape(-1, b).mean(0), 1 - beta2); "
+     "u = hat(m, beta1, t).reshape(-1, b) / (hat(v, beta2, t).sqrt() + eps); u = u.reshape(g.shape)",
+     "sharing: in qkv, the gradient of a weight acts on as many weights as there are in its block, but on "
+     "others: look at the order of the weights"),
+    ("decoupled", "u = adamw(g, m, v, t) + wd * w.sign()",
+     "weight decay: every weight of embed moves by 0.03, whatever its size: the decay went through the "
+     "rule, with the gradient, or through a sign"),
     ("accumulation", "logged = 0.0; for x in micro_batches:;     y = loss(x) / len(micro_batches); "
                     "    y.backward();     logged += y.detach()",
      "micro-batches: the log is a tensor; return a plain number, as y.item() gives it"),

@@ -59,7 +59,8 @@ def run(optimizer, w: dict, grads: list) -> None:
 def not_finite(tensors: dict) -> str:
     """"" if all numbers of {role: tensor} are finite. Otherwise a line that names a role with others."""
     bad = [role for role, x in tensors.items() if not x.isfinite().all()]
-    return f"the weights of {bad[0]} are not finite: look for a division by 0" if bad else ""
+    why = "look for a division by 0, and for numbers that grow without end"
+    return f"the weights of {bad[0]} are not finite: {why}" if bad else ""
 
 
 def groups_of(optimizer) -> dict:
@@ -119,6 +120,9 @@ def wrong_decay(role, before, after, factor, rate) -> str:
         return f"{role} keeps its size where it should be multiplied by {factor:.4g}: the decay is not used"
     if torch.allclose(lost, lost.mean().expand_as(lost)):
         return f"every weight of {role} loses {lost.mean():.4g}: the decay must multiply the weight"
+    if torch.allclose(lost.abs(), lost.abs().mean().expand_as(lost)):
+        return (f"every weight of {role} moves by {lost.abs().mean():.4g}, whatever its size: the decay went "
+                "through the rule, with the gradient, or through a sign")
     if not torch.allclose(after, before * ratio):
         return f"{role} is not multiplied by one number: the decay went through the rule, with the gradient"
     times = (1 - ratio) / (1 - factor) if factor != 1 else float("nan")
