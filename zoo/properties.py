@@ -281,7 +281,11 @@ def compiled_is_eager(build, device="cpu") -> str:
             return f"compiled, {role} ends {off:.1e} away from where it ends uncompiled, after {distance:.1e}"
     errors = [zoo.NOT_COMPILED[rule] for rule in optimizer.rules.values() if rule in zoo.NOT_COMPILED]
     ours = [error for error in errors if not isinstance(error, torch._dynamo.exc.BackendCompilerFailed)]
-    return f"torch.compile does not take it: {str(ours[0]).strip().splitlines()[0]}" if ours else ""
+    if not ours:
+        return ""
+    reason = str(ours[0]).strip().splitlines()[0]
+    advice = "; torch.where chooses between tensors without an if" if "branching" in reason else ""
+    return f"torch.compile does not take it: {reason}{advice}"
 
 
 def state_changes(build, rule) -> str:
