@@ -336,8 +336,8 @@ def test_a_new_rule_is_judged(text, words, said, monkeypatch):
 def test_a_new_rule_is_compiled(said):
     assert said("mine.py", STUBBORN) == (0, "mine.py: right; all checks pass\n")
     code, line = said("mine.py", STUBBORN.replace("return m", "return m if g.sum() > 0 else 2 * m"))
-    assert code == 2 and line == ("mine.py: compile: torch.compile does not take it: Data-dependent branching; "
-                                  "torch.where chooses between tensors without an if\n")
+    assert code == 2 and line == ("mine.py: compile: torch.compile does not take it: Data-dependent "
+                                  "branching; torch.where chooses between tensors without an if\n")
 
 
 # ---------------------------------------------------------------------------------------------------------
