@@ -237,6 +237,7 @@ class Training:
         """Writes down how the run diverged. Returns the error that ends it."""
         self.run.status("diverged", step=step, steps=self.steps, loss=self.last_loss, kind=kind,
                         tensor=tensor)
+        self.bar.close()
         self.run.draw(draw_run, ", diverged")
         where = f" (first tensor: {tensor})" if tensor else ""
         left = "; the weights are still those of the step before" if kind in ("loss", "gradient norm") else ""
@@ -291,6 +292,7 @@ class Training:
         """Saves everything, since a signal has come to some rank. Returns the error that ends the run."""
         self.save(step)
         self.run.status("interrupted", step=step, steps=self.steps)
+        self.bar.close()
         return UserError(f"interrupted at step {step}; go on with {self.resume_command}", 75)
 
     def finish(self):
@@ -330,8 +332,8 @@ def main(argv: list[str]) -> int:
         script.on_signals(signal.SIG_IGN)    # ignore further signals while the run ends
         code, message, ours = last_words(caught)
         if training and not training.has_ended:
-            training.bar.close()    # so that the error is the last line
             training.run.record_end(code, one_line(message), isinstance(caught, KeyboardInterrupt))
+            script.close(training.bar)    # so that the error is the last line
         if ours:
             script.say(f"train.py: error: {one_line(message)}")
         if code == 1:    # it is a mistake of this program, so show its traceback

@@ -1182,4 +1182,4 @@ def test_a_device_that_is_not_there(tiny, tmp_path, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     assert run(tiny, tmp_path, "a", "--device=cuda") == 4
-    assert "--device=cuda: this machine has 0 of them" in capsys.readouterr().err
+    assert "--device=cuda: this machine has none; give --device=cpu" in capsys.readouterr().err

@@ -78,6 +78,12 @@ def run(name: str, main: Callable[[list], int]) -> None:
     leave(code)
 
 
+def close(bar) -> None:
+    """Closes a progress bar, also if nothing can be written any more."""
+    with contextlib.suppress(OSError):
+        bar.close()
+
+
 # What a rank must not free before it ends. When DDP's model is freed, it waits for a thread of Gloo and
 # holds Python's lock meanwhile. That thread may be waiting for this lock: 2 of 22 runs of two ranks never
 # ended.
